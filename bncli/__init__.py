@@ -1,0 +1,36 @@
+"""bn: batch-normalization statistics of arrays larger than memory.
+
+>>> import bncli
+>>> stats = bncli.fit([[[1.0], [3.0]], [[5.0], [7.0]]])  # two batches of two samples
+>>> stats.population_mean.tolist(), stats.num_batches
+([4.0], 2)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bncli import batchnorm as batchnorm
+    from bncli.engine.local import fit as fit
+    from bncli.stats import Stats as Stats
+    from bncli.stats import load as load
+
+__version__ = "0.1.0"
+__all__ = ["Stats", "__version__", "batchnorm", "fit", "load"]
+
+_HOMES = {"fit": "bncli.engine.local", "load": "bncli.stats", "Stats": "bncli.stats"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use, so that `import bncli` costs nothing."""
+    if name == "batchnorm":
+        return importlib.import_module("bncli.batchnorm")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'bncli' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,150 @@
+"""The command line: the group, and the wall that turns every error into a message and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from bncli import __version__
+from bncli.errors import BnError, InputError, WriteError, printable
+
+REPORT = "please report it with the command, the versions and what --debug prints"
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; unwinds like KeyboardInterrupt, so that temporary files are removed."""
+
+
+class Commands(click.Group):
+    """Commands that are imported when they are called, so that each start is light."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they are used."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"bncli.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Say which command was meant when there is none of that name."""
+        import difflib
+
+        close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            hint = f"did you mean 'bn {close[0]}'?" if close else f"there are {', '.join(COMMANDS)}"
+            raise click.UsageError(f"no command {args[0]!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="bn", message="%(prog)s %(version)s")
+def cli() -> None:
+    r"""Normalization statistics of arrays that are larger than memory.
+
+    \b
+    bn fit train.h5                             per-feature mean and variance, in one pass
+    bn inspect train.bn.h5                      look at them
+    bn apply train.bn.h5 new.npy -o out.npy     normalise other data in exactly the same way
+
+    Inputs are .npy files and HDF5 datasets, FILE or FILE::/path/in/file.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run bn and leave the process with one of the exit codes of the README."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    signal.signal(signal.SIGTERM, _terminate)
+    with _bn_warnings():
+        code = _run(args)
+    sys.exit(code)
+
+
+def _run(args: list[str]) -> int:
+    """Everything that can go wrong ends here, as one or two lines and a number."""
+    debug = "--debug" in args
+    try:
+        try:
+            with cli.make_context("bn", args) as context:
+                cli.invoke(context)
+        finally:
+            sys.stdout.flush()
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        return _said("interrupted; outputs are as they were", 130, debug)
+    except Terminated:
+        return _said("terminated; outputs are as they were", 143, debug)
+    except BnError as error:
+        return _said(f"error: {error}", error.exit_code, debug)
+    except BrokenPipeError:
+        _forget_stdout()
+        return 141
+    except MemoryError:
+        return _said(
+            "error: not enough memory; give a smaller --max-memory or --batch-size", InputError.exit_code, debug
+        )
+    except OSError as error:
+        _forget_stdout()
+        return _said(f"error: {error.filename or 'output'}: {error.strerror or error}", WriteError.exit_code, debug)
+    except Exception as error:
+        return _said(f"internal error: {type(error).__name__}: {error}; {REPORT}", 70, debug)
+    return 0
+
+
+def _said(message: str, code: int, debug: bool) -> int:
+    """Print an error on stderr, never more than its own lines, and return the exit code."""
+    if debug:
+        traceback.print_exc()
+    lines = [printable(line) for line in message.splitlines()]
+    with contextlib.suppress(OSError, ValueError):
+        print("bn: " + "\n".join(lines), file=sys.stderr, flush=True)
+    return code
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _forget_stdout() -> None:
+    """Nobody reads stdout any more: keep the interpreter from failing over it at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def _bn_warnings() -> Iterator[None]:
+    """Print bn's own warnings as one line each; other libraries' are for --debug and developers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = _show_warning
+        yield
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+    if category.__name__ == "BnWarning" and not _quiet():
+        print(f"bn: warning: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def _quiet() -> bool:
+    context = click.get_current_context(silent=True)
+    return bool(context and context.params.get("quiet"))
+
+
+COMMANDS = ("fit", "apply", "inspect", "ls")

@@ -1,0 +1,76 @@
+"""bn fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from bncli.cli import options
+
+
+@click.command(short_help="Compute normalization statistics in one pass.")
+@options.inputs
+@click.option("-o", "--output", metavar="STATS", help="Stats file.  [default: first input's name with .bn.h5, here]")
+@options.dataset
+@options.rows
+@click.option("--momentum", metavar="M|none", help="Weight of the OLD value, 0 <= M < 1.  [default: 0.9]")
+@click.option("--eps", type=float, metavar="E", help="Added to the variance when applied.  [default: 1e-5]")
+@click.option("--batch-size", type=int, default=256, show_default=True, metavar="N", help="Samples per batch.")
+@click.option("--axis", type=int, metavar="K", help="Axis of the features.  [default: -1 for one and two dimensions]")
+@click.option(
+    "--init", type=click.Choice(["debias", "zeros", "unit", "first"]), help="Where running starts.  [default: debias]"
+)
+@click.option("--ddof", type=click.IntRange(0, 1), help="1 folds the unbiased variance, as PyTorch.  [default: 0]")
+@click.option(
+    "--preset",
+    type=click.Choice(["torch", "keras", "flax", "onnx", "cs231n"]),
+    help="A framework's momentum, eps, ddof, init and axis; options given beside it win.",
+)
+@click.option("--gamma", default="1", metavar="X", help="Scale: a number or an address of C values.  [default: 1]")
+@click.option("--beta", default="0", metavar="X", help="Shift: a number or an address of C values.  [default: 0]")
+@click.option("--names", metavar="ADDRESS|FILE", help="Feature names: a text file, one a line, or FILE.h5::/path.")
+@click.option(
+    "--nan", type=click.Choice(["error", "omit"]), default="error", show_default=True, help="NaN and infinity."
+)
+@options.fill_value
+@options.max_memory
+@click.option("-n", "--dry-run", is_flag=True, help="Say what would be done; read no value, write nothing.")
+@options.force
+@options.as_json
+@options.allow_unwritten
+@options.common
+def fit(
+    inputs: tuple[str, ...], output: str | None, dry_run: bool, force: bool, as_json: bool, quiet: bool, **given: Any
+) -> None:
+    r"""Compute per-feature statistics of INPUT... in one pass and store them in a small file.
+
+    \b
+    running    = M * running + (1 - M) * batch       batch by batch, M = --momentum
+    population = mean and variance of every value    always stored beside it
+
+    M is the weight of the OLD value, as in CS231n, Keras and ONNX; PyTorch's momentum is 1 - M.
+    With --momentum none the running statistics are the population's.
+
+    \b
+    Examples:
+      bn fit train.h5                          the only dataset of two or more dimensions
+      bn fit train.h5::/x --momentum 0.99      one of several
+      bn fit 'part-*.npy' -o all.bn.h5         many files as one data set
+      bn fit images.h5 --axis 1                images (N, C, H, W): features are the channels
+      bn fit train.npy --preset torch          what nn.BatchNorm would hold after one pass
+    """
+    from bncli.engine.local import fit_to_file, look
+    from bncli.render.progress import progress
+    from bncli.render.summary import fit_summary, json_text, plan_summary
+
+    spec = options.fit_spec(given)
+    if dry_run:
+        click.echo(plan_summary(look(inputs, spec, output)))
+        return
+    with progress("fit", quiet) as told:
+        stats, path = fit_to_file(inputs, spec, output, force=force, progress=told)
+    if as_json:
+        click.echo(json_text(stats.as_dict()))
+    elif not quiet:
+        click.echo(fit_summary(stats, path))

@@ -1,0 +1,94 @@
+"""Every option that commands share, once; and how the words of an option become values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from bncli.errors import UsageError
+
+if TYPE_CHECKING:
+    from bncli.engine.apply import ApplySpec
+    from bncli.engine.plan import FitSpec
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def parse_number(text: str, option: str) -> float | int:
+    """A number, kept as an integer when it is written as one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    raise UsageError(f"--{option} {text!r} is not a number")
+
+
+def number_or_address(text: str) -> float | str:
+    """A number, else the address of an array."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def fit_spec(given: dict[str, Any]) -> FitSpec:
+    """FitSpec from the options of `bn fit`."""
+    from bncli.engine.plan import FitSpec
+
+    momentum = given.pop("momentum")
+    if momentum not in (None, "none"):
+        momentum = parse_number(momentum, "momentum")
+    gamma, beta = number_or_address(given.pop("gamma")), number_or_address(given.pop("beta"))
+    return FitSpec(momentum=momentum, gamma=gamma, beta=beta, **_parsed(given))
+
+
+def apply_spec(given: dict[str, Any]) -> ApplySpec:
+    """ApplySpec from the options of `bn apply`."""
+    from bncli.engine.apply import ApplySpec
+
+    return ApplySpec(**_parsed(given))
+
+
+def _parsed(given: dict[str, Any]) -> dict[str, Any]:
+    """Turn the texts of --rows, --max-memory and --fill-value into values."""
+    from bncli.engine.plan import parse_rows, parse_size
+
+    fill = given["fill_value"]
+    return given | {
+        "rows": parse_rows(given["rows"]) if given["rows"] is not None else (None, None),
+        "max_memory": parse_size(given["max_memory"]),
+        "fill_value": None if fill is None else parse_number(fill, "fill-value"),
+    }
+
+
+def stack(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Several decorators as one, in the order in which help lists them."""
+
+    def decorate(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+inputs = click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+stats_file = click.argument("stats", metavar="STATS")
+dataset = click.option("-d", "--dataset", metavar="PATH", help="Dataset in every input that names none.")
+rows = click.option("--rows", metavar="A:B", help="Only these samples: a Python slice of the joined inputs.")
+max_memory = click.option(
+    "--max-memory", metavar="SIZE", default="128M", show_default=True, help="Most bytes of buffers, such as 64M or 1G."
+)
+allow_unwritten = click.option(
+    "--allow-unwritten", is_flag=True, help="Read HDF5 chunks that were never written as the fill value."
+)
+fill_value = click.option("--fill-value", metavar="V", help="Values equal to V, in the input's type, are missing.")
+force = click.option("-f", "--force", is_flag=True, help="Replace an output that exists.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, with floats that round-trip exactly.")
+common = stack(
+    click.option("-q", "--quiet", is_flag=True, help="No progress, warnings or summary; errors only."),
+    click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback with an error."),
+)

@@ -1,0 +1,1 @@
+"""The loop over segments, and who works through it."""

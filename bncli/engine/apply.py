@@ -1,0 +1,321 @@
+"""Applying stats to data, in test mode or back: source -> normalize -> sink, a piece at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bncli import files
+from bncli.batchnorm import Affine, output_type, overflowed, round_to
+from bncli.engine.plan import DEFAULT_MEMORY
+from bncli.errors import InputError, MismatchError, OutputExistsError, UsageError, WriteError, printable
+from bncli.formats.address import expand, kind_of, open_source, split
+from bncli.formats.joined import Joined
+from bncli.formats.npy import NpySink
+from bncli.formats.source import Source
+from bncli.kernels import Missing, present
+from bncli.layout import PIECE_VALUES, Layout
+from bncli.stats import Stats
+
+SUFFIXES = {".npy": "npy", ".h5": "hdf5", ".hdf5": "hdf5", ".hdf": "hdf5"}
+Progress = Callable[[int, "int | None", int], None]  # samples done, samples in all, bytes done
+NPY_DATASET = "/data"  # where an array without a name goes in an HDF5 file
+
+
+@dataclass(frozen=True)
+class ApplySpec:
+    """Options of `bn apply`, named as on the command line."""
+
+    inverse: bool = False
+    use: str = "running"
+    axis: int | None = None
+    dtype: str | None = None
+    fill_value: float | int | None = None
+    copy_others: bool = False
+    dataset: str | None = None
+    rows: tuple[int | None, int | None] = (None, None)
+    max_memory: int = DEFAULT_MEMORY
+    allow_unwritten: bool = False
+    force: bool = False
+
+
+@dataclass
+class Applied:
+    """What was written, and what a person should know of it.
+
+    Attributes
+    ----------
+    outputs : list of str
+    samples, values : int
+    non_finite : int
+        NaN and infinite inputs, passed through.
+    filled : int
+        Values equal to the fill value, now NaN.
+    blown_up : int
+        Values that differ from the only one that the fitted data had.
+    overflowed : int
+        Values that do not fit the output's type.
+    others : list of str
+        Datasets beside the one applied, of the inputs.
+    left : list of str
+        Of those, the ones that could not be copied.
+    """
+
+    outputs: list[str] = field(default_factory=list)
+    samples: int = 0
+    values: int = 0
+    non_finite: int = 0
+    filled: int = 0
+    blown_up: int = 0
+    overflowed: int = 0
+    others: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+class Sink(Protocol):
+    """Takes the values of one array front to back, in C order."""
+
+    def write(self, values: npt.NDArray[Any]) -> None:
+        """Append the next values, of shape (n,)."""
+
+    def finish(self) -> None:
+        """Close what is complete."""
+
+    def abandon(self) -> None:
+        """Let go after a failure; never raises."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input, where its result goes, and in which format."""
+
+    address: str
+    output: str
+    kind: str
+    axis: int
+    shape: tuple[int, ...]  # of the samples taken, as stored
+    rows: tuple[int, int]
+    dtype: np.dtype[Any]
+
+
+def apply(stats: Stats, inputs: Sequence[str], out: str, spec: ApplySpec, progress: Progress | None = None) -> Applied:
+    """Apply stats to files; every output appears only when all are complete.
+
+    Parameters
+    ----------
+    stats : Stats
+    inputs : addresses
+    out : str
+        A file, or a folder (it exists, or ends in "/") that gets one output per input under the input's name.
+    progress : function, optional
+        Called with the samples done, the samples there are and the bytes done.
+
+    Raises
+    ------
+    MismatchError
+        When data and stats do not fit, or values do not fit the output's type. Nothing is written.
+    UsageError, InputError, OutputExistsError, WriteError
+    """
+    mean, var = stats.statistics(spec.use)
+    affine = Affine.of(mean[:, None], var[:, None], stats.gamma[:, None], stats.beta[:, None], stats.eps)
+    if spec.inverse:
+        affine.denormalize(np.zeros((stats.num_features, 0)))  # refuses a gamma of 0 before anything is read
+    jobs = plan(stats, expand(inputs), out, spec)
+    report, total = Applied(), sum(job.shape[0] for job in jobs)
+    paths = [split(job.address)[0] for job in jobs]
+    _make_folder(jobs)
+    with contextlib.ExitStack() as outputs:
+        for job in jobs:
+            temporary = outputs.enter_context(files.replacing(job.output, force=spec.force, inputs=paths))
+            _apply_one(stats, affine, job, spec, temporary, report, total, progress)
+            report.outputs.append(job.output)
+        if report.overflowed:
+            raise MismatchError(
+                f"{report.overflowed:,} values do not fit {jobs[0].dtype.name}; nothing was written. Give a wider --dtype"
+            )
+    return report
+
+
+def plan(stats: Stats, inputs: Sequence[str], out: str, spec: ApplySpec) -> list[Job]:
+    """Look at every input and decide where its result goes; no value is read."""
+    with Joined(
+        inputs, dataset=spec.dataset, rows=spec.rows, budget=spec.max_memory, allow_unwritten=spec.allow_unwritten
+    ) as data:
+        taken = data.inputs
+    into_folder = out.endswith("/") or os.path.isdir(out)
+    if len(taken) > 1 and not into_folder:
+        raise UsageError(f"{len(taken)} inputs need a folder for their outputs: -o {printable(out)}/")
+    jobs = []
+    for entry in taken:
+        path, _ = split(entry.address)
+        output = os.path.join(out, os.path.basename(path)) if into_folder else out
+        kind = SUFFIXES.get(os.path.splitext(output)[1].lower()) or kind_of(path)
+        with open_source(entry.address, budget=spec.max_memory, allow_unwritten=spec.allow_unwritten) as source:
+            jobs.append(_job(stats, source, output, kind, (entry.start, entry.stop), spec))
+    outputs = [os.path.realpath(job.output) for job in jobs]
+    for i, job in enumerate(jobs):
+        if outputs[i] in outputs[:i]:
+            raise UsageError(f"two inputs would both be written to {printable(job.output)}; apply them one by one")
+        files.check_output(job.output, force=spec.force, inputs=[split(j.address)[0] for j in jobs])
+    return jobs
+
+
+def _job(stats: Stats, source: Source, output: str, kind: str, rows: tuple[int, int], spec: ApplySpec) -> Job:
+    axis = stats.check_shape(source.shape, spec.axis, printable(source.address))
+    if stats.names and source.names and stats.names != source.names:
+        differing = [(a, b) for a, b in zip(stats.names, source.names, strict=False) if a != b]
+        example = (
+            f" ({printable(differing[0][0])} in the stats, {printable(differing[0][1])} in the data)"
+            if differing
+            else ""
+        )
+        raise MismatchError(f"{printable(source.address)}: its feature names differ from those of the stats{example}")
+    dtype = np.dtype(spec.dtype) if spec.dtype else output_type(source.dtype)
+    file_shape: tuple[int, ...] = getattr(source, "file_shape", source.shape)
+    return Job(source.address, output, kind, axis, (rows[1] - rows[0], *file_shape[1:]), rows, dtype)
+
+
+def _make_folder(jobs: list[Job]) -> None:
+    folder = os.path.dirname(jobs[0].output)
+    if not folder or os.path.isdir(folder):
+        return
+    if os.path.lexists(folder):
+        raise OutputExistsError(f"{printable(folder)}: exists and is not a folder")
+    try:
+        os.mkdir(folder)
+    except OSError as error:
+        raise WriteError(f"{printable(folder)}: the folder cannot be made: {error.strerror}") from None
+
+
+def _apply_one(
+    stats: Stats,
+    affine: Affine,
+    job: Job,
+    spec: ApplySpec,
+    temporary: str,
+    report: Applied,
+    total: int,
+    progress: Progress | None,
+) -> None:
+    fill = spec.fill_value
+    with Joined(
+        [job.address], rows=job.rows, budget=spec.max_memory // 2, allow_unwritten=spec.allow_unwritten, fill=fill
+    ) as data:
+        layout = Layout.of(data.shape, job.axis)
+        transform = Transform(
+            affine, layout, job.dtype, spec.inverse, stats.constant, Missing(False, data.fill), report
+        )
+        sink = _open_sink(job, temporary, spec)
+        try:
+            for first, count in _runs(layout, data.shape[0]):
+                sink.write(transform(data.read(first, count), first))
+                if progress:
+                    done = first + count
+                    progress(report.samples + done // layout.sample_size, total, done * data.dtype.itemsize)
+            data.check_unchanged()
+            _others(job, sink, spec, report)
+            sink.finish()
+        except BaseException:
+            sink.abandon()
+            raise
+    report.samples += data.shape[0]
+    report.values += data.shape[0] * layout.sample_size
+
+
+def _runs(layout: Layout, samples: int) -> list[tuple[int, int]]:
+    """Cut the values into runs of whole samples, or parts of a sample that is large."""
+    total = samples * layout.sample_size
+    size = max(1, PIECE_VALUES // layout.sample_size) * layout.sample_size
+    if layout.sample_size > 8 * PIECE_VALUES:
+        size = PIECE_VALUES
+    return [(first, min(size, total - first)) for first in range(0, total, size)]
+
+
+class Transform:
+    """Normalises a run of values (or brings it back), rounds it, and counts what is worth telling."""
+
+    def __init__(
+        self,
+        affine: Affine,
+        layout: Layout,
+        dtype: np.dtype[Any],
+        inverse: bool,
+        constant: npt.NDArray[np.bool_],
+        missing: Missing,
+        report: Applied,
+    ) -> None:
+        self._affine, self._layout, self._dtype, self._inverse = affine, layout, dtype, inverse
+        self._constant = np.flatnonzero(constant) if not inverse else np.empty(0, np.intp)
+        self._missing, self._report = missing, report
+
+    def __call__(self, x: npt.NDArray[Any], first: int) -> npt.NDArray[Any]:
+        """Transform values x, of shape (n,), that begin at position `first`."""
+        layout, affine, constant = self._layout, self._affine, self._constant
+        if x.size % layout.row_size or first % layout.row_size:  # a part of a row: every value is a row of its own
+            feature = np.arange(first, first + x.size) % layout.row_size // layout.positions
+            affine, x = affine[feature], x.reshape(1, x.size, 1)
+            constant = np.flatnonzero(np.isin(feature, constant))
+        else:
+            x = x.reshape(-1, layout.features, layout.positions)
+        y = affine.denormalize(x) if self._inverse else affine.normalize(x)
+        if self._missing.fill is not None:
+            self._fill(x, y)
+        result = round_to(y, self._dtype)
+        self._count(x, result, affine, constant)
+        return result.reshape(-1)
+
+    def _fill(self, x: npt.NDArray[Any], y: npt.NDArray[np.float64]) -> None:
+        missing = ~present(x, self._missing)
+        y[missing] = np.nan
+        self._report.filled += int(np.count_nonzero(missing))
+
+    def _count(
+        self, x: npt.NDArray[Any], result: npt.NDArray[Any], affine: Affine, constant: npt.NDArray[np.intp]
+    ) -> None:
+        if not np.isfinite(result).all():  # rare, so one pass over the result is the common cost
+            self._report.overflowed += int(np.count_nonzero(overflowed(x, result)))
+            bad = ~np.isfinite(x)
+            if self._missing.fill is not None:
+                bad &= present(x, self._missing)
+            self._report.non_finite += int(np.count_nonzero(bad))
+        if constant.size:
+            differs = (x[:, constant] != affine.mean[constant]) & np.isfinite(x[:, constant])
+            if self._missing.fill is not None:
+                differs &= present(x[:, constant], self._missing)
+            self._report.blown_up += int(np.count_nonzero(differs))
+
+
+def _open_sink(job: Job, temporary: str, spec: ApplySpec) -> Sink:
+    if job.kind == "npy":
+        return NpySink(temporary, job.shape, job.dtype)
+    from bncli.formats.hdf5 import Hdf5Sink, Hdf5Source
+
+    path, dataset = split(job.address)
+    if dataset is None:
+        return Hdf5Sink(temporary, NPY_DATASET, job.shape, job.dtype, like=None, budget=spec.max_memory // 2)
+    with Hdf5Source(path, dataset, budget=spec.max_memory, allow_unwritten=spec.allow_unwritten) as like:
+        return Hdf5Sink(temporary, dataset, job.shape, job.dtype, like=like, budget=spec.max_memory // 2)
+
+
+def _others(job: Job, sink: Sink, spec: ApplySpec, report: Applied) -> None:
+    """Copy the other datasets of an HDF5 input, or note that there are some."""
+    path, dataset = split(job.address)
+    if dataset is None:
+        if spec.copy_others:
+            raise UsageError(f"--copy-others: {printable(path)} is not an HDF5 file and holds nothing else")
+        return
+    from bncli.formats.hdf5 import Hdf5Sink, copy_others, other_datasets
+
+    report.others += [f"{path}::{name}" for name in other_datasets(path, dataset)]
+    if spec.copy_others:
+        if not isinstance(sink, Hdf5Sink):
+            raise InputError(
+                f"--copy-others: {printable(job.output)} is a .npy file, which holds one array; give an .h5 output"
+            )
+        report.left += [f"{path}::{name}" for name in copy_others(path, dataset, sink)]

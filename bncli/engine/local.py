@@ -1,0 +1,428 @@
+"""Fitting on this machine: segments one after the other, folded in order."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from bncli import __version__, files, kernels
+from bncli.advice import BnWarning, advice
+from bncli.batchnorm import per_feature
+from bncli.engine.plan import Conventions, FitSpec, Segment, check_batch, options_record, segments
+from bncli.errors import InputError, MismatchError, UsageError, printable
+from bncli.formats.address import expand, split
+from bncli.formats.array import ArraySource
+from bncli.formats.joined import Input, Joined
+from bncli.formats.values import read_names, read_vector
+from bncli.kernels import Missing, present
+from bncli.layout import Layout
+from bncli.moments import Moments, Running
+from bncli.stats import Stats
+
+EXACT_INTEGERS = 2.0**53  # float64 holds every integer up to here
+Progress = Callable[[int, "int | None", int], None]  # samples done, samples in all, bytes done
+
+
+@dataclass
+class Fold:
+    """What has been accumulated so far: the population, the running statistics and the counts beside them."""
+
+    population: Moments
+    running: Running
+    samples: int = 0
+    batches: int = 0
+    left_out: int = 0
+
+    @classmethod
+    def empty(cls, features: int) -> Fold:
+        """Nothing yet."""
+        return cls(Moments.empty(features), Running.empty(features))
+
+    def add(self, batches: Moments, samples: int, conventions: Conventions) -> None:
+        """Fold consecutive batches, given as Moments of shape (B, C), of `samples` samples together."""
+        run = Running.of(batches, conventions.ddof).reduce(conventions.momentum)
+        self.running = self.running.merge(run, conventions.momentum)
+        self.population = self.population.merge(batches.reduce())
+        folded = int((batches.count >= 2).any(axis=1).sum())
+        self.samples += samples
+        self.batches += folded
+        self.left_out += len(batches.count) - folded
+
+
+def fit(
+    source: str | os.PathLike[str] | Sequence[str] | npt.NDArray[Any] | Iterable[npt.NDArray[Any]],
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Stats:
+    """Fit normalization statistics in one pass.
+
+    Parameters
+    ----------
+    source : address, list of addresses, array, or iterable of arrays
+        FILE or FILE::/path; an array with samples along axis 0; or an iterable whose items are batches, each folded
+        as it comes.
+    progress : function, optional
+        Called with the samples done, the samples there are (None when unknown) and the bytes done.
+    **options
+        As on the command line: momentum (a number, or "none"), eps, batch_size, axis, init, ddof, preset, gamma, beta,
+        names, dataset, rows ("A:B" or a pair), nan, fill_value, max_memory (bytes).
+
+    Returns
+    -------
+    Stats
+
+    Raises
+    ------
+    UsageError, InputError, MismatchError
+        With the message that the command line would show.
+
+    Examples
+    --------
+    >>> stats = fit(np.array([[1.0], [3.0], [5.0], [7.0]]), batch_size=2, momentum=0.5)
+    >>> stats.population_mean.tolist(), stats.population_var.tolist()
+    ([4.0], [5.0])
+    >>> [round(float(m), 6) for m in stats.running_mean]
+    [4.666667]
+    """
+    spec = make_spec(options)
+    if isinstance(source, (str, os.PathLike)):
+        return fit_files([os.fspath(source)], spec, progress=progress)
+    if isinstance(source, (list, tuple)) and source and all(isinstance(item, (str, os.PathLike)) for item in source):
+        return fit_files([str(os.fspath(item)) for item in source], spec, progress=progress)
+    if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
+        return _fit_joined(
+            Joined(np.asarray(source), rows=spec.rows, budget=spec.max_memory, fill=spec.fill_value), spec, progress
+        )
+    if isinstance(source, Iterable):
+        return _fit_batches(cast("Iterable[npt.NDArray[Any]]", source), spec, progress)
+    raise UsageError(f"cannot fit a {type(source).__name__}: give an address, an array or an iterable of batches")
+
+
+def make_spec(options: dict[str, Any]) -> FitSpec:
+    """FitSpec from keyword options, in the words of the command line."""
+    from bncli.engine.plan import parse_rows, parse_size
+
+    known = dict(options)
+    if isinstance(known.get("rows"), str):
+        known["rows"] = parse_rows(known["rows"])
+    if isinstance(known.get("max_memory"), str):
+        known["max_memory"] = parse_size(known["max_memory"])
+    unknown = sorted(set(known) - set(FitSpec.__dataclass_fields__))
+    if unknown:
+        raise UsageError(f"unknown option {unknown[0]!r}; there are {', '.join(FitSpec.__dataclass_fields__)}")
+    return FitSpec(**known)
+
+
+def open_inputs(addresses: Sequence[str], spec: FitSpec) -> Joined:
+    """The data set of a fit; its files are looked at, no value is read."""
+    return Joined(
+        expand(addresses),
+        dataset=spec.dataset,
+        rows=spec.rows,
+        budget=spec.max_memory,
+        allow_unwritten=spec.allow_unwritten,
+        fill=spec.fill_value,
+    )
+
+
+def fit_files(addresses: Sequence[str], spec: FitSpec, *, progress: Progress | None = None) -> Stats:
+    """Fit files; see `fit`."""
+    with open_inputs(addresses, spec) as data:
+        return _fit_joined(data, spec, progress)
+
+
+def fit_to_file(
+    addresses: Sequence[str],
+    spec: FitSpec,
+    output: str | None,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Stats, str]:
+    """Fit files and store the result; returns the Stats and where they went.
+
+    Raises
+    ------
+    OutputExistsError, WriteError
+        Before anything is computed, where that can be known.
+    """
+    with open_inputs(addresses, spec) as data:
+        path = output or default_output(data.inputs[0].address)
+        with files.replacing(path, force=force, inputs=[split(i.address)[0] for i in data.inputs]) as temporary:
+            stats = _fit_joined(data, spec, progress)
+            with open(temporary, "wb") as file:
+                file.write(stats.to_bytes())
+    return stats, path
+
+
+def default_output(address: str) -> str:
+    """The first input's stem plus .bn.h5, in the current folder.
+
+    >>> default_output("data/train.h5::/x")
+    'train.bn.h5'
+    """
+    return os.path.splitext(os.path.basename(split(address)[0]))[0] + ".bn.h5"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a fit would do.
+
+    Attributes
+    ----------
+    inputs : list of Input
+    shape : tuple of int
+        Of the joined samples.
+    axis, features : int
+    batches, batch_size, last : int
+        Batches, samples in each, and in the last one.
+    output : str
+    """
+
+    inputs: list[Input]
+    shape: tuple[int, ...]
+    axis: int
+    features: int
+    batches: int
+    batch_size: int
+    last: int
+    conventions: Conventions
+    output: str
+
+
+def look(addresses: Sequence[str], spec: FitSpec, output: str | None) -> Look:
+    """Look at the inputs as a fit would, without reading a value."""
+    with open_inputs(addresses, spec) as data:
+        axis = spec.feature_axis(data.shape)
+        layout = Layout.of(data.shape, axis)
+        check_batch(layout, spec.batch_size, data.shape[0])
+        _affine_and_names(spec, layout.features, data.names)
+        whole, rest = divmod(data.shape[0], spec.batch_size)
+        return Look(
+            data.inputs,
+            data.shape,
+            axis,
+            layout.features,
+            whole + bool(rest),
+            spec.batch_size,
+            rest or spec.batch_size,
+            spec.conventions(),
+            output or default_output(data.inputs[0].address),
+        )
+
+
+def _fit_joined(data: Joined, spec: FitSpec, progress: Progress | None) -> Stats:
+    axis = spec.feature_axis(data.shape)
+    layout = Layout.of(data.shape, axis)
+    check_batch(layout, spec.batch_size, data.shape[0])
+    gamma, beta, names = _affine_and_names(spec, layout.features, data.names)
+    conventions = spec.conventions()
+    fold = Fold.empty(layout.features)
+    missing = Missing(spec.nan == "omit", data.fill)
+    notes = list(data.notes)
+    for segment in segments(layout, data.shape[0], spec.batch_size):
+        fold.add(segment_moments(data, layout, segment, missing), segment.batches * segment.samples, conventions)
+        _check_integers(data, segment, fold, notes)
+        if progress:
+            progress(fold.samples, data.shape[0], fold.samples * data.sample_size * data.dtype.itemsize)
+    data.check_unchanged()
+    for note in notes:
+        warnings.warn(note, BnWarning, stacklevel=3)
+    record = _provenance([_source_record(i.address, i.shape, i.dtype) for i in data.inputs])
+    return _stats(fold, conventions, spec, axis, data.shape[1:], spec.batch_size, gamma, beta, names, record)
+
+
+def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: Progress | None) -> Stats:
+    """Fit an iterable whose items are batches."""
+    layout: Layout | None = None
+    fold = Fold.empty(0)
+    conventions = spec.conventions()
+    sample_shape: tuple[int, ...] = ()
+    batch_size = axis = 0
+    for item in batches:
+        batch = ArraySource(item)
+        if layout is None:
+            axis, sample_shape, batch_size = spec.feature_axis(batch.shape), batch.shape[1:], batch.shape[0]
+            layout = Layout.of(batch.shape, axis)
+            fold = Fold.empty(layout.features)
+        elif batch.shape[1:] != sample_shape:
+            raise MismatchError(f"a batch has samples of shape {batch.shape[1:]}, the batches before {sample_shape}")
+        data = Joined(np.asarray(item), budget=spec.max_memory, fill=spec.fill_value)
+        missing = Missing(spec.nan == "omit", data.fill)
+        fold.add(segment_moments(data, layout, Segment(0, 1, len(item)), missing), len(item), conventions)
+        if progress:
+            progress(fold.samples, None, 0)
+    if layout is None:
+        raise InputError("there is no batch to fit")
+    gamma, beta, names = _affine_and_names(spec, layout.features, None)
+    return _stats(fold, conventions, spec, axis, sample_shape, batch_size, gamma, beta, names, _provenance([]))
+
+
+def segment_moments(data: Joined, layout: Layout, segment: Segment, missing: Missing) -> Moments:
+    """Moments of shape (batches, C) of a segment's batches.
+
+    Raises
+    ------
+    InputError
+        Naming file, sample and feature of a value that is not finite, or of values whose squares do not fit a float64.
+    """
+    start = segment.first * layout.sample_size
+
+    def read(first: int, count: int) -> npt.NDArray[Any]:
+        return data.read(start + first, count)
+
+    batches = layout.moments(read, segment.batches, segment.samples, missing)
+    bad = ~np.isfinite(batches.m2)
+    if bad.any():
+        values = segment.batches * segment.samples * layout.sample_size
+        raise _explain(data, layout, start, values, missing, int(np.flatnonzero(bad.any(axis=0))[0]))
+    return batches
+
+
+def _explain(data: Joined, layout: Layout, start: int, count: int, missing: Missing, feature: int) -> InputError:
+    """Find the value that has no variance: the first non-finite one, else say that magnitudes do not fit."""
+    at_once = 1 << 20
+    for first in range(start, start + count, at_once):
+        values = data.read(first, min(at_once, start + count - first))
+        bad = np.flatnonzero(present(values, missing) & ~np.isfinite(values))
+        if bad.size:
+            position = first + int(bad[0])
+            address, sample = data.locate(position)
+            feature = position % layout.row_size // layout.positions
+            value = values[bad[0]]
+            return InputError(
+                f"{printable(address)}: sample {sample}, {_feature(data.names, feature)} is {value}; "
+                "leave such values out with --nan omit"
+            )
+    address, sample = data.locate(start)
+    return InputError(
+        f"{printable(address)}: {_feature(data.names, feature)}: values from sample {sample} on are too large or too close "
+        "together for their squares to fit a float64 (beyond 1e150, or a spread below 1e-150); rescale them"
+    )
+
+
+def _feature(names: tuple[str, ...] | None, index: int) -> str:
+    named = f" ({printable(names[index])})" if names and index < len(names) else ""
+    return f"feature {index}{named}"
+
+
+def _check_integers(data: Joined, segment: Segment, fold: Fold, notes: list[str]) -> None:
+    """Note integers beyond 2^53, which float64 rounds; looked for only where the moments allow them."""
+    wide = [i for i in data.inputs if i.dtype.kind in "iu" and i.dtype.itemsize == 8]
+    note = "integers beyond 2^53 were rounded to float64"
+    if not wide or note in notes:
+        return
+    with np.errstate(invalid="ignore"):
+        reach = np.abs(fold.population.mean) + np.sqrt(fold.population.m2)  # no value lies farther from 0
+    if not (reach >= EXACT_INTEGERS).any():
+        return
+    start, count = segment.first * data.sample_size, segment.batches * segment.samples * data.sample_size
+    for first in range(start, start + count, 1 << 20):
+        values = data.read(first, min(1 << 20, start + count - first))
+        if (np.abs(values.astype(np.float64)) > EXACT_INTEGERS).any():
+            notes.append(note)
+            return
+
+
+def _affine_and_names(
+    spec: FitSpec, features: int, names: tuple[str, ...] | None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], tuple[str, ...] | None]:
+    gamma, beta = (
+        read_vector(value, features, name, spec.max_memory)
+        if isinstance(value, str)
+        else per_feature(value, features, name)
+        for name, value in (("gamma", spec.gamma), ("beta", spec.beta))
+    )
+    for name, values in (("gamma", gamma), ("beta", beta)):
+        if not np.isfinite(values).all():
+            raise UsageError(
+                f"--{name} holds a value that is not finite (feature {int(np.flatnonzero(~np.isfinite(values))[0])})"
+            )
+    if spec.names:
+        names = read_names(spec.names)
+    if names is not None and len(names) != features:
+        if spec.names:
+            raise MismatchError(f"{printable(spec.names)}: {len(names)} names for {features} features")
+        warnings.warn(
+            f"the dataset's {len(names)} feature names are not used: the data has {features} features",
+            BnWarning,
+            stacklevel=4,
+        )
+        names = None
+    return gamma, beta, names
+
+
+def _stats(
+    fold: Fold,
+    conventions: Conventions,
+    spec: FitSpec,
+    axis: int,
+    sample_shape: tuple[int, ...],
+    batch_size: int,
+    gamma: npt.NDArray[np.float64],
+    beta: npt.NDArray[np.float64],
+    names: tuple[str, ...] | None,
+    provenance: dict[str, Any],
+) -> Stats:
+    if not (fold.running.k > 0).any():
+        raise InputError(
+            f"no feature has two values in a batch; a variance needs two values per feature ({fold.samples} samples read)"
+        )
+    if not np.isfinite(fold.population.m2).all():
+        feature = int(np.flatnonzero(~np.isfinite(fold.population.m2))[0])
+        raise InputError(
+            f"{_feature(names, feature)}: its values are too large or too close together for their squares to fit a float64; rescale them"
+        )
+    if conventions.momentum is None:
+        folded = np.broadcast_to(fold.running.k[0], fold.population.count.shape) > 0
+        mean = np.where(folded, fold.population.mean, np.nan)
+        var = np.where(folded, fold.population.variance(conventions.ddof), np.nan)
+    else:
+        mean, var = fold.running.read(conventions.init, conventions.momentum)
+    stats = Stats(
+        mean,
+        var,
+        gamma,
+        beta,
+        population=fold.population,
+        running=fold.running,
+        axis=axis,
+        batch_size=batch_size,
+        num_samples=fold.samples,
+        num_batches=fold.batches,
+        num_left_out=fold.left_out,
+        sample_shape=sample_shape,
+        names=names,
+        options=options_record(spec),
+        kernel=kernels.NAME,
+        provenance=provenance,
+        **vars(conventions),
+    )
+    for text in advice(stats):
+        warnings.warn(text, BnWarning, stacklevel=4)
+    return stats
+
+
+def _source_record(address: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Any]:
+    path, dataset = split(address)
+    size = os.stat(path).st_size if os.path.exists(path) else None
+    return {"name": path, "dataset": dataset, "shape": list(shape), "dtype": dtype.name, "size": size}
+
+
+def _provenance(sources: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "versions": {"bncli": __version__, "numpy": np.__version__, "python": platform.python_version()},
+        "command": ["bn", *sys.argv[1:]] if os.path.basename(sys.argv[0] or "") == "bn" else [],
+        "sources": sources,
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,199 @@
+"""What a fit is asked to do (FitSpec), and how its work is cut into segments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from bncli.errors import UsageError
+from bncli.layout import Layout
+from bncli.stats import PRESETS, check_conventions
+
+DEFAULT_MEMORY = 128 << 20
+
+
+@dataclass(frozen=True)
+class FitSpec:
+    """Options of a fit, named as on the command line. None means: from the preset, else bn's default.
+
+    Attributes
+    ----------
+    momentum : float, "none" or None
+        Weight of the old value when a batch is folded.
+    gamma, beta : float or str
+        A number, or the address of an array of shape (C,).
+    names : str, optional
+        Address or file of feature names.
+    rows : (int or None, int or None)
+        Python slice of the joined samples.
+    max_memory : int
+        Bytes of buffers.
+    """
+
+    momentum: float | str | None = None
+    eps: float | None = None
+    ddof: int | None = None
+    init: str | None = None
+    axis: int | None = None
+    preset: str | None = None
+    batch_size: int = 256
+    dataset: str | None = None
+    rows: tuple[int | None, int | None] = (None, None)
+    gamma: float | str = 1.0
+    beta: float | str = 0.0
+    names: str | None = None
+    nan: str = "error"
+    fill_value: float | int | None = None
+    max_memory: int = DEFAULT_MEMORY
+    allow_unwritten: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError(f"--batch-size {self.batch_size}: a batch needs at least one sample")
+        if self.nan not in ("error", "omit"):
+            raise UsageError(f"nan {self.nan!r} is neither 'error' nor 'omit'")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise UsageError(f"preset {self.preset!r} is not one of {', '.join(PRESETS)}")
+        if self.max_memory < 1 << 20:
+            raise UsageError("--max-memory must be at least 1M")
+        self.conventions()
+
+    def conventions(self) -> Conventions:
+        """The arithmetic's parameters: what was asked for, else the preset's, else the defaults."""
+        preset = PRESETS[self.preset] if self.preset else None
+        momentum = self.momentum if self.momentum is not None else preset.momentum if preset else 0.9
+        found = Conventions(
+            momentum=None if momentum == "none" else float(momentum),
+            eps=self.eps if self.eps is not None else preset.eps if preset else 1e-5,
+            ddof=self.ddof if self.ddof is not None else preset.ddof if preset else 0,
+            init=self.init if self.init is not None else preset.init if preset else "debias",
+        )
+        check_conventions(found.momentum, found.eps, found.ddof, found.init)
+        return found
+
+    def feature_axis(self, shape: tuple[int, ...]) -> int:
+        """The feature axis for data of this shape.
+
+        Raises
+        ------
+        UsageError
+            When the data has more than two dimensions and no axis is given; the message shows what each would mean.
+        """
+        if self.axis is not None:
+            return self.axis
+        if self.preset:
+            return PRESETS[self.preset].axis
+        if len(shape) <= 2:
+            return -1
+        raise UsageError(
+            f"data of shape {shape} needs --axis, the axis of its features:\n" + "\n".join(axis_choices(shape))
+        )
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """Momentum (None: the population), eps, ddof and init of the running statistics."""
+
+    momentum: float | None
+    eps: float
+    ddof: int
+    init: str
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of whole batches of one size: plain values, so that any worker can take it.
+
+    Attributes
+    ----------
+    first : int
+        Its first sample.
+    batches, samples : int
+        How many batches, and samples per batch.
+    """
+
+    first: int
+    batches: int
+    samples: int
+
+
+def axis_choices(shape: tuple[int, ...]) -> list[str]:
+    """What each --axis would mean for data of this shape.
+
+    >>> axis_choices((8, 3, 32, 32))[0]
+    '  --axis 1: 3 features (NCHW)'
+    """
+    hints = {
+        (4, 1): " (NCHW)",
+        (4, 3): " (NHWC)",
+        (3, 1): " (NCL)",
+        (3, 2): " (NLC)",
+        (5, 1): " (NCDHW)",
+        (5, 4): " (NDHWC)",
+    }
+    rank = len(shape)
+    names = ["-1" if axis == rank - 1 else str(axis) for axis in range(rank)]
+    return [f"  --axis {names[a]}: {shape[a]} features{hints.get((rank, a), '')}" for a in range(1, rank)]
+
+
+def check_batch(layout: Layout, batch_size: int, samples: int) -> None:
+    """Raise UsageError when every batch would have one value per feature."""
+    if batch_size * layout.values_per_sample == 1 and samples > 1:
+        raise UsageError(
+            f"--batch-size {batch_size} gives every batch one value per feature, whose variance says nothing; use 2 or more"
+        )
+
+
+def segments(layout: Layout, samples: int, batch_size: int) -> Iterator[Segment]:
+    """Cut the data set: segments of equal size, a shorter one, and one of a last, shorter batch."""
+    at_once = layout.batches_at_once(batch_size)
+    whole, rest = divmod(samples, batch_size)
+    for batch in range(0, whole, at_once):
+        yield Segment(batch * batch_size, min(at_once, whole - batch), batch_size)
+    if rest:
+        yield Segment(whole * batch_size, 1, rest)
+
+
+def parse_rows(text: str) -> tuple[int | None, int | None]:
+    """A Python slice A:B of samples.
+
+    >>> parse_rows("100:"), parse_rows(":-10")
+    ((100, None), (None, -10))
+    """
+    try:
+        start, stop = (int(part) if part.strip() else None for part in text.split(":"))
+    except ValueError:
+        raise UsageError(f"--rows {text!r} is not a slice A:B of samples, such as 0:1000, 1000: or :-100") from None
+    return start, stop
+
+
+def parse_size(text: str) -> int:
+    """A number of bytes with an optional unit K, M or G (of 1024).
+
+    >>> parse_size("128M")
+    134217728
+    """
+    units = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    cleaned = text.strip().upper().removesuffix("B").removesuffix("I").strip()
+    number, unit = (cleaned[:-1], cleaned[-1:]) if cleaned[-1:] in ("K", "M", "G") else (cleaned, "")
+    try:
+        size = float(number) * units[unit]
+    except ValueError:
+        size = math.nan
+    if not size >= 0 or math.isinf(size):
+        raise UsageError(f"{text!r} is not a size such as 128M or 1G")
+    return int(size)
+
+
+def options_record(spec: FitSpec) -> dict[str, Any]:
+    """The options that are kept in the stats file beside the conventions."""
+    kept: dict[str, Any] = {"nan": spec.nan}
+    if spec.fill_value is not None:
+        kept["fill_value"] = spec.fill_value
+    if spec.rows != (None, None):
+        kept["rows"] = list(spec.rows)
+    if spec.preset:
+        kept["preset"] = spec.preset
+    return kept

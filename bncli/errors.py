@@ -1,0 +1,51 @@
+"""What can go wrong, and with which exit code the command line ends.
+
+A message says what, where (file, dataset, sample, feature), what was found and what to do, in one or two lines.
+"""
+
+from __future__ import annotations
+
+
+class BnError(Exception):
+    """An error whose message is written for the person who typed the command."""
+
+    exit_code = 70
+
+
+class UsageError(BnError):
+    """The call does not say what to do: an option, an axis, an ambiguous address, a missing extra."""
+
+    exit_code = 2
+
+
+class InputError(BnError):
+    """A file or dataset is missing, unreadable or refused."""
+
+    exit_code = 3
+
+
+class MismatchError(BnError):
+    """Stats and data, or the values and the output's type, do not fit each other."""
+
+    exit_code = 4
+
+
+class OutputExistsError(BnError):
+    """The output exists, or is one of the inputs."""
+
+    exit_code = 5
+
+
+class WriteError(BnError):
+    """Writing failed: disk full, read-only folder, I/O error."""
+
+    exit_code = 74
+
+
+def printable(text: object) -> str:
+    r"""Text from a file, safe to show: control characters and escape codes become ``\x1b`` and the like.
+
+    >>> printable("ankle\x1b[31m")
+    'ankle\\x1b[31m'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

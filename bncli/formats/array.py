@@ -1,0 +1,37 @@
+"""An array in memory, read as a file would be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bncli.errors import InputError
+from bncli.formats.source import REAL_KINDS, Source, check_shape
+
+
+class ArraySource(Source):
+    """A NumPy array (or what becomes one) as a source; it is not copied unless it has to be turned into C order.
+
+    Raises
+    ------
+    InputError
+        For an array of another type than bool, integers or floats up to 64 bits, or without samples or features.
+    """
+
+    def __init__(self, values: npt.ArrayLike) -> None:
+        array = np.asarray(values)
+        self.address = "array"
+        self.notes = []
+        if array.dtype.kind not in REAL_KINDS or array.dtype.itemsize > 8:
+            raise InputError(
+                f"an array of type {array.dtype} is refused; bn takes bool, integers and float16, 32 and 64"
+            )
+        self.shape = check_shape(array.shape, "array")
+        self.dtype = array.dtype.newbyteorder("=")
+        self._flat = np.ascontiguousarray(array).reshape(-1)
+
+    def read(self, first: int, out: npt.NDArray[Any]) -> None:
+        """Fill `out` with the values from position `first` on; see `Source.read`."""
+        out[...] = self._flat[first : first + len(out)]

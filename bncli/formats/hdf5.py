@@ -1,0 +1,385 @@
+"""HDF5 datasets: a reader that checks every stored byte count, and a sequential writer that HDF5 cannot crash in.
+
+What may be read at all is decided in `hdf5_vetting`, how it is read in `hdf5_layouts`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from h5py import h5d, h5g, h5p, h5s, h5t
+
+from bncli.errors import InputError, printable
+from bncli.formats.hdf5_chunks import ChunkTable, boxes
+from bncli.formats.hdf5_layouts import Chunked, Constant, Contiguous, Memory, Reader
+from bncli.formats.hdf5_vetting import (
+    DatasetInfo,
+    choose_dataset,
+    describe,
+    filters_of,
+    hdf5_errors,
+    identity,
+    is_hdf5,
+    list_datasets,
+    missing_filter,
+    name_bytes,
+    open_dataset,
+    open_file,
+    reason,
+    storage_problem,
+    vet,
+    walk,
+)
+from bncli.formats.hdf5_writing import Disk, copy_attributes, copy_objects, fitting_chunks, keep_filters
+from bncli.formats.source import Identity, RegularFile, Source, check_shape
+
+__all__ = [
+    "DatasetInfo",
+    "Hdf5Sink",
+    "Hdf5Source",
+    "choose_dataset",
+    "copy_others",
+    "is_hdf5",
+    "list_datasets",
+    "other_datasets",
+    "read_strings",
+]
+
+SCALING = ("scale_factor", "add_offset", "_FillValue")  # CF conventions: the stored values are not the real ones
+WRITE_BYTES = 8 << 20
+NAME_ATTRIBUTES = ("feature_names", "columns")
+STRING_LIMIT = 64 << 20
+
+
+class Hdf5Source(Source):
+    """A dataset of an HDF5 file.
+
+    Parameters
+    ----------
+    path, dataset : str
+    budget : int
+        Bytes of decoded chunks that may be kept. One chunk more, and what it is stored as, is held while it is decoded.
+    allow_unwritten : bool
+        Read what was never written as the dataset's fill value, rather than refuse it.
+
+    Attributes
+    ----------
+    path, dataset : str
+        The dataset's path begins with "/".
+    file_shape : tuple of int
+        As stored: a single axis stays single.
+    chunks : tuple of int or None
+    attributes : h5py.AttributeManager
+
+    Raises
+    ------
+    InputError
+        When there is no such dataset, or it is none that bn reads.
+    UsageError
+        When `dataset` is a group.
+    """
+
+    def __init__(self, path: str, dataset: str, *, budget: int, allow_unwritten: bool = False) -> None:
+        self.path, self.dataset = path, "/" + dataset.strip("/")
+        self.address = f"{path}::{self.dataset}"
+        self._where = printable(self.address)
+        with contextlib.ExitStack() as opened:
+            self._raw = RegularFile(path)
+            opened.callback(self._raw.close)
+            self._file = opened.enter_context(open_file(path))
+            if Identity.of(self._file.id.get_vfd_handle()) != self._raw.identity:
+                raise InputError(f"{printable(path)}: changed while it was being opened; run again")
+            self._id = open_dataset(self._file, path, self.dataset)
+            info, self._stored = vet(self._id, self.dataset, self._where)
+            self.file_shape, self.chunks = info.shape, info.chunks
+            self.shape, self.dtype = check_shape(info.shape, self._where), self._stored.newbyteorder("=")
+            self._budget, self._allow_unwritten = budget, allow_unwritten
+            with hdf5_errors(self._where, "cannot be read; the file is damaged"):
+                self._reader = self._make_reader()
+                self.attributes = h5py.Dataset(self._id).attrs
+                self.names, self.notes = self._find_names(), self._find_notes()
+            self._opened = opened.pop_all()
+
+    def read(self, first: int, out: npt.NDArray[Any]) -> None:
+        """Fill `out` with the values from position `first` on, in C order; see `Source.read`."""
+        self._reader.read(first, out)
+        if self.dtype.kind == "b" and out.view(np.uint8).max(initial=0) > 1:
+            raise InputError(f"{self._where}: holds bytes other than 0 and 1 in an array of bool")
+
+    def check_unchanged(self) -> None:
+        """Raise InputError when the file is not what it was when it was opened; its size is part of that."""
+        self._raw.check_unchanged()
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        with hdf5_errors(self._where, "cannot be closed"):
+            self._opened.close()
+
+    def creation_list(self) -> Any:
+        """Return how the dataset is laid out and filtered (an h5py PropDCID), for a sink to follow."""
+        return self._id.get_create_plist()
+
+    def maxshape(self) -> tuple[int | None, ...]:
+        """Return how far each axis may grow; None is without end."""
+        dims = self._id.get_space().get_simple_extent_dims(True)
+        return tuple(None if n == h5s.UNLIMITED else n for n in dims)
+
+    def dataset_id(self) -> h5d.DatasetID:
+        """Return h5py's low-level dataset."""
+        return self._id
+
+    def _make_reader(self) -> Reader:
+        layout, space = self._id.get_create_plist().get_layout(), self._id.get_storage_size()
+        if layout == h5d.CHUNKED:
+            return self._chunk_reader()
+        if layout == h5d.COMPACT:
+            values = np.empty(self.file_shape, self.dtype)
+            self._id.read(h5s.ALL, h5s.ALL, values)
+            return Memory(values.reshape(-1))
+        expected = math.prod(self.file_shape) * self.dtype.itemsize
+        # space, not get_offset: that one is not None, but wraps round, for unwritten data behind a user block
+        if space == 0 and self._allow_unwritten:
+            return Constant(self._fill())
+        if space == 0:
+            raise InputError(f"{self._where}: was never written; {self._unwritten_cure()}")
+        offset = self._id.get_offset()
+        if space != expected or offset is None or offset + expected > self._raw.size:
+            raise InputError(
+                f"{self._where}: {expected} bytes of data at byte {offset}, of which {space} are stored, do not fit "
+                f"the file of {self._raw.size} bytes; it was cut short or is damaged"
+            )
+        return Contiguous(self._raw, offset, self._stored)
+
+    def _chunk_reader(self) -> Chunked:
+        assert self.chunks is not None
+        size = math.prod(self.chunks) * self.dtype.itemsize
+        if size > self._budget:
+            raise InputError(
+                f"{self._where}: one chunk of shape {self.chunks} takes {size} bytes, more than the {self._budget} of "
+                f"--max-memory; give --max-memory {-(-size // 1_000_000)}MB or rechunk the file"
+            )
+        table = ChunkTable(self._id, self.file_shape, self.chunks)
+        if table.missing and not self._allow_unwritten:
+            raise InputError(
+                f"{self._where}: chunk at {table.start(table.first_missing())} was never written ({table.missing} of "
+                f"{math.prod(table.grid)} are missing); {self._unwritten_cure()}"
+            )
+        return Chunked(
+            self._where, self._raw, self._id, table, self.file_shape, self._stored, self._fill(), self._budget
+        )
+
+    def _unwritten_cure(self) -> str:
+        return f"its writer may have died. --allow-unwritten reads the fill value {self._fill()} there"
+
+    def _fill(self) -> Any:
+        return np.asarray(h5py.Dataset(self._id).fillvalue).astype(self.dtype)[()]
+
+    def _find_names(self) -> tuple[str, ...] | None:
+        for name in NAME_ATTRIBUTES:
+            if name in self.attributes:
+                kind = self.attributes.get_id(name).get_type()
+                values = self.attributes[name] if kind.get_class() == h5t.STRING else None
+                if isinstance(values, np.ndarray) and values.ndim == 1:
+                    return tuple(v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in values.tolist())
+        return None
+
+    def _find_notes(self) -> list[str]:
+        found = [name for name in SCALING if name in self.attributes]
+        return (
+            [f"{printable(self.dataset)} has {' and '.join(found)}: the statistics are of the stored values"]
+            if found
+            else []
+        )
+
+
+class Hdf5Sink:
+    """Writes one dataset of a new HDF5 file front to back, in C order.
+
+    Every write covers whole chunks, so that none is compressed twice. Where not even one row of chunks fits the
+    budget, the chunks are made shorter along the first axes.
+
+    Parameters
+    ----------
+    temp, dataset : str
+        The file to write to, and the dataset's path in it.
+    shape, dtype
+        Of the whole dataset.
+    like : Hdf5Source or None
+        Whose attributes, chunks, maxshape and filters to keep. Lossy filters and what describes only the stored
+        numbers of the input (`scale_factor`, `add_offset`, `_FillValue`) are left out. None: a contiguous dataset.
+    budget : int
+        Bytes to buffer at most.
+
+    Raises
+    ------
+    InputError
+        When a filter of `like` is not available for writing.
+    OSError
+        From every method but `abandon`: the disk is full, or failed.
+    """
+
+    def __init__(
+        self,
+        temp: str,
+        dataset: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        *,
+        like: Hdf5Source | None,
+        budget: int,
+    ) -> None:
+        self.dataset, self._shape, self._dtype = "/" + dataset.strip("/"), shape, np.dtype(dtype)
+        layout = h5p.create(h5p.DATASET_CREATE)
+        chunks = like.chunks if like and len(like.file_shape) == len(shape) else None
+        self._segment = math.prod(shape)  # a write never crosses from one segment into the next
+        step = band = 1
+        if chunks and like:
+            chunks, band, self._segment = fitting_chunks(chunks, shape, max(1, budget // self._dtype.itemsize))
+            layout.set_chunk(chunks)
+            keep_filters(layout, filters_of(like.dataset_id()), like.address)
+        step = max(1, min(budget, WRITE_BYTES) // self._dtype.itemsize // band) * band
+        self._step = min(step, self._segment)
+        self._buffer = np.empty(self._step, self._dtype)
+        self._held = self._written = 0
+        self._disk = Disk(temp)
+        try:
+            with self.writing():
+                self.file = h5py.File(self._disk, "w", rdcc_nbytes=0)
+                limits = like.maxshape() if chunks and like else shape
+                self._id = self._create(layout, limits)
+                if like:
+                    copy_attributes(like.dataset_id(), self._id, skip=SCALING)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def write(self, values: npt.NDArray[Any]) -> None:
+        """Append the next values, of shape (n,): any number of them."""
+        values = np.ascontiguousarray(values, self._dtype).reshape(-1)
+        while values.size:
+            if self._held + self._written >= math.prod(self._shape):
+                raise ValueError("more values than the dataset's shape has")
+            wanted = self._step_size() - self._held
+            part, values = values[:wanted], values[wanted:]
+            if part.size == self._step_size():
+                self._store(part)
+                continue
+            self._buffer[self._held : self._held + part.size] = part
+            self._held += part.size
+            if part.size == wanted:
+                self._store(self._buffer[: self._held])
+
+    def finish(self) -> None:
+        """Close the file, which is complete."""
+        if self._held or self._written != math.prod(self._shape):
+            raise ValueError(
+                f"only {self._written + self._held} values were written to a dataset of shape {self._shape}"
+            )
+        with self.writing():
+            self.file.close()
+        self._disk.close()
+
+    def abandon(self) -> None:
+        """Let go of the file after a failure; nothing more is written, and nothing is raised."""
+        self._disk.failure = self._disk.failure or OSError("abandoned")
+        with contextlib.suppress(Exception):
+            self.file.close()
+        with contextlib.suppress(OSError):
+            self._disk.close()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Raise what went wrong on the disk, which HDF5 was not told of, and make OSError of what HDF5 raises."""
+        try:
+            yield
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise self._disk.failure or OSError(errno.EIO, reason(error)) from error
+        if self._disk.failure:
+            raise self._disk.failure
+
+    def _create(self, layout: Any, limits: tuple[int | None, ...]) -> h5d.DatasetID:
+        ends = tuple(h5s.UNLIMITED if m is None else max(m, n) for m, n in zip(limits, self._shape, strict=True))
+        links = h5p.create(h5p.LINK_CREATE)
+        links.set_create_intermediate_group(True)
+        links.set_char_encoding(h5t.CSET_UTF8)
+        space = h5s.create_simple(self._shape, ends)
+        return h5d.create(
+            self.file.id, name_bytes(self.dataset), h5t.py_create(self._dtype, logical=True), space, layout, lcpl=links
+        )
+
+    def _step_size(self) -> int:
+        """Return how many values the write that begins at the present position takes."""
+        within = self._written % self._segment
+        return min(self._step - within % self._step, self._segment - within)
+
+    def _store(self, values: npt.NDArray[Any]) -> None:
+        done = 0
+        for start, extent in boxes(self._shape, self._written, values.size):
+            count = math.prod(extent)
+            with self.writing():
+                place = self._id.get_space()
+                place.select_hyperslab(start, extent)
+                self._id.write(h5s.create_simple(extent), place, values[done : done + count].reshape(extent))
+            done += count
+        self._written += values.size
+        self._held = 0
+
+
+def copy_others(source_path: str, dataset: str, sink: Hdf5Sink) -> list[str]:
+    """Copy every other dataset and group, and the attributes of root and groups, into the file of an open sink.
+
+    Only hard links are followed. Call it before `Hdf5Sink.finish`.
+
+    Returns
+    -------
+    list of str
+        Datasets that were left out: their values lie in other files.
+    """
+    with open_file(source_path) as file, sink.writing():
+        main = identity(open_dataset(file, source_path, dataset))
+        root, target = h5g.open(file.id, b"/"), h5g.open(sink.file.id, b"/")
+        return copy_objects(root, target, main, sink.dataset, printable(source_path))
+
+
+def other_datasets(path: str, dataset: str) -> list[str]:
+    """Return the paths of the datasets of a file other than this one."""
+    with open_file(path) as file:
+        main = identity(open_dataset(file, path, dataset))
+        found = list(walk(h5g.open(file.id, b"/"), printable(path)))
+        return [
+            at
+            for at, item, first in found
+            if at == first and isinstance(item, h5d.DatasetID) and identity(item) != main
+        ]
+
+
+def read_strings(path: str, dataset: str) -> tuple[str, ...]:
+    """Read a one-dimensional dataset of strings, of fixed or variable length, as UTF-8.
+
+    Raises
+    ------
+    InputError
+        When it is missing or something else.
+    """
+    where = f"{printable(path)}::{printable(dataset)}"
+    with open_file(path) as file:
+        item = open_dataset(file, path, dataset)
+        info = describe(item, dataset, where)
+        kind = item.get_type()
+        if kind.get_class() != h5t.STRING or len(info.shape) != 1:
+            raise InputError(f"{where}: holds {info.dtype} of shape {info.shape}; a list of strings is needed")
+        if storage_problem(item) or (missing := missing_filter(filters_of(item))):
+            raise InputError(f"{where}: {storage_problem(item) or missing}")
+        if info.shape[0] * kind.get_size() > STRING_LIMIT or (info.shape[0] and not item.get_storage_size()):
+            raise InputError(f"{where}: {info.shape[0]} strings are too many, or were never written")
+        with hdf5_errors(where, "cannot be read as UTF-8 strings"):
+            values = h5py.Dataset(item)[:]
+            pad = " " if not kind.is_variable_str() and kind.get_strpad() == h5t.STR_SPACEPAD else ""
+            return tuple(v.decode("utf-8").rstrip(pad) if pad else v.decode("utf-8") for v in values.tolist())

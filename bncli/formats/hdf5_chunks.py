@@ -1,0 +1,355 @@
+"""The chunks of an HDF5 dataset as bytes: where they are stored, and how to decode them.
+
+HDF5 itself fills up a chunk that inflates short with whatever was in memory, and holds one lock for the whole process
+while it inflates. So the common filters are undone here, with every length checked. (The HDF5 file format
+specification, version 3.0, section IV.A.2.l, names the filters; their layout is that of H5Zshuffle.c and H5checksum.c.)
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3
+ENTRY_BYTES = 512  # what keeping a decoded chunk costs beside its values
+Box = tuple[tuple[int, ...], tuple[int, ...]]  # where it starts, and its extent
+Slices = tuple[slice, ...]
+
+
+class Filter(NamedTuple):
+    """One step of a dataset's filter pipeline."""
+
+    code: int
+    flags: int
+    values: tuple[int, ...]
+    name: str
+
+
+class Decoder:
+    """Undoes gzip, shuffle and fletcher32 of one chunk.
+
+    Parameters
+    ----------
+    filters : list of Filter
+        In the order in which they were applied on writing.
+    chunk_bytes : int
+        What every chunk decodes to.
+    """
+
+    def __init__(self, filters: list[Filter], chunk_bytes: int) -> None:
+        self.filters = filters
+        self.chunk_bytes = chunk_bytes
+
+    @staticmethod
+    def knows(filters: list[Filter]) -> bool:
+        """Tell whether all of these filters can be undone here."""
+        codes = [f.code for f in filters]
+        return len(set(codes)) == len(codes) and {*codes} <= {DEFLATE, SHUFFLE, FLETCHER32}
+
+    def stored_limit(self) -> int:
+        """Return the most bytes that an honest writer stores for one chunk (deflate adds less than 1 in 1000)."""
+        return self.chunk_bytes + self.chunk_bytes // 64 + 4096
+
+    def decode(self, stored: npt.NDArray[np.uint8], mask: int) -> npt.NDArray[np.uint8]:
+        """Return the bytes of a chunk; bit i of `mask` says that filter i was left out for it.
+
+        Raises
+        ------
+        ValueError
+            When the stored bytes are damaged or of the wrong length.
+        """
+        data = stored
+        for position in reversed(range(len(self.filters))):
+            if not mask >> position & 1:
+                data = self._undo(position, data)
+        if data.size != self.chunk_bytes:
+            raise ValueError(f"holds {data.size} bytes instead of {self.chunk_bytes}")
+        return data
+
+    def _undo(self, position: int, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        code, _, values, _ = self.filters[position]
+        if code == SHUFFLE:
+            return unshuffle(data, values[0] if values else 1)
+        if code == FLETCHER32:
+            return _verified(data)
+        checksums = sum(f.code == FLETCHER32 for f in self.filters[:position])
+        return _inflate(data, self.chunk_bytes + 4 * checksums)
+
+
+def _inflate(data: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    stream = zlib.decompressobj()
+    try:
+        plain = stream.decompress(data.data, size + 1)
+    except zlib.error as error:
+        raise ValueError(f"its gzip data is damaged ({error})") from None
+    if len(plain) > size:
+        raise ValueError(f"inflates to more than its {size} bytes")
+    if not stream.eof or len(plain) < size:
+        raise ValueError(f"inflates to only {len(plain)} of {size} bytes")
+    return np.frombuffer(plain, np.uint8)
+
+
+def unshuffle(data: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """Put the bytes of each element together again: stored are all first bytes, then all second bytes and so on.
+
+    >>> unshuffle(np.array([1, 3, 2, 4, 9], np.uint8), 2)
+    array([1, 2, 3, 4, 9], dtype=uint8)
+    """
+    count = data.size // size if size > 1 else 0
+    if count < 2:
+        return data
+    plain = np.empty_like(data)
+    elements = plain[: count * size].reshape(count, size)
+    for k in range(size):  # a column at a time is six times as fast as the transpose in one go
+        elements[:, k] = data[k * count : (k + 1) * count]
+    plain[count * size :] = data[count * size :]  # what fills no element is stored as it is
+    return plain
+
+
+def _verified(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    if data.size < 4:
+        raise ValueError("is too short for its checksum")
+    plain, tail = data[:-4], data[-4:]
+    stored, expected = int.from_bytes(tail.tobytes(), "little"), fletcher32(plain)
+    # HDF5 up to 1.6.2 stored the bytes of each half swapped; HDF5 still accepts that, and so does this
+    swapped = int.from_bytes(tail[[1, 0, 3, 2]].tobytes(), "little")
+    if expected not in (stored, swapped):
+        raise ValueError("is damaged: its fletcher32 checksum does not match")
+    return plain
+
+
+_WEIGHTS = np.arange(1 << 16, 0, -1, dtype=np.uint32)
+
+
+def fletcher32(data: npt.NDArray[np.uint8]) -> int:
+    """Return HDF5's Fletcher checksum: two sums modulo 65535 over big-endian 16-bit words.
+
+    >>> hex(fletcher32(np.frombuffer(b"abcde", np.uint8)))
+    '0x4ff029c7'
+    """
+    words = data[: data.size // 2 * 2].view(np.dtype("<u2"))
+    low = high = 0
+    for start in range(0, words.size, _WEIGHTS.size):
+        block = words[start : start + _WEIGHTS.size].astype(np.uint32)
+        high += block.size * low
+        low += int(block.sum(dtype=np.uint64))
+        block *= _WEIGHTS[-block.size :]  # at most 65535 * 65536: fits
+        high += int(block.sum(dtype=np.uint64))
+    if data.size % 2:  # the last byte is the first of a word whose second is 0
+        low += int(data[-1])
+        high += low
+    # Read as little-endian, each word is its big-endian value times 256 (modulo 65535), and so are the sums
+    return _folded(high * 256) << 16 | _folded(low * 256)
+
+
+def _folded(total: int) -> int:
+    """Return the total modulo 65535, which HDF5 writes as 65535 rather than 0 unless all was 0."""
+    return (total - 1) % 65535 + 1 if total else 0
+
+
+class ChunkTable:
+    """Where each chunk of a dataset is stored: one pass over HDF5's own index, kept in a few arrays.
+
+    Chunks are numbered in C order of their position in the grid.
+
+    Parameters
+    ----------
+    dataset_id : h5py.h5d.DatasetID
+    shape, chunks : tuple of int
+
+    Raises
+    ------
+    ValueError
+        When the index contradicts the dataset's shape.
+    """
+
+    def __init__(self, dataset_id: Any, shape: tuple[int, ...], chunks: tuple[int, ...]) -> None:
+        self.chunks = chunks
+        self.grid = tuple(-(-n // c) for n, c in zip(shape, chunks, strict=True))
+        positions, stored = array("q"), array("q")
+
+        def note(info: Any) -> None:
+            positions.extend(info.chunk_offset)
+            stored.extend((-1 if info.byte_offset is None else info.byte_offset, info.size, info.filter_mask))
+
+        dataset_id.chunk_iter(note)
+        numbers = self._numbers(np.asarray(positions, np.int64).reshape(-1, len(chunks)))
+        order = np.argsort(numbers, kind="stable")
+        self._numbers_stored: npt.NDArray[np.int64] = numbers[order]
+        self.offset, self.size, self.mask = (np.asarray(stored, np.int64).reshape(-1, 3)[order]).T.copy()
+        if (np.diff(self._numbers_stored) == 0).any():
+            raise ValueError("two chunks are stored for the same place")
+        self.missing = math.prod(self.grid) - numbers.size
+
+    def _numbers(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        if math.prod(self.grid) > np.iinfo(np.int64).max:
+            raise ValueError("it claims more chunks than a file can hold")
+        places = positions // self.chunks
+        if (places * self.chunks != positions).any() or (places < 0).any() or (places >= self.grid).any():
+            raise ValueError("a chunk is stored for a place outside the dataset")
+        numbers = np.zeros(len(positions), np.int64)
+        for axis, count in enumerate(self.grid):
+            numbers = numbers * count + places[:, axis]
+        return numbers
+
+    def find(self, number: int) -> int:
+        """Return the index of a chunk in `offset`, `size` and `mask`, or -1 when it was never written."""
+        if not self.missing:
+            return number
+        index = int(np.searchsorted(self._numbers_stored, number))
+        return index if index < len(self.size) and self._numbers_stored[index] == number else -1
+
+    def number(self, index: int) -> int:
+        """Return the number of the chunk at an index of `offset`, `size` and `mask`."""
+        return int(self._numbers_stored[index])
+
+    def first_missing(self) -> int:
+        """Return the number of the first chunk that was never written."""
+        gaps = np.flatnonzero(self._numbers_stored != np.arange(len(self.size)))
+        return int(gaps[0]) if gaps.size else len(self.size)
+
+    def start(self, number: int) -> tuple[int, ...]:
+        """Return the position of the chunk's first value."""
+        places = []
+        for count, length in zip(reversed(self.grid), reversed(self.chunks), strict=True):
+            number, place = divmod(number, count)
+            places.append(place * length)
+        return tuple(reversed(places))
+
+
+def boxes(shape: tuple[int, ...], first: int, count: int) -> Iterator[Box]:
+    """Cut `count` values from flat position `first` on into boxes, in order, each contiguous in C order.
+
+    >>> list(boxes((4, 3), 2, 8))
+    [((0, 2), (1, 1)), ((1, 0), (2, 3)), ((3, 0), (1, 1))]
+    """
+    if len(shape) == 1:
+        if count:
+            yield (first,), (count,)
+        return
+    inner = math.prod(shape[1:])
+    while count:
+        row, within = divmod(first, inner)
+        whole = 0 if within else count // inner
+        if whole:
+            yield (row, *(0,) * (len(shape) - 1)), (whole, *shape[1:])
+            taken = whole * inner
+        else:
+            taken = min(count, inner - within)
+            for start, extent in boxes(shape[1:], within, taken):
+                yield (row, *start), (1, *extent)
+        first, count = first + taken, count - taken
+
+
+class ChunkCache:
+    """Values gathered from chunks, which are loaded when needed and kept while the budget allows.
+
+    A chunk of which everything was taken at once is let go. When there is no room, chunks that the read under way
+    does not need make room, the least recently used first; when there are none, a chunk is used and let go. So reading
+    on in order loads each chunk once where a row of chunks fits the budget; where it does not, as many as fit stay.
+
+    Parameters
+    ----------
+    table : ChunkTable
+    shape : tuple of int
+        Of the dataset.
+    load : callable
+        Gives the values of the chunk of that number, at least as far as they lie inside the dataset.
+    load_part : callable or None
+        Fills an array with the values of a chunk from a flat position in it on; for chunks that need no decoding.
+    budget : int
+        Bytes to keep.
+    """
+
+    def __init__(
+        self,
+        table: ChunkTable,
+        shape: tuple[int, ...],
+        load: Callable[[int], npt.NDArray[Any]],
+        load_part: Callable[[int, int, npt.NDArray[Any]], None] | None,
+        budget: int,
+    ) -> None:
+        self._table, self._shape, self._load, self._load_part = table, shape, load, load_part
+        self._room = budget
+        self._whole = math.prod(min(c, n) for c, n in zip(table.chunks, shape, strict=True))
+        self._kept: OrderedDict[int, npt.NDArray[Any]] = OrderedDict()
+
+    def read(self, first: int, out: npt.NDArray[Any]) -> None:
+        """Fill `out` (1-D) with the values from flat position `first` on."""
+        spare = self._not_needed(first, first + out.size)
+        done = 0
+        for start, extent in boxes(self._shape, first, out.size):
+            count = math.prod(extent)
+            target = out[done : done + count].reshape(extent)
+            for number, inside, place in self._overlaps(start, extent):
+                self._copy(number, inside, target[place], spare)
+            done += count
+
+    def _overlaps(self, start: tuple[int, ...], extent: tuple[int, ...]) -> Iterator[tuple[int, Slices, Slices]]:
+        """Yield each chunk that a box meets: its number, the part of it, and where in the box that belongs."""
+        axes = [list(_cuts(*axis)) for axis in zip(start[1:], extent[1:], self._table.chunks[1:], strict=True)]
+        weights = [math.prod(self._table.grid[axis + 1 :]) for axis in range(len(self._shape))]
+        # the first axis, which may meet very many chunks, is not turned into a list
+        for head in _cuts(start[0], extent[0], self._table.chunks[0]):
+            for rest in product(*axes):
+                cuts = (head, *rest)
+                number = sum(cut[0] * weight for cut, weight in zip(cuts, weights, strict=True))
+                yield number, tuple(cut[1] for cut in cuts), tuple(cut[2] for cut in cuts)
+
+    def _copy(self, number: int, inside: Slices, target: npt.NDArray[Any], spare: Iterator[int]) -> None:
+        values = self._kept.get(number)
+        if values is not None:
+            self._kept.move_to_end(number)
+        elif self._load_part and target.flags.c_contiguous and self._is_run(inside):
+            inner = math.prod(self._table.chunks[1:])
+            self._load_part(number, inside[0].start * inner, target.reshape(-1))
+            return
+        else:
+            values = self._load(number)
+            if target.size < self._whole:  # else it is used up
+                self._keep(number, values, spare)
+        target[...] = values[inside]
+
+    def _is_run(self, inside: Slices) -> bool:
+        """Tell whether a part of a chunk is one run of its bytes: whole but for the first axis."""
+        return all(s.stop - s.start == n for s, n in zip(inside[1:], self._table.chunks[1:], strict=True))
+
+    def _keep(self, number: int, values: npt.NDArray[Any], spare: Iterator[int]) -> None:
+        cost = values.nbytes + ENTRY_BYTES
+        if self._kept or cost - ENTRY_BYTES > self._room:  # alone, a chunk of just the budget is kept
+            while cost > self._room and (other := next(spare, None)) is not None:
+                self._room += self._kept.pop(other).nbytes + ENTRY_BYTES
+            if cost > self._room and self._kept:
+                return
+        self._kept[number] = values
+        self._room -= cost
+
+    def _not_needed(self, first: int, stop: int) -> Iterator[int]:
+        """Yield kept chunks without any value from `first` to before `stop`, the least recently used first."""
+        for number in list(self._kept):
+            start = self._table.start(number)
+            last = [min(s + c, n) - 1 for s, c, n in zip(start, self._table.chunks, self._shape, strict=True)]
+            if _flat(last, self._shape) < first or _flat(start, self._shape) >= stop:
+                yield number
+
+
+def _cuts(start: int, count: int, length: int) -> Iterator[tuple[int, slice, slice]]:
+    """Cut a range of one axis at multiples of `length`: the chunk's place, the part of it, the part of the range."""
+    for place in range(start // length, (start + count - 1) // length + 1):
+        low, high = max(start, place * length), min(start + count, (place + 1) * length)
+        yield place, slice(low - place * length, high - place * length), slice(low - start, high - start)
+
+
+def _flat(position: Iterable[int], shape: tuple[int, ...]) -> int:
+    flat = 0
+    for index, length in zip(position, shape, strict=True):
+        flat = flat * length + index
+    return flat

@@ -1,0 +1,167 @@
+"""How the values of each HDF5 layout are read: by flat position, every stored byte count checked."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from h5py import h5d, h5i, h5s
+
+from bncli.errors import InputError
+from bncli.formats.hdf5_chunks import ChunkCache, ChunkTable, Decoder
+from bncli.formats.hdf5_vetting import filters_of, hdf5_errors
+from bncli.formats.source import RegularFile
+
+
+class Reader:
+    """How the values of one layout are read."""
+
+    def read(self, first: int, out: npt.NDArray[Any]) -> None:
+        """Fill `out` (1-D, native byte order) with the values from flat position `first` on."""
+        raise NotImplementedError
+
+
+class Constant(Reader):
+    """A dataset that was never written, for those who mean it."""
+
+    def __init__(self, fill: Any) -> None:
+        self._fill = fill
+
+    def read(self, first: int, out: npt.NDArray[Any]) -> None:
+        """Fill `out` with the fill value."""
+        out[...] = self._fill
+
+
+class Memory(Reader):
+    """Compact layout: at most 64 KB, in the header."""
+
+    def __init__(self, values: npt.NDArray[Any]) -> None:
+        self._values = values
+
+    def read(self, first: int, out: npt.NDArray[Any]) -> None:
+        """Fill `out` from memory."""
+        out[...] = self._values[first : first + out.size]
+
+
+class Contiguous(Reader):
+    """One run of bytes in the file."""
+
+    def __init__(self, raw: RegularFile, offset: int, stored: np.dtype[Any]) -> None:
+        self._raw, self._offset, self._stored = raw, offset, stored
+
+    def read(self, first: int, out: npt.NDArray[Any]) -> None:
+        """Fill `out` from the file."""
+        self._raw.pread_into(out.view(np.uint8).data, self._offset + first * out.itemsize)
+        if not self._stored.isnative:
+            out.byteswap(inplace=True)
+
+
+class Chunked(Reader):
+    """Chunks, decoded here when only the common filters were used, else by h5py.
+
+    Parameters
+    ----------
+    where : str
+        The address, for messages.
+    raw : RegularFile
+    item : h5py.h5d.DatasetID
+    table : ChunkTable
+    shape, stored
+        Of the dataset: its shape and its type as stored.
+    fill : scalar
+        What chunks that were never written hold.
+    budget : int
+        Bytes of decoded chunks to keep.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        raw: RegularFile,
+        item: h5d.DatasetID,
+        table: ChunkTable,
+        shape: tuple[int, ...],
+        stored: np.dtype[Any],
+        fill: Any,
+        budget: int,
+    ) -> None:
+        self._where, self._raw, self._id, self._table = where, raw, item, table
+        self._shape, self._stored, self._fill = shape, stored, fill
+        filters = filters_of(item)
+        chunk_bytes = math.prod(table.chunks) * stored.itemsize
+        self._decoder = Decoder(filters, chunk_bytes) if Decoder.knows(filters) else None
+        # HDF5 versions differ in whether a chunk's offset counts the user block: there h5py fetches the bytes
+        self._by_offset = h5i.get_file_id(item).get_create_plist().get_userblock() == 0
+        self._check_stored(len(filters), chunk_bytes)
+        runs = not filters and not table.missing and self._by_offset
+        self._cache = ChunkCache(table, shape, self._load, self._load_part if runs else None, budget)
+
+    def read(self, first: int, out: npt.NDArray[Any]) -> None:
+        """Fill `out` from decoded chunks."""
+        self._cache.read(first, out)
+
+    def _check_stored(self, filters: int, chunk_bytes: int) -> None:
+        """Compare every chunk's place and stored size with the file and with the size of a chunk."""
+        table, all_skipped = self._table, (1 << filters) - 1
+        plain = (table.mask & all_skipped) == all_skipped
+        wrong = np.where(plain, table.size != chunk_bytes, table.size < 1)
+        if self._decoder:
+            wrong |= table.size > self._decoder.stored_limit()
+        beyond = (table.offset < 0) | (table.offset > self._raw.size - table.size)
+        for bad, words in ((wrong, f"stored for the {chunk_bytes} of a chunk"), (beyond, "past the end of the file")):
+            if bad.any():
+                index = int(np.argmax(bad))
+                at = self._at(table.number(index))
+                raise InputError(f"{at}: {table.size[index]} bytes {words}; the file is damaged or cut short")
+
+    def _at(self, number: int) -> str:
+        return f"{self._where}: chunk at {self._table.start(number)}"
+
+    def _load(self, number: int) -> npt.NDArray[Any]:
+        """Return the values of a chunk in native byte order, of shape `chunks` or less at the edge."""
+        index = self._table.find(number)
+        if index < 0:
+            return np.full(self._table.chunks, self._fill)
+        if self._decoder is None or self._may_be_unfiltered(number, index):
+            return self._load_by_h5py(number)
+        try:
+            data = self._decoder.decode(self._stored_bytes(number, index), int(self._table.mask[index]))
+        except ValueError as error:
+            raise InputError(f"{self._at(number)} {error}; write or copy the file again") from None
+        values = data.view(self._stored).reshape(self._table.chunks)
+        return values if self._stored.isnative else values.astype(self._stored.newbyteorder("="))
+
+    def _may_be_unfiltered(self, number: int, index: int) -> bool:
+        """Tell whether a chunk may be one at the edge that was stored as it is, which only HDF5 knows.
+
+        A dataset can be made so (H5Pset_chunk_opts), and the chunk's filter mask does not say it.
+        """
+        assert self._decoder is not None
+        if not self._decoder.filters or self._table.size[index] != self._decoder.chunk_bytes:
+            return False
+        ends = zip(self._table.start(number), self._table.chunks, self._shape, strict=True)
+        return any(start + count > end for start, count, end in ends)
+
+    def _load_by_h5py(self, number: int) -> npt.NDArray[Any]:
+        start = self._table.start(number)
+        extent = tuple(min(c, n - s) for s, c, n in zip(start, self._table.chunks, self._shape, strict=True))
+        values = np.empty(extent, self._stored.newbyteorder("="))
+        with hdf5_errors(self._at(number), "cannot be decoded"):
+            place = self._id.get_space()
+            place.select_hyperslab(start, extent)
+            self._id.read(h5s.create_simple(extent), place, values)
+        return values
+
+    def _stored_bytes(self, number: int, index: int) -> npt.NDArray[np.uint8]:
+        if self._by_offset:
+            data = np.empty(int(self._table.size[index]), np.uint8)
+            self._raw.pread_into(data.data, int(self._table.offset[index]))
+            return data
+        with hdf5_errors(self._at(number), "cannot be read"):
+            return np.frombuffer(self._id.read_direct_chunk(self._table.start(number))[1], np.uint8)
+
+    def _load_part(self, number: int, first: int, out: npt.NDArray[Any]) -> None:
+        offset = int(self._table.offset[self._table.find(number)]) + first * out.itemsize
+        Contiguous(self._raw, offset, self._stored).read(0, out)

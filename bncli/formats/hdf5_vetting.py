@@ -1,0 +1,448 @@
+"""What is in an HDF5 file, and what of it bn reads: path, type and filters are vetted before any value is read."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py import h5d, h5g, h5l, h5o, h5s, h5t, h5z
+
+from bncli.errors import BnError, InputError, UsageError, printable
+from bncli.formats.hdf5_chunks import Filter
+from bncli.formats.source import REAL_KINDS, RegularFile, check_shape
+
+UNREADABLE = "cannot be opened; the file is damaged or the disk failed to read it"
+MOST_LINKS = 40  # as many soft links in a row as Linux follows
+NO_VALUES, VIRTUAL, EXTERNAL = "without values", "virtual", "stored in an external file"
+SHOWN = 20  # candidates in a message
+
+# Third-party filters people meet: id -> (name, package that brings it). The ids are registered with The HDF Group
+KNOWN_FILTERS = {
+    h5z.FILTER_DEFLATE: ("gzip", "an h5py built with zlib"),
+    h5z.FILTER_SHUFFLE: ("shuffle", ""),
+    h5z.FILTER_FLETCHER32: ("fletcher32", ""),
+    h5z.FILTER_SZIP: ("szip", "an h5py built with libaec"),
+    h5z.FILTER_NBIT: ("nbit", ""),
+    h5z.FILTER_SCALEOFFSET: ("scale-offset", ""),
+    h5z.FILTER_LZF: ("lzf", "h5py"),
+    307: ("bzip2", "hdf5plugin"),
+    32001: ("blosc", "hdf5plugin"),
+    32004: ("lz4", "hdf5plugin"),
+    32008: ("bitshuffle", "hdf5plugin"),
+    32013: ("zfp", "hdf5plugin"),
+    32015: ("zstd", "hdf5plugin"),
+    32017: ("sz", "hdf5plugin"),
+    32018: ("fcidecomp", "hdf5plugin"),
+    32024: ("sz3", "hdf5plugin"),
+    32026: ("blosc2", "hdf5plugin"),
+    32028: ("sperr", "hdf5plugin"),
+}
+# IEEE 754: size -> (sign, exponent's position and bits, mantissa's position and bits), exponent bias
+_IEEE = {2: ((15, 10, 5, 0, 10), 15), 4: ((31, 23, 8, 0, 23), 127), 8: ((63, 52, 11, 0, 52), 1023)}
+_CLASS_NAMES = {
+    h5t.TIME: "time",
+    h5t.STRING: "string",
+    h5t.BITFIELD: "bit field",
+    h5t.OPAQUE: "opaque",
+    h5t.COMPOUND: "compound",
+    h5t.REFERENCE: "reference",
+    h5t.ENUM: "enum",
+    h5t.VLEN: "variable-length",
+    h5t.ARRAY: "array type",
+}
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """One dataset of a file, for `bn ls` and for lists of candidates.
+
+    Attributes
+    ----------
+    path : str
+        Absolute, as "/x".
+    shape : tuple of int
+        Empty for a single value.
+    dtype : str
+        Readable: "float32", "big-endian int16", "string".
+    chunks : tuple of int or None
+    compression : str
+        "" or, say, "gzip-4, shuffle, fletcher32".
+    problem : str
+        "" when bn can fit it, else the reason in a few words.
+    numeric : bool
+        Whether its type and shape are those of an array of real numbers.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    chunks: tuple[int, ...] | None
+    compression: str
+    problem: str
+    numeric: bool = True
+
+
+def is_hdf5(path: str) -> bool:
+    """Tell whether a file carries HDF5's signature, also behind a user block."""
+    # isfile first: looking into a FIFO would wait for a writer
+    return os.path.isfile(path) and bool(h5py.is_hdf5(path))
+
+
+@contextmanager
+def hdf5_errors(where: str, what: str) -> Iterator[None]:
+    """Turn whatever h5py raises inside into an InputError: '<where>: <what> (<HDF5's reason>)'."""
+    try:
+        yield
+    except BnError:
+        raise
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError) as error:
+        raise InputError(f"{where}: {what} ({reason(error)})") from error
+
+
+def reason(error: Exception) -> str:
+    """Return the cause in an h5py error: the innermost part of HDF5's message, or the system's own words."""
+    text = " ".join(str(error.args[-1] if error.args else error).split())
+    number = re.search(r"errno = ([1-9]\d*)", text)
+    if number:
+        return os.strerror(int(number[1]))
+    inner = re.search(r"\((.*)\)$", text)
+    return printable(inner[1] if inner else text)
+
+
+def open_file(path: str) -> h5py.File:
+    """Open an HDF5 file for reading, with HDF5's own locking and without its chunk cache.
+
+    Raises
+    ------
+    InputError
+        When it is missing, not HDF5, cut short, or open for writing elsewhere.
+    """
+    RegularFile(path).close()  # refuses what is missing or no regular file in bn's own words
+    shown = printable(path)
+    try:
+        return h5py.File(path, "r", rdcc_nbytes=0)
+    except BlockingIOError:
+        raise InputError(f"{shown}: is open for writing elsewhere; run again when its writer has closed it") from None
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        why = reason(error)
+    if "signature not found" in why:
+        raise InputError(f"{shown}: not an HDF5 file (its signature is missing)")
+    if "already open for" in why:
+        raise InputError(
+            f"{shown}: is marked as open for writing; wait for its writer, or run `h5clear -s` on it if that has died"
+        )
+    cut = re.search(r"truncated file: eof = (\d+).*stored_eof = (\d+)", why)
+    if cut:
+        raise InputError(f"{shown}: is cut short: {cut[1]} bytes of {cut[2]}; copy or write it again")
+    raise InputError(f"{shown}: cannot be opened as HDF5 ({why}); it is damaged or the disk failed to read it")
+
+
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """Return a sort key in which /x2 comes before /x10."""
+    return [(0, int(t), "") if t.isdecimal() else (1, 0, t) for t in re.split(r"(\d+)", text) if t]
+
+
+def text_of(name: bytes) -> str:
+    """Return a name from a file as text; what is not UTF-8 survives the way back."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+def name_bytes(path: str) -> bytes:
+    """Return a path or name as a file holds it; undoes `text_of`."""
+    return path.encode("utf-8", "surrogateescape")
+
+
+def hard_links(group: h5g.GroupID, where: str) -> list[bytes]:
+    """Return the names of a group's hard links in natural order; soft and external links are left out."""
+    with hdf5_errors(where, "a group cannot be listed"):
+        names = [bytes(n) for n in group]
+        hard = [n for n in names if group.links.get_info(n).type == h5l.TYPE_HARD]
+    return sorted(hard, key=lambda n: natural(text_of(n)))
+
+
+def walk(root: h5g.GroupID, where: str) -> Iterator[tuple[str, Any, str]]:
+    """Yield (path, object, path seen first) of all that hangs under a group by hard links, groups before their members.
+
+    An object met again under another path is yielded with the path it was seen under first, and not entered again,
+    so that cycles end.
+    """
+    seen = {identity(root): "/"}
+    todo = [("/", root, name) for name in reversed(hard_links(root, where))]
+    while todo:
+        prefix, group, name = todo.pop()
+        path = prefix + text_of(name)
+        with hdf5_errors(where, f"{printable(path)} {UNREADABLE}"):
+            item = h5o.open(group, name)
+            first = seen.setdefault(identity(item), path)
+        yield path, item, first
+        if first == path and isinstance(item, h5g.GroupID):
+            todo += [(f"{path}/", item, n) for n in reversed(hard_links(item, where))]
+
+
+def identity(item: Any) -> tuple[int, int]:
+    """Return what tells an object from every other object of the open files."""
+    info = h5o.get_info(item)
+    return info.fileno, info.addr
+
+
+def open_object(file: h5py.File, path: str, where: str) -> Any:
+    """Open the object at a path, every component of which is a hard link or a soft link that stays in the file.
+
+    Raises
+    ------
+    InputError
+        At an external link, a soft link that leads nowhere or in a circle, or what cannot be read.
+    LookupError
+        When there is nothing of that name.
+    """
+    root = here = h5g.open(file.id, b"/")
+    todo = name_bytes(path).split(b"/")[::-1]
+    soft: list[str] = []
+    while todo:
+        name = todo.pop()
+        if name in (b"", b"."):
+            continue
+        with hdf5_errors(where, f"{printable(text_of(name))} {UNREADABLE}"):
+            kind = here.links.get_info(name).type if isinstance(here, h5g.GroupID) and here.links.exists(name) else None
+            if kind == h5l.TYPE_HARD:
+                here = h5o.open(here, name)
+            elif kind == h5l.TYPE_SOFT:
+                target = here.links.get_val(name)
+                soft.append(f"{printable(text_of(name))} -> {printable(text_of(target))}")
+                here = root if target.startswith(b"/") else here
+                todo += target.split(b"/")[::-1]
+        if kind is None and soft:
+            raise InputError(f"{where}: the soft link {soft[-1]} leads nowhere")
+        if kind is None:
+            raise LookupError(path)
+        if kind not in (h5l.TYPE_HARD, h5l.TYPE_SOFT):
+            raise InputError(
+                f"{where}: {printable(text_of(name))} is a link to another file, which bn does not follow; "
+                "name that file itself"
+            )
+        if len(soft) > MOST_LINKS:
+            raise InputError(f"{where}: the soft link {soft[0]} leads in a circle")
+    return here
+
+
+def open_dataset(file: h5py.File, path: str, dataset: str) -> h5d.DatasetID:
+    """Open a dataset by its path, or say what there is instead.
+
+    Raises
+    ------
+    InputError
+        When there is none, or the way to it leaves the file.
+    UsageError
+        When the path is a group that holds numeric datasets.
+    """
+    where = f"{printable(path)}::{printable(dataset)}"
+    try:
+        item = open_object(file, dataset, where)
+    except LookupError:
+        raise InputError(_no_such_dataset(file, path, dataset)) from None
+    if isinstance(item, h5d.DatasetID):
+        return item
+    if not isinstance(item, h5g.GroupID):
+        raise InputError(f"{where}: is a named type, not a dataset")
+    prefix = dataset.rstrip("/") + "/"
+    inside = [i for i in describe_all(file, path) if i.path.startswith(prefix) and i.numeric]
+    if not inside:
+        raise InputError(f"{where}: is a group without numeric datasets; `bn ls {printable(path)}` lists what there is")
+    raise UsageError(f"{where}: is a group; name one of its datasets:\n{listing(path, inside)}")
+
+
+def _no_such_dataset(file: h5py.File, path: str, dataset: str) -> str:
+    infos = describe_all(file, path)
+    close = difflib.get_close_matches(dataset, [i.path for i in infos], n=1)
+    near = [i for i in infos if close and i.path == close[0]]
+    start = f"{printable(path)}: has no dataset {printable(dataset)}"
+    if near:
+        return f"{start}; did you mean {printable(path)}::{printable(near[0].path)}?"
+    return f"{start}; it has:\n{listing(path, infos)}" if infos else f"{start}, nor any other"
+
+
+def listing(path: str, infos: list[DatasetInfo]) -> str:
+    """Return one line per dataset: the address to type, its shape and its type."""
+    addresses = [f"{printable(path)}::{printable(i.path)}" for i in infos[:SHOWN]]
+    width = max(map(len, addresses))
+    lines = [f"  {a:<{width}}  {i.shape}  {i.dtype}" for a, i in zip(addresses, infos, strict=False)]
+    lines += [f"  … and {len(infos) - SHOWN} more: `bn ls {printable(path)}`"] if len(infos) > SHOWN else []
+    return "\n".join(lines)
+
+
+def list_datasets(path: str) -> list[DatasetInfo]:
+    """Return every dataset that hard links lead to, once each, in natural order of their paths."""
+    with open_file(path) as file:
+        return describe_all(file, path)
+
+
+def choose_dataset(path: str) -> str:
+    """Return the path of the only numeric dataset of two or more dimensions.
+
+    Raises
+    ------
+    UsageError
+        When there is none such or more than one, with the numeric datasets to choose from.
+    InputError
+        When nothing in the file is numeric.
+    """
+    infos = [i for i in list_datasets(path) if i.numeric]
+    tables = [i for i in infos if len(i.shape) > 1]
+    if len(tables) == 1:
+        return tables[0].path
+    if not infos:
+        raise InputError(f"{printable(path)}: holds no numeric dataset; `bn ls {printable(path)}` lists what there is")
+    found = f"{len(tables)} numeric datasets" if tables else "no numeric dataset"
+    raise UsageError(
+        f"{printable(path)}: holds {found} of two or more dimensions; name one, as in "
+        f"{printable(path)}::{printable((tables or infos)[0].path)}\n{listing(path, sorted(infos, key=_few_axes))}"
+    )
+
+
+def _few_axes(info: DatasetInfo) -> bool:
+    return len(info.shape) < 2
+
+
+def describe_all(file: h5py.File, path: str) -> list[DatasetInfo]:
+    """Return what `list_datasets` does, of an open file."""
+    found = walk(h5g.open(file.id, b"/"), printable(path))
+    infos = [
+        describe(item, at, printable(path))
+        for at, item, first in found
+        if first == at and isinstance(item, h5d.DatasetID)
+    ]
+    return sorted(infos, key=lambda i: natural(i.path))
+
+
+def describe(item: h5d.DatasetID, at: str, where: str) -> DatasetInfo:
+    """Describe one dataset without reading any of its values."""
+    with hdf5_errors(where, f"{printable(at)} cannot be read; the file is damaged"):
+        plist, space, kind = item.get_create_plist(), item.get_space(), item.get_type()
+        extent = space.get_simple_extent_type()
+        shape = tuple(space.get_simple_extent_dims()) if extent == h5s.SIMPLE else ()
+        chunks = tuple(plist.get_chunk()) if plist.get_layout() == h5d.CHUNKED else None
+        filters = filters_of(item)
+        dtype, words = type_of(kind)
+        numeric = dtype is not None and extent == h5s.SIMPLE
+        problem = "" if dtype is not None else words
+        problem = problem or _extent_problem(extent, shape) or storage_problem(item) or missing_filter(filters)
+    return DatasetInfo(at, shape, words, chunks, _compression(filters), problem, numeric)
+
+
+def vet(item: h5d.DatasetID, at: str, where: str) -> tuple[DatasetInfo, np.dtype[Any]]:
+    """Return what a dataset is and its type as stored, or refuse it; no value is read.
+
+    Raises
+    ------
+    InputError
+    """
+    info = describe(item, at, where)
+    stored = type_of(item.get_type())[0]
+    if stored is None:
+        raise InputError(
+            f"{where}: values of type {info.dtype} are refused; bn takes bool, integers and float16, 32 and 64"
+        )
+    if info.problem == NO_VALUES:
+        raise InputError(f"{where}: has a type but no values (a null dataspace); name another dataset")
+    check_shape(info.shape, where)
+    if info.problem in (VIRTUAL, EXTERNAL):
+        raise InputError(
+            f"{where}: is {info.problem}: its values lie elsewhere, where bn does not look; copy them into one dataset"
+        )
+    if info.problem:
+        raise InputError(f"{where}: {info.problem}")
+    return info, stored
+
+
+def _extent_problem(extent: int, shape: tuple[int, ...]) -> str:
+    if extent == h5s.NULL:
+        return NO_VALUES
+    if extent == h5s.SCALAR:
+        return "a single number without axes"
+    return "" if 0 not in shape else "no samples" if shape[0] == 0 else "no features"
+
+
+def type_of(kind: Any) -> tuple[np.dtype[Any] | None, str]:
+    """Return the type as stored (None unless bn reads it), and its name for people.
+
+    Only what is laid out exactly as NumPy's own bool, integers and IEEE floats of 16, 32 or 64 bits counts: h5py would
+    also read, say, a bfloat16 or a 24-bit integer, by converting it.
+    """
+    group, size = kind.get_class(), kind.get_size()
+    if group == h5t.INTEGER:
+        plain = size in (1, 2, 4, 8) and (kind.get_precision(), kind.get_offset()) == (8 * size, 0)
+    elif group == h5t.FLOAT:
+        plain = size in _IEEE and (kind.get_fields(), kind.get_ebias()) == _IEEE[size]
+    elif group == h5t.ENUM:
+        plain = kind.dtype == np.bool_
+    else:
+        return None, _odd_name(kind)
+    if not plain or kind.dtype.kind not in REAL_KINDS:
+        return None, _odd_name(kind)
+    dtype = np.dtype(kind.dtype.str)  # without h5py's metadata
+    return dtype, dtype.name if dtype.isnative else f"{'big' if dtype.str[0] == '>' else 'little'}-endian {dtype.name}"
+
+
+def _odd_name(kind: Any) -> str:
+    group, bits = kind.get_class(), 8 * kind.get_size()
+    if group == h5t.FLOAT:
+        fields = kind.get_fields()
+        return (
+            "bfloat16"
+            if bits == 16 and fields[2] == 8
+            else f"float of {kind.get_precision()} bits, not IEEE 16, 32 or 64"
+        )
+    if group == h5t.INTEGER:
+        return f"integer of {kind.get_precision()} bits in {bits}"
+    if group == getattr(h5t, "COMPLEX", -2) or (group == h5t.COMPOUND and kind.dtype.kind == "c"):
+        return "complex"
+    if group == h5t.VLEN:
+        return "variable-length"
+    return _CLASS_NAMES.get(group, f"HDF5 type class {group}")
+
+
+def storage_problem(item: h5d.DatasetID) -> str:
+    """Return why the values cannot be taken from this file itself, or ''."""
+    plist = item.get_create_plist()
+    if plist.get_layout() == h5d.VIRTUAL:
+        return VIRTUAL
+    if plist.get_external_count():
+        return EXTERNAL
+    return ""
+
+
+def filters_of(item: h5d.DatasetID) -> list[Filter]:
+    """Return the filter pipeline of a dataset, in the order in which filters are applied on writing."""
+    plist = item.get_create_plist()
+    found = []
+    for position in range(plist.get_nfilters()):
+        code, flags, values, name = plist.get_filter(position)
+        known = KNOWN_FILTERS.get(code, (text_of(name), ""))[0]
+        found.append(Filter(code, flags, tuple(values), printable(known) or "unnamed"))
+    return found
+
+
+def _compression(filters: list[Filter]) -> str:
+    """Name compressors first, with gzip's level, then the helpers."""
+    helpers = (h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32)
+    ordered = sorted(filters, key=lambda f: f.code in helpers)
+    return ", ".join(f"gzip-{f.values[0]}" if f.code == h5z.FILTER_DEFLATE and f.values else f.name for f in ordered)
+
+
+def missing_filter(filters: list[Filter], *, writing: bool = False) -> str:
+    """Return which filter is not available and how to get it, or ''."""
+    need = h5z.FILTER_CONFIG_ENCODE_ENABLED if writing else h5z.FILTER_CONFIG_DECODE_ENABLED
+    for f in filters:
+        if h5z.filter_avail(f.code) and h5z.get_filter_info(f.code) & need:
+            continue
+        package = KNOWN_FILTERS.get(f.code, ("", ""))[1]
+        cure = f"install {package}" if package else "install the HDF5 plugin that brings it"
+        return f"needs the HDF5 filter {f.name} (id {f.code}), which is not available; {cure}"
+    return ""

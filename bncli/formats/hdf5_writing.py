@@ -1,0 +1,179 @@
+"""Below the HDF5 writer: the file it writes to, and what a new dataset or file takes over from another."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from typing import Any
+
+import numpy as np
+from h5py import h5a, h5d, h5g, h5o, h5s, h5t, h5z
+
+from bncli.errors import InputError, printable
+from bncli.formats.hdf5_chunks import Filter
+from bncli.formats.hdf5_vetting import (
+    hdf5_errors,
+    identity,
+    missing_filter,
+    name_bytes,
+    storage_problem,
+    text_of,
+    walk,
+)
+
+# Filters that round values, to a tolerance chosen for the input: never applied to what bn computed
+LOSSY = {h5z.FILTER_SCALEOFFSET, 32013, 32017, 32018, 32022, 32023, 32024, 32028}
+
+
+class Disk(io.RawIOBase):
+    """The file under a sink. HDF5 crashes when a write fails, so it is not told: the failure is kept for the sink."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed by close
+        self.failure: BaseException | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of it, or keep the failure; after one nothing is written."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while len(rest) and self.failure is None:
+                rest = rest[self._file.write(rest) :]
+        except BaseException as error:  # also an interrupt: it must not unwind through HDF5
+            self.failure = error
+        return size
+
+    def readinto(self, out: Any) -> int:
+        """Read what there is, and zeros after a failure."""
+        view = memoryview(out).cast("B")
+        got = 0
+        with contextlib.suppress(OSError):
+            got = self._file.readinto(view) or 0
+        view[got:] = bytes(len(view) - got)
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the file's length, or keep the failure."""
+        try:
+            if self.failure is None:
+                self._file.truncate(size)
+        except BaseException as error:
+            self.failure = error
+        return size or 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Set the position."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        """Tell that it can be read."""
+        return True
+
+    def writable(self) -> bool:
+        """Tell that it can be written."""
+        return True
+
+    def seekable(self) -> bool:
+        """Tell that it has positions."""
+        return True
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+
+def fitting_chunks(chunks: tuple[int, ...], shape: tuple[int, ...], room: int) -> tuple[tuple[int, ...], int, int]:
+    """Return chunks of which a row fits `room` values, the values of such a row, and of the axis it advances along.
+
+    >>> fitting_chunks((4, 100), (10, 100), 1000)
+    ((4, 100), 400, 1000)
+    >>> fitting_chunks((4, 10, 100), (10, 100, 100), 500)
+    ((1, 5, 100), 500, 10000)
+    """
+    clipped = tuple(min(c, n) for c, n in zip(chunks, shape, strict=True))
+    axis = next(a for a in range(len(shape)) if math.prod(shape[a + 1 :]) <= room)
+    inner = math.prod(shape[axis + 1 :])
+    rows = min(clipped[axis], room // inner)
+    if any(n > 1 for n in clipped[:axis]):
+        rows = min(shape[axis], room // inner)  # shorter along the first axes, so longer along this one
+    return (*(1,) * axis, rows, *clipped[axis + 1 :]), rows * inner, shape[axis] * inner
+
+
+def keep_filters(layout: Any, filters: list[Filter], address: str) -> None:
+    """Give a new dataset the filters of another, in their order, less those that do not fit what bn writes."""
+    kept = [f for f in filters if f.code not in LOSSY and f.code != h5z.FILTER_NBIT]
+    missing = missing_filter(kept, writing=True)
+    if missing:
+        raise InputError(f"{printable(address)}: to be written alike it {missing}")
+    for f in kept:
+        layout.set_filter(f.code, f.flags, f.values)
+
+
+def copy_objects(root: h5g.GroupID, target: h5g.GroupID, main: tuple[int, int], copied: str, where: str) -> list[str]:
+    """Copy all that hangs under `root` by hard links, and the attributes of groups; aliases stay aliases.
+
+    The object of identity `main` is not copied: `copied` is the path of what stands for it in the target.
+
+    Returns
+    -------
+    list of str
+        Datasets that were left out: their values lie in other files.
+    """
+    left: list[str] = []
+    copy_attributes(root, target)
+    for path, item, first in walk(root, where):
+        with hdf5_errors(where, f"{printable(path)} cannot be copied"):
+            origin = copied if identity(item) == main else first
+            if not _copy_object(root, target, item, path, origin):
+                left.append(path)
+    return left
+
+
+def _copy_object(root: h5g.GroupID, target: h5g.GroupID, item: Any, path: str, origin: str) -> bool:
+    """Copy one object, or link it to its copy `origin`; False when it is left out."""
+    name = name_bytes(path)
+    if path != origin:
+        if origin != "/" and name_bytes(origin) not in target:
+            return False
+        if name not in target:
+            target.links.create_hard(name, target, name_bytes(origin))
+    elif isinstance(item, h5g.GroupID):
+        group = h5g.open(target, name) if name in target else h5g.create(target, name)
+        copy_attributes(item, group)
+    elif isinstance(item, h5d.DatasetID) and storage_problem(item):
+        return False
+    elif name not in target:
+        h5o.copy(root, name, target, name)
+    return True
+
+
+def copy_attributes(source: Any, target: Any, skip: tuple[str, ...] = ()) -> None:
+    """Copy attributes with their types; references, which point into the source's file, are left out."""
+    for position in range(h5a.get_num_attrs(source)):
+        attribute = h5a.open(source, index=position)
+        kind, space = attribute.get_type(), attribute.get_space()
+        name = bytes(attribute.name)
+        if text_of(name) in skip or h5a.exists(target, name) or _has_references(kind):
+            continue
+        values = None if space.get_simple_extent_type() == h5s.NULL else np.empty(attribute.shape, attribute.dtype)
+        if values is not None:
+            attribute.read(values)
+        copy = h5a.create(target, name, kind.copy(), space)
+        if values is not None:
+            copy.write(values)
+
+
+def _has_references(kind: Any) -> bool:
+    group = kind.get_class()
+    if group in (h5t.VLEN, h5t.ARRAY):
+        return _has_references(kind.get_super())
+    if group == h5t.COMPOUND:
+        return any(_has_references(kind.get_member_type(i)) for i in range(kind.get_nmembers()))
+    return bool(group == h5t.REFERENCE)

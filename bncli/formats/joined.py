@@ -1,0 +1,231 @@
+"""Several inputs as one data set: joined along axis 0, less what --rows leaves out."""
+
+from __future__ import annotations
+
+import bisect
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bncli.errors import InputError, MismatchError, UsageError, printable
+from bncli.formats.address import open_source, split
+from bncli.formats.array import ArraySource
+from bncli.formats.source import Source
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input as it was when the run began.
+
+    Attributes
+    ----------
+    address : str
+    start, stop : int
+        Its samples that belong to the data set, counted in the input.
+    shape, dtype
+        Of the whole input.
+    """
+
+    address: str
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+class Joined:
+    """The data set, read by position in C order. Opens one input at a time.
+
+    Parameters
+    ----------
+    addresses : sequence of str, or one array
+    dataset : str, optional
+        For addresses that name none.
+    rows : (int or None, int or None)
+        Python slice of the joined samples.
+    budget : int
+        Bytes of buffers.
+    fill : number, optional
+        Compared in each input's own type. Where inputs differ in type they are read as float64 and values equal to
+        the fill value in their own type become float64(fill).
+
+    Raises
+    ------
+    MismatchError
+        When the inputs differ in another axis than 0, or in their feature names.
+    InputError, UsageError
+        See `address.open_source`.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str] | npt.NDArray[Any],
+        *,
+        dataset: str | None = None,
+        rows: tuple[int | None, int | None] = (None, None),
+        budget: int,
+        allow_unwritten: bool = False,
+        fill: float | None = None,
+    ) -> None:
+        self._dataset, self._budget, self._allow_unwritten, self._fill = dataset, budget, allow_unwritten, fill
+        self._open: tuple[int, Source] | None = None
+        self._array = ArraySource(addresses) if isinstance(addresses, np.ndarray) else None
+        self._addresses = ["array"] if isinstance(addresses, np.ndarray) else list(addresses)
+        self._identities: dict[str, os.stat_result] = {}
+        self.names: tuple[str, ...] | None = None
+        self.notes: list[str] = []
+        self.inputs = self._select(self._look_at_all(), rows)
+        self.shape = (sum(i.stop - i.start for i in self.inputs), *self.inputs[0].shape[1:])
+        types = {i.dtype for i in self.inputs}
+        self.dtype = types.pop() if len(types) == 1 else np.dtype(np.float64)
+        self._offsets = np.cumsum([0] + [i.stop - i.start for i in self.inputs]).tolist()
+        self._scratch = np.empty(0, self.dtype)
+        self.sample_size = int(np.prod(self.shape[1:], dtype=object))
+
+    @property
+    def fill(self) -> float | int | None:
+        """The fill value in the type of what `read` returns; None where no value can equal it."""
+        if self._fill is None:
+            return None
+        return fill_in(self.dtype, self._fill)
+
+    def read(self, first: int, count: int) -> npt.NDArray[Any]:
+        """Values at positions first to first + count of the joined samples in C order.
+
+        Returns
+        -------
+        array of shape (count,) and of `dtype`; it is overwritten by the next read.
+        """
+        if len(self._scratch) < count:
+            self._scratch = np.empty(count, self.dtype)
+        out, done = self._scratch[:count], 0
+        while done < count:
+            sample, offset = divmod(first + done, self.sample_size)
+            index = bisect.bisect_right(self._offsets, sample) - 1
+            piece = self.inputs[index]
+            length = min(count - done, (self._offsets[index + 1] - sample) * self.sample_size - offset)
+            position = (piece.start + sample - self._offsets[index]) * self.sample_size + offset
+            self._read_input(index, position, out[done : done + length])
+            done += length
+        return out
+
+    def locate(self, position: int) -> tuple[str, int]:
+        """Address and sample (counted in that input) of a value of the joined data set."""
+        sample = position // self.sample_size
+        index = bisect.bisect_right(self._offsets, sample) - 1
+        return self.inputs[index].address, self.inputs[index].start + sample - self._offsets[index]
+
+    def check_unchanged(self) -> None:
+        """Raise InputError when an input was replaced, cut or written to since the run began."""
+        for path in self._identities:
+            self._check_identity(path)
+        if self._open:
+            self._open[1].check_unchanged()
+
+    def close(self) -> None:
+        """Let go of the open input."""
+        if self._open:
+            self._open[1].close()
+            self._open = None
+
+    def __enter__(self) -> Joined:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _read_input(self, index: int, position: int, out: npt.NDArray[Any]) -> None:
+        source = self._source(index)
+        if source.dtype == self.dtype:
+            source.read(position, out)
+            return
+        values = np.empty(len(out), source.dtype)
+        source.read(position, values)
+        out[...] = values
+        fill = None if self._fill is None else fill_in(source.dtype, self._fill)
+        if fill is not None and fill == fill:
+            out[values == fill] = self._fill
+
+    def _source(self, index: int) -> Source:
+        if self._array is not None:
+            return self._array
+        if self._open is None or self._open[0] != index:
+            self.close()
+            address = self.inputs[index].address
+            self._check_identity(split(address)[0])
+            self._open = index, self._opened(address)
+        return self._open[1]
+
+    def _opened(self, address: str) -> Source:
+        return open_source(address, dataset=self._dataset, budget=self._budget, allow_unwritten=self._allow_unwritten)
+
+    def _check_identity(self, path: str) -> None:
+        before = self._identities[path]
+        try:
+            now = os.stat(path)
+        except OSError as error:
+            raise InputError(f"{printable(path)}: cannot be read any more: {error.strerror}") from None
+        if any(getattr(before, key) != getattr(now, key) for key in ("st_dev", "st_ino", "st_size", "st_mtime_ns")):
+            raise InputError(f"{printable(path)}: changed while it was being read; run again when nobody writes to it")
+
+    def _look_at_all(self) -> list[Input]:
+        inputs: list[Input] = []
+        for address in self._addresses:
+            if self._array is None:
+                path = split(address)[0]
+                source = self._opened(address)
+                self._identities.setdefault(path, os.stat(path))
+            else:
+                source = self._array
+            with source:
+                inputs.append(Input(source.address, 0, source.shape[0], source.shape, source.dtype))
+                self._check_agreement(inputs[0], inputs[-1], source.names)
+                self.names = self.names or source.names
+                self.notes += source.notes
+        return inputs
+
+    def _check_agreement(self, first: Input, other: Input, names: tuple[str, ...] | None) -> None:
+        if first.shape[1:] != other.shape[1:]:
+            raise MismatchError(
+                f"the inputs differ in shape: {printable(first.address)} has samples of shape {first.shape[1:]}, "
+                f"{printable(other.address)} of {other.shape[1:]}; they must agree in every axis but the first"
+            )
+        if self.names and names and self.names != names:
+            raise MismatchError(
+                f"the inputs differ in their feature names: {printable(first.address)}, {printable(other.address)}"
+            )
+
+    def _select(self, inputs: list[Input], rows: tuple[int | None, int | None]) -> list[Input]:
+        total = sum(i.stop for i in inputs)
+        start, stop, _ = slice(*rows).indices(total)
+        if start >= stop:
+            raise UsageError(f"--rows leaves no sample of the {total} that there are")
+        selected, offset = [], 0
+        for i in inputs:
+            low, high = max(start - offset, 0), min(stop - offset, i.stop)
+            if low < high:
+                selected.append(Input(i.address, low, high, i.shape, i.dtype))
+            offset += i.stop
+        return selected
+
+
+def fill_in(dtype: np.dtype[Any], fill: float) -> float | int | None:
+    """The fill value as a value of `dtype`; None where the type cannot hold it.
+
+    Floats take the nearest value (0.1 in a float32 array is float32(0.1)); integers only a whole number in range.
+    """
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            nearest = float(dtype.type(fill))
+        return None if np.isinf(nearest) and np.isfinite(fill) else nearest
+    if not np.isfinite(fill) or (dtype.kind == "b" and fill not in (0, 1)) or int(fill) != fill:
+        return None
+    whole = int(fill)
+    if dtype.kind == "b":
+        return whole
+    limits = np.iinfo(dtype)
+    return whole if limits.min <= whole <= limits.max else None

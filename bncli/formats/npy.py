@@ -1,0 +1,233 @@
+"""The .npy format: a bounded header reader of our own, plain pread, and a sequential writer.
+
+Format: numpy.lib.format, versions 1.0 to 3.0. Never a memory map (a truncated file would be a SIGBUS) and never
+a pickle.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import math
+import re
+import struct
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from bncli.errors import InputError, UsageError, printable
+from bncli.formats.source import RegularFile, Source, check_shape
+
+MAGIC = b"\x93NUMPY"
+HEADER_LIMIT = 64 << 10
+_LENGTH_FORMAT = {(1, 0): "<H", (2, 0): "<I", (3, 0): "<I"}
+_NARROW_FLOATS = {"V1": "float8", "V2": "bfloat16"}
+
+
+class NpySource(Source):
+    """A .npy file of any order and byte order.
+
+    Parameters
+    ----------
+    path : str
+    budget : int
+        Bytes that may be held to turn Fortran order into C order.
+
+    Raises
+    ------
+    InputError
+        When the file is not a .npy file of real numbers, or does not hold what its header says.
+    """
+
+    def __init__(self, path: str, *, budget: int) -> None:
+        self.address = path
+        self.notes = []
+        self._file = RegularFile(path)
+        try:
+            self._start, self._stored, self.fortran, self.file_shape = _read_header(self._file)
+            self.shape = check_shape(self.file_shape, printable(path))
+            self._check_size()
+        except BaseException:
+            self._file.close()
+            raise
+        self.dtype = self._stored.newbyteorder("=")
+        # an array with one axis longer than 1 lies in memory alike in both orders
+        self.fortran = self.fortran and sum(n > 1 for n in self.shape) > 1
+        self._budget = budget
+        self._band: tuple[int, npt.NDArray[Any]] = (0, np.empty(0, self.dtype))  # first sample, samples in C order
+
+    def read(self, first: int, out: npt.NDArray[Any]) -> None:
+        """Fill `out` with the values from position `first` on, in C order; see `Source.read`."""
+        if not self.fortran:
+            self._read_stored(first, out)
+            return
+        done = 0
+        while done < len(out):
+            sample, offset = divmod(first + done, self.sample_size)
+            start, band = self._band_of(sample)
+            values = band.reshape(-1)[(sample - start) * self.sample_size + offset :][: len(out) - done]
+            out[done : done + len(values)] = values
+            done += len(values)
+
+    def check_unchanged(self) -> None:
+        """Raise InputError when the file is not what it was when it was opened."""
+        self._file.check_unchanged()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _read_stored(self, first: int, out: npt.NDArray[Any]) -> None:
+        """Values as they lie in the file, in native byte order."""
+        self._file.pread_into(out.view(np.uint8).data, self._start + first * self._stored.itemsize)
+        if not self._stored.isnative:
+            out.byteswap(inplace=True)
+        if self._stored.kind == "b":
+            _check_bools(out, self.address)
+
+    def _band_of(self, sample: int) -> tuple[int, npt.NDArray[Any]]:
+        """Samples around `sample`, read feature by feature from Fortran order; the last band is kept."""
+        start, band = self._band
+        if not start <= sample < start + len(band):
+            sample_bytes = self.sample_size * self.dtype.itemsize
+            count = self._budget // 2 // sample_bytes
+            if not count:
+                raise UsageError(
+                    f"{printable(self.address)}: one sample in Fortran order takes {2 * sample_bytes} bytes to turn round; "
+                    "raise --max-memory above that"
+                )
+            start = sample // count * count
+            count = min(count, self.shape[0] - start)
+            columns = np.empty((self.sample_size, count), self.dtype)
+            for i in range(self.sample_size):
+                self._read_stored(i * self.shape[0] + start, columns[i])
+            band = np.ascontiguousarray(columns.reshape(*self.shape[:0:-1], count).T)
+            self._band = start, band
+        return start, band
+
+    def _check_size(self) -> None:
+        """Compare what the header promises with the file's size, in Python's unbounded integers."""
+        expected = self._start + math.prod(self.shape) * self._stored.itemsize
+        where, found = printable(self.address), self._file.size
+        if found < expected:
+            raise InputError(
+                f"{where}: cut short: shape {self.shape} of {self._stored} needs {expected} bytes, the file has {found}; "
+                "write or copy it again"
+            )
+        if found > expected:
+            raise InputError(
+                f"{where}: {found - expected} bytes follow the data: shape {self.shape} of {self._stored} ends at byte "
+                f"{expected}, the file at {found}; it is not one .npy array"
+            )
+
+
+def is_npy(path: str) -> bool:
+    """Whether the file begins as a .npy file does."""
+    with open(path, "rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+class NpySink:
+    """Writes a .npy file front to back, in C order.
+
+    Parameters
+    ----------
+    path : str
+        An empty file to write to.
+    shape, dtype
+        Of the whole array.
+    """
+
+    def __init__(self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._file: BinaryIO = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by finish and abandon
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        )
+        self._write(header.getvalue())
+
+    def write(self, values: npt.NDArray[Any]) -> None:
+        """Append the next values, of shape (n,)."""
+        self._write(np.ascontiguousarray(values).view(np.uint8).data)
+
+    def finish(self) -> None:
+        """Close the file, which is complete."""
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Close the file after a failure."""
+        self._file.close()
+
+    def _write(self, content: bytes | memoryview) -> None:
+        rest = memoryview(content)
+        while len(rest):
+            rest = rest[self._file.write(rest) :]
+
+
+def _read_header(file: RegularFile) -> tuple[int, np.dtype[Any], bool, tuple[int, ...]]:
+    """Offset of the data, stored type, whether in Fortran order, and shape."""
+    where = printable(file.path)
+    prefix = _bytes_at(file, 0, 8)
+    if not prefix.startswith(MAGIC) or len(prefix) < 8:
+        what = "an empty file" if not prefix else "it does not begin with the .npy signature"
+        raise InputError(f"{where}: not a .npy file: {what}")
+    version = (prefix[6], prefix[7])
+    if version not in _LENGTH_FORMAT:
+        raise InputError(f"{where}: .npy version {version[0]}.{version[1]} is unknown; bn reads 1.0, 2.0 and 3.0")
+    length_format = _LENGTH_FORMAT[version]
+    start = 8 + struct.calcsize(length_format)
+    packed = _bytes_at(file, 8, start - 8)
+    length = struct.unpack(length_format, packed)[0] if len(packed) == start - 8 else 0
+    if length > HEADER_LIMIT:
+        raise InputError(
+            f"{where}: its header claims {length} bytes; a .npy header of real numbers has less than {HEADER_LIMIT}"
+        )
+    text = _bytes_at(file, start, length)
+    if not length or len(text) < length:
+        raise InputError(f"{where}: cut in the header: {length} bytes expected, {len(text)} found")
+    header = _parse(text, "utf-8" if version == (3, 0) else "latin-1", where)
+    return start + length, _stored_type(header["descr"], where), header["fortran_order"], header["shape"]
+
+
+def _bytes_at(file: RegularFile, offset: int, count: int) -> bytes:
+    """Up to `count` bytes; fewer where the file ends before."""
+    content = bytearray(max(0, min(count, file.size - offset)))
+    file.pread_into(memoryview(content), offset)
+    return bytes(content)
+
+
+def _parse(text: bytes, encoding: str, where: str) -> dict[str, Any]:
+    """The header's dictionary; its text is a literal, which is read, never run."""
+    try:
+        header = ast.literal_eval(text.decode(encoding).strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise InputError(f"{where}: its header is damaged: {printable(text[:60].decode('latin-1'))!r}") from None
+    if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
+        raise InputError(f"{where}: its header must hold descr, fortran_order and shape, and nothing else")
+    shape = header["shape"]
+    if not isinstance(header["fortran_order"], bool):
+        raise InputError(f"{where}: fortran_order in its header is neither True nor False")
+    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 64:
+        raise InputError(
+            f"{where}: the shape in its header is not a tuple of at most 64 sizes: {printable(shape)[:60]}"
+        )
+    return header
+
+
+def _stored_type(descr: object, where: str) -> np.dtype[Any]:
+    """The type of the values, byte order included, when it is one bn computes with."""
+    if isinstance(descr, str) and re.fullmatch(r"[<>=|]?([iu][1248]|f[248]|b1|\?)", descr):
+        return np.dtype(descr)
+    name = printable(descr)[:60]
+    if isinstance(descr, str) and descr[1:] in _NARROW_FLOATS:
+        name += f" (it looks like {_NARROW_FLOATS[descr[1:]]})"
+    elif isinstance(descr, str) and descr[1:2] == "O":
+        name += " (Python objects: a pickle, which bn never opens)"
+    raise InputError(f"{where}: values of type {name} are refused; bn takes bool, integers and float16, 32 and 64")
+
+
+def _check_bools(values: npt.NDArray[Any], address: str) -> None:
+    """A byte other than 0 and 1 is no bool: numpy would compute with it in undefined ways."""
+    if values.view(np.uint8).max(initial=0) > 1:
+        raise InputError(f"{printable(address)}: holds bytes other than 0 and 1 in an array of bool")

@@ -1,0 +1,175 @@
+"""What every reader offers: the values of one array of a file, by position, in C order."""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bncli.errors import InputError, printable
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+REAL_KINDS = "biuf"  # bool, signed, unsigned, float
+
+
+class Source:
+    """One array on disk or in memory, read by flat position.
+
+    Attributes
+    ----------
+    address : str
+        What a person types to name this array; used in messages.
+    shape : tuple of int
+        At least two axes; axis 0 counts samples. (One dimension is read as (N, 1).)
+    dtype : numpy.dtype
+        Native byte order: what `read` delivers, and what a fill value is compared in.
+    names : tuple of str or None
+        Feature names kept beside the data.
+    notes : list of str
+        Things a person should know about the stored values (a scale factor, say).
+    """
+
+    address: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    names: tuple[str, ...] | None = None
+    notes: list[str]
+
+    @property
+    def sample_size(self) -> int:
+        """Values per sample."""
+        return math.prod(self.shape[1:])
+
+    def read(self, first: int, out: npt.NDArray[Any]) -> None:
+        """Fill `out` (1-D, of `dtype`) with the values at positions first, first + 1, … of the array in C order.
+
+        Raises
+        ------
+        InputError
+            When the file holds less than it promised.
+        """
+        raise NotImplementedError
+
+    def check_unchanged(self) -> None:
+        """Raise InputError when the file is not the one that was opened."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def check_shape(shape: tuple[int, ...], where: str) -> tuple[int, ...]:
+    """Return the shape with at least two axes, or refuse an array without samples or features.
+
+    >>> check_shape((5,), "x.npy")
+    (5, 1)
+    """
+    if not shape:
+        raise InputError(f"{where}: a single number without axes; bn needs samples along axis 0")
+    if 0 in shape:
+        missing = "no samples" if shape[0] == 0 else "no features"
+        raise InputError(f"{where}: {missing} (shape {shape}); nothing can be computed from it")
+    return shape if len(shape) > 1 else (shape[0], 1)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which file was opened, and in what state: (device, inode, size, mtime in ns)."""
+
+    state: tuple[int, int, int, int]
+
+    @classmethod
+    def of(cls, fd: int) -> Identity:
+        """Read the identity of an open file."""
+        s = os.fstat(fd)
+        return cls((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns))
+
+
+class RegularFile:
+    """An open regular file, read with pread only, that knows whether it was changed since.
+
+    Raises
+    ------
+    InputError
+        When the path is missing, unreadable, or not a regular file (a folder, FIFO or device).
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            # O_NONBLOCK: opening a FIFO must not wait for a writer
+            self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise InputError(f"{printable(path)}: no such file{_near(path)}") from None
+        except OSError as error:
+            raise InputError(f"{printable(path)}: cannot be read: {error.strerror}") from None
+        mode = os.fstat(self.fd).st_mode
+        if not stat.S_ISREG(mode):
+            os.close(self.fd)
+            kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+            raise InputError(f"{printable(path)}: is {kind}; give a .npy or HDF5 file")
+        self.identity = Identity.of(self.fd)
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file when it was opened."""
+        return self.identity.state[2]
+
+    def pread_into(self, out: memoryview, offset: int) -> None:
+        """Fill the byte buffer from `offset`, or raise InputError when the file ends or fails before."""
+        done = 0
+        while done < len(out):
+            try:
+                got = os.preadv(self.fd, [out[done:]], offset + done)
+            except OSError as error:
+                raise InputError(
+                    f"{printable(self.path)}: reading failed at byte {offset + done}: {error.strerror}"
+                ) from None
+            if got == 0:
+                raise InputError(
+                    f"{printable(self.path)}: ends at byte {offset + done}, "
+                    f"{len(out) - done} bytes before the data does; it was cut after it was opened"
+                )
+            done += got
+
+    def check_unchanged(self) -> None:
+        """Raise InputError when the file was replaced, cut or written to since it was opened."""
+        try:
+            now = os.stat(self.path)
+            state = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns)
+        except OSError:
+            state = None
+        if Identity.of(self.fd) != self.identity or state != self.identity.state:
+            raise InputError(
+                f"{printable(self.path)}: changed while it was being read; run again when nobody writes to it"
+            )
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _near(path: str) -> str:
+    """', did you mean …?' when the folder holds a file of a similar name, else ''."""
+    import difflib
+
+    folder, name = os.path.split(path)
+    try:
+        close = difflib.get_close_matches(name, os.listdir(folder or "."), n=1)
+    except OSError:
+        return ""
+    return f"; did you mean {printable(os.path.join(folder, close[0]))}?" if close else ""

@@ -1,0 +1,70 @@
+"""Small arrays that belong to features: a gamma, a beta, names."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from bncli import files
+from bncli.errors import InputError, MismatchError, UsageError, printable
+from bncli.formats.address import SEPARATOR, kind_of, open_source, split
+
+NAMES_LIMIT = 256 << 20
+
+
+def read_vector(address: str, features: int, name: str, budget: int) -> npt.NDArray[np.float64]:
+    """One value per feature, of shape (C,), from FILE.npy or FILE.h5::/path.
+
+    Raises
+    ------
+    MismatchError
+        When the array does not hold `features` values. `name` says what they are for.
+    InputError, UsageError
+        As `open_source`.
+    """
+    with open_source(address, budget=budget) as source:
+        count = math.prod(source.shape)
+        if count != features:
+            raise MismatchError(
+                f"--{name} {printable(address)}: holds {count} values, the data has {features} features"
+            )
+        values = np.empty(count, source.dtype)
+        source.read(0, values)
+        source.check_unchanged()
+    return values.astype(np.float64)
+
+
+def read_names(address: str) -> tuple[str, ...]:
+    """Feature names: a text file with one name a line (UTF-8), or FILE.h5::/path of strings.
+
+    Raises
+    ------
+    InputError
+        When the file is missing, not text, or the dataset does not hold strings.
+    UsageError
+        For an HDF5 file without a path.
+    """
+    path, dataset = split(address)
+    if dataset is not None:
+        from bncli.formats.hdf5 import read_strings
+
+        return read_strings(path, dataset)
+    content = files.read_bytes(path, NAMES_LIMIT)
+    try:
+        return tuple(content.decode("utf-8-sig").splitlines())
+    except UnicodeDecodeError:
+        pass
+    if _is_hdf5(path):
+        raise UsageError(
+            f"--names {printable(path)}: an HDF5 file; say which dataset holds the names: {printable(path)}{SEPARATOR}/names"
+        )
+    raise InputError(f"--names {printable(path)}: not a text file in UTF-8 with one name a line")
+
+
+def _is_hdf5(path: str) -> bool:
+    try:
+        return kind_of(path) == "hdf5"
+    except InputError:
+        return False

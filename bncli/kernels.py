@@ -1,0 +1,165 @@
+"""Count, mean and sum of squared deviations of blocks of values: the innermost arithmetic.
+
+A block is r values of each of C features. Its deviations are taken from a pivot near its mean, so nothing
+cancels; sums run in a fixed order without BLAS, whose bits change with threads and processor.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+NAME = "numpy"
+BLOCK_ROWS = 128  # rounding grows with the length of a sum; short blocks keep it near one ulp
+LANES = 8  # partial sums that run side by side: fewer, longer vector operations and shorter sums
+PIVOT_SHARE = 8  # the pivot is found from at least an 8th of a block
+FEATURES_AT_ONCE = 1024  # 128 × 1,024 float64 values are 1 MB, which stays in cache
+TINY = 1e-300  # a sum of squares below this has lost digits to underflow
+
+Floats = npt.NDArray[np.float64]
+
+
+class Blocks(NamedTuple):
+    """Moments of G blocks; each array of shape (G, C)."""
+
+    number: Floats
+    mean: Floats
+    mean_low: Floats  # the part of the mean that does not fit a float64
+    m2: Floats  # NaN where the values are not finite, or too large or too close together to square
+
+
+class Missing(NamedTuple):
+    """Which values do not count: non-finite ones under `omit`, and those equal to `fill`."""
+
+    omit: bool = False
+    fill: float | int | None = None
+
+
+def two_sum(a: Floats, b: Floats) -> tuple[Floats, Floats]:
+    """The rounded sum and its exact error (Knuth, TAOCP 2, 4.2.2)."""
+    s = a + b
+    t = s - a
+    return s, (a - (s - t)) + (b - t)
+
+
+def block_moments(x: npt.NDArray[Any], missing: Missing) -> Blocks:
+    """Count, mean and sum of squared deviations per block and feature.
+
+    Parameters
+    ----------
+    x : array of shape (G, r, C)
+        G blocks of r values of C features, of any real type.
+    missing : Missing
+        Values to leave out, per feature.
+
+    Returns
+    -------
+    Blocks
+        Where a result does not exist (non-finite input, squares that overflow or underflow) m2 is NaN.
+    """
+    groups, _, features = x.shape
+    if features <= FEATURES_AT_ONCE:
+        return _tile_moments(x, missing)
+    out = Blocks(*(np.empty((groups, features)) for _ in Blocks._fields))
+    for start in range(0, features, FEATURES_AT_ONCE):
+        tile = slice(start, start + FEATURES_AT_ONCE)
+        for whole, part in zip(out, _tile_moments(x[:, :, tile], missing), strict=True):
+            whole[:, tile] = part
+    return out
+
+
+def present(x: npt.NDArray[Any], missing: Missing) -> npt.NDArray[np.bool_]:
+    """Mark the values that count (True), of the shape of x."""
+    keep = np.isfinite(x) if missing.omit else np.ones(x.shape, bool)
+    if missing.fill is not None:
+        keep &= ~np.isnan(x) if missing.fill != missing.fill else x != missing.fill
+    return keep
+
+
+def _tile_moments(x: npt.NDArray[Any], missing: Missing) -> Blocks:
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        if missing.fill is None:
+            blocks = _about_pivot(x, None)
+            if not missing.omit or np.isfinite(blocks.m2).all():
+                return blocks
+        return _about_pivot(x, present(x, missing))
+
+
+def _about_pivot(x: npt.NDArray[Any], keep: npt.NDArray[np.bool_] | None) -> Blocks:
+    """Shift by a pivot near the block's mean, then sum deviations and their squares.
+
+    The pivot is the first value plus the mean offset of every 8th value from it. A constant block thus has
+    deviations of exactly 0. With s the standard deviation of the block, the pivot lies within sqrt(8) s of the mean
+    whatever the values are (Cauchy-Schwarz over the 8th part), so that `squares - sums * offset` keeps its digits.
+    """
+    d = x.astype(np.float64)  # (G, r, C)
+    step = min(PIVOT_SHARE, max(1, d.shape[1] // PIVOT_SHARE))
+    if keep is None:
+        count = np.full((len(d), d.shape[2]), float(d.shape[1]))
+        first = d[:, :1].copy()
+        offsets = d[:, ::step] - first
+        offset = np.add.reduce(offsets, axis=1, keepdims=True) / offsets.shape[1]
+    else:
+        count = keep.sum(axis=1, dtype=np.float64)
+        first = np.take_along_axis(d, keep.argmax(axis=1)[:, None], axis=1)
+        first[count[:, None] == 0] = 0
+        counted = keep[:, ::step]
+        offsets = np.where(counted, d[:, ::step] - first, 0.0)
+        offset = np.add.reduce(offsets, axis=1, keepdims=True) / np.maximum(counted.sum(axis=1, keepdims=True), 1)
+    pivot = first + offset  # (G, 1, C)
+    _subtract(d, pivot)
+    if keep is not None:
+        d[~keep] = 0
+    sums = _sum_rows(d)
+    np.multiply(d, d, out=d)
+    squares = _sum_rows(d)
+    n = np.maximum(count, 1)
+    offset = sums / n
+    m2 = np.maximum(squares - sums * offset, 0)  # NaN stays NaN
+    m2[~np.isfinite(m2)] = np.nan
+    mean, mean_low = two_sum(pivot[:, 0], offset)
+    _mark_underflow(x, keep, first, m2)
+    return Blocks(count, mean, mean_low, m2)
+
+
+def _subtract(d: Floats, pivot: Floats) -> None:
+    """d -= pivot, with narrow rows taken several at once: numpy pays per run of C values."""
+    groups, rows, features = d.shape
+    at_once = min(rows, 128 // features) if features > 1 else 1
+    if at_once < 2:
+        np.subtract(d, pivot, out=d)
+        return
+    whole = rows // at_once * at_once
+    wide = d[:, :whole].reshape(groups, whole // at_once, at_once * features)
+    np.subtract(wide, np.tile(pivot, (1, 1, at_once)), out=wide)
+    np.subtract(d[:, whole:], pivot, out=d[:, whole:])
+
+
+def _sum_rows(d: Floats) -> Floats:
+    """Sum (G, r, C) over r in a fixed order: LANES partial sums, then their sum."""
+    groups, rows, features = d.shape
+    if features == 1:
+        sums: Floats = np.add.reduce(d[:, :, 0], axis=1, keepdims=True)  # numpy's pairwise sum along contiguous memory
+        return sums
+    whole = rows // LANES * LANES
+    if not whole:
+        sums = np.add.reduce(d, axis=1)
+        return sums
+    lanes = np.add.reduce(d[:, :whole].reshape(groups, -1, LANES * features), axis=1).reshape(groups, LANES, features)
+    lanes[:, : rows - whole] += d[:, whole:]
+    sums = np.add.reduce(lanes, axis=1)
+    return sums
+
+
+def _mark_underflow(x: npt.NDArray[Any], keep: npt.NDArray[np.bool_] | None, first: Floats, m2: Floats) -> None:
+    """Set m2 to NaN where the squares vanished although the values vary."""
+    group, feature = np.nonzero(m2 < TINY)
+    if x.dtype.kind != "f" or not group.size:
+        return
+    differs = x[group, :, feature] != first[group, 0, feature][:, None]
+    if keep is not None:
+        differs &= keep[group, :, feature]
+    varies = differs.any(axis=1)
+    m2[group[varies], feature[varies]] = np.nan

@@ -1,0 +1,94 @@
+"""Progress on stderr: a bar on a terminal, a plain line now and then elsewhere, nothing for what is done in a second."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+APPEARS_AFTER = 1.0  # seconds
+LINE_EVERY = 10.0  # seconds between plain lines
+Told = Callable[[int, "int | None", int], None]  # samples done, samples in all, bytes done
+
+
+@contextlib.contextmanager
+def progress(label: str, quiet: bool) -> Iterator[Told]:
+    """Give the function to call with (samples done, samples in all or None, bytes done)."""
+    if quiet:
+        yield lambda done, total, size: None
+    elif sys.stderr.isatty():
+        with _Bar(label) as bar:
+            yield bar.told
+    else:
+        yield _Lines(label).told
+
+
+class _Lines:
+    """Plain lines, for logs."""
+
+    def __init__(self, label: str) -> None:
+        self._label, self._start = label, time.monotonic()
+        self._next = self._start + APPEARS_AFTER
+
+    def told(self, done: int, total: int | None, size: int) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + LINE_EVERY
+        print(f"bn {self._label}: {_status(done, total, size, now - self._start)}", file=sys.stderr, flush=True)
+
+
+class _Bar:
+    """A bar that appears after a second and is gone at the end."""
+
+    def __init__(self, label: str) -> None:
+        self._label, self._start = label, time.monotonic()
+        self._stack = contextlib.ExitStack()
+        self._update: Callable[[int, int | None, str], None] | None = None
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def told(self, done: int, total: int | None, size: int) -> None:
+        elapsed = time.monotonic() - self._start
+        if elapsed < APPEARS_AFTER:
+            return
+        if self._update is None:
+            self._update = self._appear()
+        self._update(done, total, _status(done, total, size, elapsed))
+
+    def _appear(self) -> Callable[[int, int | None, str], None]:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[status]}", markup=False),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        task = self._stack.enter_context(bar).add_task(self._label, status="", total=None)
+        return lambda done, total, status: bar.update(task, completed=done, total=total, status=status)
+
+
+def _status(done: int, total: int | None, size: int, elapsed: float) -> str:
+    """ "12,000 of 90,000 samples, 1.2 GB/s, 8 s left"."""
+    parts = [f"{done:,}" + (f" of {total:,}" if total else "") + " samples"]
+    if size:
+        parts.append(f"{size / elapsed / 1e9:.2f} GB/s")
+    if total and done:
+        parts.append(f"{_duration(elapsed * (total - done) / done)} left")
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    """3725 s as "1 h 02 min"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,89 @@
+"""What fit and apply say when they are done."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from bncli.engine.apply import Applied, ApplySpec
+from bncli.engine.local import Look
+from bncli.errors import printable
+from bncli.stats import Stats
+
+
+def json_text(record: dict[str, Any]) -> str:
+    """JSON on one line; floats keep every digit, NaN never occurs."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False)
+
+
+def fit_summary(stats: Stats, path: str) -> str:
+    """Features, samples, batches, and where the stats went."""
+    rest = stats.num_samples % stats.batch_size if stats.batch_size else 0
+    last = f", the last of {rest}" if rest and stats.num_samples > stats.batch_size else ""
+    return (
+        f"{_count(stats.num_features, 'feature')}, {_count(stats.num_samples, 'sample')}, "
+        f"{_count(stats.num_batches, 'batch', 'batches')} of {min(stats.batch_size, stats.num_samples)}{last}\n"
+        f"{momentum_in_words(stats.momentum)}\n"
+        f"stats in {printable(path)}"
+    )
+
+
+def momentum_in_words(momentum: float | None) -> str:
+    """The recurrence with its numbers, and what PyTorch calls them."""
+    if momentum is None:
+        return "momentum none: the running statistics are the population's"
+    new = f"{1 - momentum:.6g}"
+    return (
+        f"momentum {momentum:g}: running = {momentum:g} * running + {new} * batch "
+        f"({momentum:g} weighs the OLD value; PyTorch's momentum is {new})"
+    )
+
+
+def plan_summary(look: Look) -> str:
+    """What a fit would do."""
+    lines = [
+        f"{printable(i.address)}: samples {i.start} to {i.stop} of {i.shape[0]}, {i.shape} {i.dtype.name}"
+        for i in look.inputs
+    ]
+    last = f", the last of {look.last}" if look.last != look.batch_size else ""
+    return "\n".join(
+        [
+            *lines,
+            f"{_count(look.features, 'feature')} on axis {look.axis}, {_count(look.shape[0], 'sample')}, "
+            f"{_count(look.batches, 'batch', 'batches')} of {look.batch_size}{last}",
+            momentum_in_words(look.conventions.momentum),
+            f"would write {printable(look.output)} (dry run: nothing was read or written)",
+        ]
+    )
+
+
+def apply_summary(report: Applied, spec: ApplySpec) -> str:
+    """What was written, then a line for each thing worth knowing."""
+    verb = "brought back" if spec.inverse else "normalised"
+    shown = printable(report.outputs[0]) + (f" and {len(report.outputs) - 1} more" if len(report.outputs) > 1 else "")
+    lines = [f"{_count(report.samples, 'sample')} {verb} with the {spec.use} statistics: {shown}"]
+    if report.non_finite:
+        lines.append(f"{_count(report.non_finite, 'value')} NaN or infinite: passed through")
+    if report.filled:
+        lines.append(f"{_count(report.filled, 'value')} equal to the fill value: now NaN")
+    if report.blown_up:
+        lines.append(
+            f"{_count(report.blown_up, 'value')} of features that were constant in the fitted data differ from that constant: "
+            "they are scaled by 1/sqrt(eps)"
+        )
+    if report.others and not spec.copy_others:
+        lines.append(f"not copied: {_list(report.others)} (--copy-others takes them along)")
+    elif report.others:
+        lines.append(f"{_count(len(report.others) - len(report.left), 'other dataset')} copied")
+    if report.left:
+        lines.append(f"not copied, since their values lie in other files: {_list(report.left)}")
+    return "\n".join(lines)
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def _list(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(printable(name) for name in names[:3]) + more

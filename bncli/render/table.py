@@ -1,0 +1,331 @@
+"""Tables: Rich on a terminal, with columns chosen by its width; full-precision TSV or CSV elsewhere."""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import io
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bncli.errors import MismatchError, UsageError, printable
+from bncli.formats.listing import Listed
+from bncli.render.summary import json_text, momentum_in_words
+from bncli.stats import Stats
+
+Row = dict[str, Any]
+COLUMNS = (
+    "index",
+    "name",
+    "count",
+    "running_mean",
+    "running_var",
+    "running_sd",
+    "population_mean",
+    "population_var",
+    "population_sd",
+    "gamma",
+    "beta",
+    "scale",
+    "shift",
+    "flags",
+)
+TITLES = {  # what a terminal shows, in the order of reading
+    "index": "#",
+    "name": "feature",
+    "running_mean": "running mean",
+    "running_sd": "running sd",
+    "glance": "mean ± sd, all on one scale",
+    "population_mean": "population mean",
+    "population_sd": "population sd",
+    "count": "count",
+    "gamma": "gamma",
+    "beta": "beta",
+    "scale": "scale",
+    "shift": "shift",
+    "flags": "flags",
+}
+# what goes first into the width there is; the rest is in the pipe's TSV, and the table says so
+PRIORITY = (
+    "index", "running_mean", "running_sd", "flags", "name", "glance", "population_mean", "population_sd",
+    "count", "scale", "shift", "gamma", "beta",
+)  # fmt: skip
+GLANCE_WIDTH = 18
+NAME_WIDTH = 24
+TERMINAL_ROWS = 100  # more are a page that nobody reads; the last line says how to see them
+
+
+def select(stats: Stats, *, features: str | None, sort: str | None, top: int | None) -> tuple[Row, list[Row]]:
+    """The record of a stats file, and the rows of the features asked for.
+
+    Raises
+    ------
+    UsageError
+        For a selection that no feature matches, or a key to sort by that is no column.
+    """
+    record = stats.as_dict()
+    rows = [_with_sd(feature) for feature in record["features"]]
+    if features is not None:
+        rows = [rows[i] for i in _indices(features, stats)]
+    if sort is not None:
+        if sort not in COLUMNS:
+            raise UsageError(f"--sort {sort!r} is no column; there are {', '.join(COLUMNS)}")
+        rows.sort(key=lambda row: _sort_key(row[sort]), reverse=True)
+    record["features"] = [{k: v for k, v in row.items() if not k.endswith("_sd")} for row in rows[:top]]
+    return record, rows[:top]
+
+
+def show(record: Row, rows: list[Row], path: str, formats: list[str], field: str | None, *, chosen_rows: bool) -> None:
+    """Print the record the way that was asked for: `formats` holds json, csv or tsv; `field` is of --get."""
+    if len(formats) + (field is not None) > 1:
+        raise UsageError("--json, --csv, --tsv and --get exclude each other")
+    if field is not None:
+        sys.stdout.write(_field(record, rows, field))
+    elif formats == ["json"]:
+        sys.stdout.write(json_text(record) + "\n")
+    elif formats or not sys.stdout.isatty():
+        delimiter = "," if formats == ["csv"] else "\t"
+        sys.stdout.write(_delimited([list(COLUMNS), *([_plain(row[c]) for c in COLUMNS] for row in rows)], delimiter))
+    else:
+        _show_table(record, rows, path, chosen_rows)
+
+
+def show_listing(listed: list[Listed]) -> None:
+    """Print the arrays of a file."""
+    header = ["address", "shape", "type", "chunks", "stored", "cannot be fitted"]
+    rows = [
+        [printable(d.address), _shape(d.shape), d.dtype, _shape(d.chunks) if d.chunks else "", d.compression, d.problem]
+        for d in listed
+    ]
+    if not sys.stdout.isatty():
+        sys.stdout.write(_delimited([header, *rows], "\t"))
+        return
+    if not rows:
+        sys.stdout.write("no datasets\n")
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, title in enumerate(header):
+        if any(row[i] for row in rows):
+            table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(row[i]) for i in range(len(header)) if any(r[i] for r in rows)))
+    _console().print(table)
+
+
+def aligned(values: Sequence[float | None]) -> list[str]:
+    """Numbers of six digits with their points one below the other; nothing is cut.
+
+    >>> aligned([650.249, 0.0963, None])
+    ['650.249 ', '  0.0963', '  -     ']
+    """
+    texts = ["-" if v is None else f"{v:.6g}" for v in values]
+    parts = [re.match(r"([^.e]*)(.*)", text) for text in texts]
+    heads, tails = [m[1] for m in parts if m], [m[2] for m in parts if m]
+    left, right = max(map(len, heads), default=0), max(map(len, tails), default=0)
+    return [head.rjust(left) + tail.ljust(right) for head, tail in zip(heads, tails, strict=True)]
+
+
+@dataclass(frozen=True)
+class Glance:
+    """Draws mean ± sd of each feature on one scale for all: linear near 0, logarithmic beyond the smallest sd.
+
+    >>> Glance.over([(0.0, 1.0), (5.0, 1.0)]).draw(0.0, 1.0)
+    '━●━━              '
+    """
+
+    low: float
+    high: float
+    unit: float
+
+    @classmethod
+    def over(cls, features: Sequence[tuple[float, float]]) -> Glance:
+        """Make the scale that holds all (mean, sd) pairs."""
+        unit = min((sd for _, sd in features if sd > 0), default=1.0)
+        ends = [_symlog(mean + sign * sd, unit) for mean, sd in features for sign in (-1, 1)]
+        return cls(min(ends, default=0.0), max(ends, default=1.0), unit)
+
+    def draw(self, mean: float, sd: float) -> str:
+        """A line from mean - sd to mean + sd with a dot at the mean."""
+        first, dot, last = (self._place(v) for v in (mean - sd, mean, mean + sd))
+        return "".join("●" if i == dot else "━" if first <= i <= last else " " for i in range(GLANCE_WIDTH))
+
+    def _place(self, value: float) -> int:
+        share = (_symlog(value, self.unit) - self.low) / ((self.high - self.low) or 1)
+        return min(GLANCE_WIDTH - 1, max(0, int(share * GLANCE_WIDTH)))
+
+
+def _symlog(value: float, unit: float) -> float:
+    return math.copysign(math.log1p(abs(value) / unit), value)
+
+
+def _show_table(record: Row, rows: list[Row], path: str, chosen_rows: bool) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    console = _console()
+    for line in _header(record, path):
+        console.print(Text(line), soft_wrap=False)
+    console.print()
+    shown = rows if chosen_rows else rows[:TERMINAL_ROWS]
+    cells = _cells(shown, console.encoding)
+    columns = _fitting(cells, console.width)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        right = column not in ("name", "flags", "glance")
+        table.add_column(_title(column, cells[column]), justify="right" if right else "left", no_wrap=True)
+    for i in range(len(shown)):
+        table.add_row(*(Text(cells[column][i]) for column in columns))
+    console.print(table)
+    for line in _footer(len(rows) - len(shown), [TITLES[c] for c in TITLES if c in cells and c not in columns]):
+        console.print(Text(line, style="dim"))
+
+
+def _header(record: Row, path: str) -> list[str]:
+    """What the numbers mean, in words."""
+    sources = [s["name"] + (f"::{s['dataset']}" if s["dataset"] else "") for s in record["sources"]]
+    lines = [
+        f"{printable(path)}: {record['num_features']:,} features on axis {record['axis']}, {record['num_samples']:,} samples, "
+        f"{record['num_batches']:,} batches of {record['batch_size']:,}",
+        momentum_in_words(record["momentum"]),
+        f"eps {record['eps']:g}, ddof {record['ddof']}, init {record['init']}; "
+        f"{record['num_parameters']:,} parameters (gamma and beta of each feature)",
+        "apply uses the running statistics, the population's with --use population",
+    ]
+    if sources:
+        more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
+        lines.append(f"fitted on {printable(sources[0])}{more}")
+    return lines
+
+
+def _footer(hidden_rows: int, hidden_columns: list[str]) -> list[str]:
+    lines = []
+    if hidden_rows:
+        lines.append(f"{hidden_rows:,} more features: choose with --features, --sort and --top, or pipe the output")
+    if hidden_columns:
+        lines.append(f"no room for: {', '.join(hidden_columns)} (--tsv prints everything)")
+    return lines
+
+
+def _cells(rows: list[Row], encoding: str) -> dict[str, list[str]]:
+    """The text of every column that says something."""
+    cells = {"index": [str(row["index"]) for row in rows]}
+    if any(row["name"] for row in rows):
+        cells["name"] = [_short(printable(row["name"] or "")) for row in rows]
+    for column in ("running_mean", "running_sd", "population_mean", "population_sd", "gamma", "beta", "scale", "shift"):
+        cells[column] = aligned([row[column] for row in rows])
+    cells["count"] = [f"{row['count']:,}" for row in rows]
+    if any(row["flags"] for row in rows):
+        cells["flags"] = [", ".join(row["flags"]) for row in rows]
+    known = [(row["running_mean"], row["running_sd"]) for row in rows if row["running_mean"] is not None]
+    if len(known) > 1 and "utf" in encoding.lower():
+        glance = Glance.over(known)
+        drawn = (
+            glance.draw(row["running_mean"], row["running_sd"]) if row["running_mean"] is not None else ""
+            for row in rows
+        )
+        cells["glance"] = list(drawn)
+    return cells
+
+
+def _fitting(cells: dict[str, list[str]], width: int) -> list[str]:
+    """The columns that fit the width, most important first, in the order of reading."""
+    chosen: set[str] = set()
+    used = -2  # two spaces between columns
+    for column in PRIORITY:
+        if column not in cells:
+            continue
+        need = max(len(text) for text in [*_title(column, cells[column]).split("\n"), *cells[column]]) + 2
+        if used + need <= width:
+            chosen.add(column)
+            used += need
+    return [column for column in TITLES if column in chosen]
+
+
+def _title(column: str, texts: list[str]) -> str:
+    """The title, on two lines where that makes the column narrower."""
+    title = TITLES[column]
+    return (
+        title
+        if len(title) <= max(map(len, texts), default=0)
+        else title.replace(" ", "\n", 1)
+        if column != "glance"
+        else "mean ± sd"
+    )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "…"
+
+
+def _indices(text: str, stats: Stats) -> list[int]:
+    """Indices for a list of indices, ranges with both ends, and name patterns."""
+    found: list[int] = []
+    for part in (p.strip() for p in text.split(",")):
+        ends = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if ends:
+            first, last = int(ends[1]), int(ends[2] or ends[1])
+            if last >= stats.num_features:
+                raise UsageError(f"--features {part}: features run from 0 to {stats.num_features - 1}")
+            found += range(first, last + 1)
+            continue
+        matches = [i for i, name in enumerate(stats.names or ()) if fnmatch.fnmatchcase(name, part)]
+        if not matches:
+            known = "; these stats have no feature names" if not stats.names else ""
+            raise UsageError(f"--features {part!r} matches no feature{known}")
+        found += matches
+    return list(dict.fromkeys(found))
+
+
+def _field(record: Row, rows: list[Row], field: str) -> str:
+    if field in COLUMNS:
+        return "".join(f"{_plain(row[field])}\n" for row in rows)
+    if field in record and not isinstance(record[field], list):
+        value = record[field]
+        return f"{'none' if value is None else value}\n"
+    known = [*COLUMNS, *(k for k, v in record.items() if not isinstance(v, list))]
+    raise MismatchError(f"--get {field!r}: no such field; there are {', '.join(known)}")
+
+
+def _with_sd(feature: Row) -> Row:
+    sds = {
+        f"{kind}_sd": None if (v := feature[f"{kind}_var"]) is None else math.sqrt(v)
+        for kind in ("running", "population")
+    }
+    return feature | sds
+
+
+def _sort_key(value: Any) -> tuple[bool, Any]:
+    """None (NaN) sorts last when the largest come first; flags sort by how many there are."""
+    return (value is not None, len(value) if isinstance(value, list) else value if value is not None else 0)
+
+
+def _plain(value: Any) -> str:
+    """A value for TSV, CSV and --get: full precision, no control characters."""
+    if value is None:
+        return "nan"
+    if isinstance(value, list):
+        return ";".join(value)
+    return repr(value) if isinstance(value, float) else printable(value)
+
+
+def _delimited(rows: list[list[str]], delimiter: str) -> str:
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows(rows)
+    return out.getvalue()
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape)) or "scalar"
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False, emoji=False, markup=False)

@@ -1,0 +1,424 @@
+"""Stats, the fitted record: what a pass over data leaves behind, to and from a file; and the frameworks' presets."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bncli import batchnorm, files, store
+from bncli.errors import InputError, MismatchError, UsageError, printable
+from bncli.layout import feature_axis
+from bncli.moments import Moments, Running
+
+FORMAT = "bncli-stats"
+FORMAT_VERSION = 1
+SIZE_LIMIT = 16 << 30  # of a stats file; 100 bytes and more per feature
+INITS = ("debias", "zeros", "unit", "first")
+DRIFT_MEAN = 0.1  # in standard deviations
+DRIFT_VARIANCE = 0.25  # relative
+EPS_SHARE = 0.01  # of the variance
+
+# kept in the file under their own names, as they are
+PLAIN_ATTRIBUTES = (
+    "eps", "ddof", "init", "axis", "batch_size", "num_samples", "num_batches", "num_left_out", "sample_shape", "kernel",
+)  # fmt: skip
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A framework's conventions for batch normalization."""
+
+    momentum: float
+    eps: float
+    ddof: int
+    init: str
+    axis: int
+
+
+@dataclass(frozen=True, eq=False)
+class Stats:
+    """Fitted normalization statistics of C features. Frozen; checked when it is made.
+
+    Attributes
+    ----------
+    running_mean, running_var : shape (C,)
+        Folded batch by batch with the momentum; NaN where no batch gave two values.
+    gamma, beta : shape (C,)
+        Scale and shift of the normalised values.
+    population : Moments of shape (C,)
+        Count, mean and m2 of every value seen.
+    running : Running or None
+        What merging and resuming need; None for imported statistics.
+    momentum : float or None
+        Weight of the old value when a batch is folded; None means that the running statistics are the population's.
+    eps, ddof, init, axis, batch_size, sample_shape
+        The conventions of the fit (see README). `sample_shape` is () where it is not known.
+    num_samples, num_batches, num_left_out : int
+        Samples seen, batches folded, and batches too small to fold.
+    names : tuple of str or None
+        Feature names.
+    options : dict
+        Other options of the fit: nan, fill_value, rows.
+    kernel : str
+        Which kernel computed the blocks.
+    provenance : dict
+        Versions, command line, inputs and time of the fit.
+
+    Raises
+    ------
+    MismatchError
+        When the arrays do not belong together, or a variance is negative.
+    """
+
+    running_mean: Floats
+    running_var: Floats
+    gamma: Floats
+    beta: Floats
+    population: Moments
+    running: Running | None = None
+    momentum: float | None = 0.9
+    eps: float = 1e-5
+    ddof: int = 0
+    init: str = "debias"
+    axis: int = -1
+    batch_size: int = 0
+    num_samples: int = 0
+    num_batches: int = 0
+    num_left_out: int = 0
+    sample_shape: tuple[int, ...] = ()
+    names: tuple[str, ...] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    kernel: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = (len(self.running_mean),)
+        arrays = {"running_var": self.running_var, "gamma": self.gamma, "beta": self.beta}
+        arrays |= {
+            f"population {name}": a for name, a in zip(("count", "mean"), self.population.arrays(), strict=False)
+        }
+        for name, array in arrays.items():
+            if array.shape != shape:
+                raise MismatchError(f"{name} has shape {array.shape}, the running mean {shape}")
+        if self.names is not None and len(self.names) != shape[0]:
+            raise MismatchError(f"{len(self.names)} feature names for {shape[0]} features")
+        if (self.running_var < 0).any() or (self.population.m2 < 0).any():
+            raise MismatchError("a variance is negative")
+        check_conventions(self.momentum, self.eps, self.ddof, self.init)
+
+    @property
+    def num_features(self) -> int:
+        """C."""
+        return len(self.running_mean)
+
+    @property
+    def num_parameters(self) -> int:
+        """Learned parameters: a gamma and a beta per feature, 2·C."""
+        return 2 * self.num_features
+
+    @property
+    def population_count(self) -> npt.NDArray[np.int64]:
+        """Values seen per feature, shape (C,)."""
+        return self.population.count.astype(np.int64)
+
+    @cached_property
+    def population_mean(self) -> Floats:
+        """Mean of every value seen, shape (C,); NaN where there was none."""
+        return np.where(self.population.count > 0, self.population.mean, np.nan)
+
+    @cached_property
+    def population_var(self) -> Floats:
+        """Variance (ddof 0) of every value seen, shape (C,); NaN where there was none."""
+        return self.population.variance()
+
+    def statistics(self, use: str = "running") -> tuple[Floats, Floats]:
+        """Mean and variance for test mode, each of shape (C,).
+
+        Parameters
+        ----------
+        use : "running" or "population"
+
+        Raises
+        ------
+        MismatchError
+            When the population is asked of statistics that have none (imported ones).
+        """
+        if use == "running":
+            return self.running_mean, self.running_var
+        if use != "population":
+            raise UsageError(f"use {use!r} is neither 'running' nor 'population'")
+        if not self.population.count.any():
+            raise MismatchError(
+                "these statistics were imported and hold no population statistics; use the running ones"
+            )
+        return self.population_mean, self.population_var
+
+    def scale_shift(self, use: str = "running") -> tuple[Floats, Floats]:
+        """Test mode as one y = scale · x + shift: two arrays of shape (C,)."""
+        mean, var = self.statistics(use)
+        scale = self.gamma / batchnorm.deviation(var, self.eps)
+        return scale, self.beta - mean * scale
+
+    def normalize(
+        self, x: npt.ArrayLike, use: str = "running", axis: int | None = None, dtype: npt.DTypeLike | None = None
+    ) -> npt.NDArray[Any]:
+        """Test mode: y = gamma · (x - mean) / sqrt(var + eps) + beta; see `batchnorm.normalize`."""
+        mean, var = self.statistics(use)
+        x = self.check_array(x, axis)
+        return batchnorm.normalize(
+            x, mean, var, self.gamma, self.beta, self.eps, self.axis if axis is None else axis, dtype
+        )
+
+    def denormalize(
+        self, y: npt.ArrayLike, use: str = "running", axis: int | None = None, dtype: npt.DTypeLike | None = None
+    ) -> npt.NDArray[Any]:
+        """The inverse of `normalize`; see `batchnorm.denormalize`."""
+        mean, var = self.statistics(use)
+        y = self.check_array(y, axis)
+        return batchnorm.denormalize(
+            y, mean, var, self.gamma, self.beta, self.eps, self.axis if axis is None else axis, dtype
+        )
+
+    def check_array(self, x: npt.ArrayLike, axis: int | None) -> npt.NDArray[Any]:
+        """The array, checked to fit these statistics; one dimension is read as (N, 1)."""
+        array = np.asarray(x)
+        self.check_shape(array.shape if array.ndim != 1 else (len(array), 1), axis, "the array")
+        return array
+
+    def check_shape(self, shape: tuple[int, ...], axis: int | None, where: str) -> int:
+        """Return the feature axis of data of this shape (samples first).
+
+        Raises
+        ------
+        MismatchError
+            When the data differs from the fitted data in rank (unless `axis` is given) or in its number of features.
+        """
+        rank = len(self.sample_shape) + 1
+        if axis is None and self.sample_shape and len(shape) != rank:
+            raise MismatchError(
+                f"{where} has {len(shape)} dimensions {shape}, the fitted data had {rank}; if the features lie on another "
+                "axis now, say which with --axis"
+            )
+        axis = feature_axis(len(shape), self.axis if axis is None else axis)
+        if shape[axis] != self.num_features:
+            raise MismatchError(
+                f"{where} has {shape[axis]} features on axis {axis} (shape {shape}), the stats have {self.num_features}"
+            )
+        return axis
+
+    def flags(self) -> list[list[str]]:
+        """What is worth knowing of each feature: constant, drifted, missing, eps, no-population."""
+        conditions = {
+            "constant": self.constant,
+            "drifted": self.drifted,
+            "missing": np.isnan(self.running_mean),
+            "eps": (self.running_var > 0) & (self.eps > EPS_SHARE * self.running_var),
+            "no-population": (self.population.count == 0) & ~np.isnan(self.running_mean),
+        }
+        flags: list[list[str]] = [[] for _ in range(self.num_features)]
+        for name, where in conditions.items():
+            for i in np.flatnonzero(where):
+                flags[i].append(name)
+        return flags
+
+    @property
+    def constant(self) -> npt.NDArray[np.bool_]:
+        """Features whose values were all the same, shape (C,)."""
+        constant: npt.NDArray[np.bool_] = (self.population.count > 0) & (self.population.m2 == 0)
+        return constant
+
+    @property
+    def drifted(self) -> npt.NDArray[np.bool_]:
+        """Features whose running statistics lie far from the population's, shape (C,)."""
+        with np.errstate(invalid="ignore"):
+            var = self.population_var
+            mean_off = np.abs(self.running_mean - self.population_mean) > DRIFT_MEAN * np.sqrt(var)
+            var_off = np.abs(self.running_var - self._population_var_ddof) > DRIFT_VARIANCE * var
+        drifted: npt.NDArray[np.bool_] = mean_off | var_off
+        return drifted
+
+    @property
+    def _population_var_ddof(self) -> Floats:
+        return self.population.variance(self.ddof)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as plain values, ready for JSON: NaN becomes None."""
+        scale, shift = self.scale_shift()
+        columns = {
+            "running_mean": self.running_mean,
+            "running_var": self.running_var,
+            "population_mean": self.population_mean,
+            "population_var": self.population_var,
+            "gamma": self.gamma,
+            "beta": self.beta,
+            "scale": scale,
+            "shift": shift,
+        }
+        plain = {name: [None if math.isnan(v) else v for v in values.tolist()] for name, values in columns.items()}
+        counts, flags = self.population_count.tolist(), self.flags()
+        features = [
+            {
+                "index": i,
+                "name": self.names[i] if self.names else None,
+                "count": counts[i],
+                **{name: values[i] for name, values in plain.items()},
+                "flags": flags[i],
+            }
+            for i in range(self.num_features)
+        ]
+        return {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "momentum": self.momentum,
+            "eps": self.eps,
+            "ddof": self.ddof,
+            "init": self.init,
+            "axis": self.axis,
+            "batch_size": self.batch_size,
+            "num_samples": self.num_samples,
+            "num_batches": self.num_batches,
+            "num_features": self.num_features,
+            "num_parameters": self.num_parameters,
+            "sources": self.provenance.get("sources", []),
+            "features": features,
+        }
+
+    def to_bytes(self) -> bytes:
+        """The stats file, as described in the README."""
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "running_mean": self.running_mean,
+            "running_var": self.running_var,
+            "gamma": self.gamma,
+            "beta": self.beta,
+            "population/count": self.population_count,
+            "population/mean": self.population_mean,  # NaN where count is 0
+            "population/m2": self.population.m2,
+        }
+        if self.names is not None:
+            arrays["feature_names"] = np.array([name.encode() for name in self.names])
+        if self.running is not None:
+            arrays |= {
+                "state/k": np.broadcast_to(self.running.k[0], self.num_features).astype(np.int64),
+                "state/a": self.running.a,
+                "state/a_low": self.running.a_low,
+                "state/first": self.running.first,
+                "state/population_mean_low": self.population.mean_low,
+                "state/population_m2_low": self.population.m2_low,
+            }
+        attributes: dict[str, store.Value] = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "momentum": math.nan if self.momentum is None else self.momentum,
+            "options": json.dumps(self.options, sort_keys=True),
+            "provenance": json.dumps(self.provenance, sort_keys=True),
+        }
+        attributes |= {name: getattr(self, name) for name in PLAIN_ATTRIBUTES}
+        return store.pack(arrays, attributes)
+
+    @classmethod
+    def from_bytes(cls, image: bytes, where: str) -> Stats:
+        """Read what `to_bytes` made. Raises InputError naming `where` when the content is not a stats file."""
+        arrays, attributes = store.unpack(image, where)
+        if attributes.get("format") != FORMAT:
+            raise InputError(f"{printable(where)}: an HDF5 file, but not a stats file; make one with 'bn fit'")
+        version = attributes.get("format_version")
+        if version != FORMAT_VERSION:
+            written_by = _written_by(attributes)
+            raise InputError(
+                f"{printable(where)}: stats format {version}{written_by}; this bn reads format {FORMAT_VERSION}: upgrade bn"
+            )
+        try:
+            return cls._from_parts(arrays, attributes)
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{printable(where)}: not a stats file of this format: {printable(error)}") from None
+
+    @classmethod
+    def _from_parts(cls, arrays: dict[str, npt.NDArray[Any]], attributes: dict[str, Any]) -> Stats:
+        count, mean, m2 = (arrays[f"population/{name}"] for name in ("count", "mean", "m2"))
+        has_state = "state/k" in arrays
+        low = [arrays[f"state/population_{n}_low"] if has_state else np.zeros(len(count)) for n in ("mean", "m2")]
+        population = Moments(count.astype(np.float64), np.where(count > 0, mean, 0.0), low[0], m2, low[1])
+        running = (
+            Running(
+                arrays["state/k"].astype(np.float64)[None], *(arrays[f"state/{n}"] for n in ("a", "a_low", "first"))
+            )
+            if has_state
+            else None
+        )
+        names = arrays.get("feature_names")
+        momentum = attributes["momentum"]
+        plain: dict[str, Any] = {name: attributes[name] for name in PLAIN_ATTRIBUTES}
+        return cls(
+            arrays["running_mean"],
+            arrays["running_var"],
+            arrays["gamma"],
+            arrays["beta"],
+            population,
+            running,
+            momentum=None if math.isnan(momentum) else momentum,
+            names=None if names is None else tuple(name.decode() for name in names.tolist()),
+            options=json.loads(attributes["options"]),
+            provenance=json.loads(attributes["provenance"]),
+            **plain,
+        )
+
+    def save(self, path: str, force: bool = True) -> None:
+        """Write the stats file: whole and on disk, or not at all.
+
+        Raises
+        ------
+        OutputExistsError
+            When the file exists and `force` is false.
+        WriteError
+            When it cannot be written.
+        """
+        files.write_bytes(str(path), self.to_bytes(), force=force)
+
+
+def load(path: str) -> Stats:
+    """Read a stats file.
+
+    Raises
+    ------
+    InputError
+        When the file is missing, unreadable, damaged, of a newer format, or not a stats file.
+    """
+    return Stats.from_bytes(files.read_bytes(str(path), SIZE_LIMIT), str(path))
+
+
+def check_conventions(momentum: float | None, eps: float, ddof: int, init: str) -> None:
+    """Raise UsageError for a momentum, eps, ddof or init that has no meaning."""
+    if momentum is not None and not 0 <= momentum < 1:
+        raise UsageError(
+            f"momentum {momentum} is not in 0 <= m < 1; it is the weight of the old value (PyTorch's momentum is 1 - m)"
+        )
+    if not (math.isfinite(eps) and eps >= 0):
+        raise UsageError(f"eps {eps} is not a finite number of 0 or more")
+    if ddof not in (0, 1):
+        raise UsageError(f"ddof {ddof} is neither 0 nor 1")
+    if init not in INITS:
+        raise UsageError(f"init {init!r} is not one of {', '.join(INITS)}")
+
+
+def _written_by(attributes: dict[str, Any]) -> str:
+    try:
+        return f", written by bn {printable(json.loads(attributes['provenance'])['versions']['bncli'])}"
+    except (KeyError, TypeError, ValueError):
+        return ""
+
+
+PRESETS = {
+    "torch": Preset(momentum=0.9, eps=1e-5, ddof=1, init="unit", axis=1),
+    "keras": Preset(momentum=0.99, eps=1e-3, ddof=0, init="unit", axis=-1),
+    "flax": Preset(momentum=0.99, eps=1e-5, ddof=0, init="unit", axis=-1),
+    "onnx": Preset(momentum=0.9, eps=1e-5, ddof=0, init="unit", axis=1),
+    "cs231n": Preset(momentum=0.9, eps=1e-5, ddof=0, init="zeros", axis=-1),
+}

@@ -1,0 +1,97 @@
+"""Named arrays and attributes as one small HDF5 file with a digest. What they mean is not known here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from bncli.errors import InputError, printable
+
+Value = int | float | str | tuple[int, ...]
+DIGEST = "digest"
+
+
+def pack(arrays: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, Value]) -> bytes:
+    """Build an HDF5 file in memory and return its bytes.
+
+    Parameters
+    ----------
+    arrays : name -> array
+        Numbers, or UTF-8 byte strings (kind S). A name may hold folders: "population/mean".
+    attributes : name -> int, float, str or tuple of int
+        Kept on the root, beside `digest`.
+    """
+    with h5py.File("stats", "w", driver="core", backing_store=False) as file:
+        for name, array in arrays.items():
+            is_text = array.dtype.kind == "S"
+            dtype = h5py.string_dtype("utf-8", array.dtype.itemsize) if is_text else array.dtype
+            file.create_dataset(name, data=array.astype(dtype), track_times=False)
+        for name, value in attributes.items():
+            file.attrs[name] = np.array(value, np.int64) if isinstance(value, tuple) else value
+        file.attrs[DIGEST] = digest(arrays, attributes)
+        file.flush()
+        image: bytes = file.id.get_file_image()
+    return image
+
+
+def unpack(image: bytes, where: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Value]]:
+    """Read back what `pack` wrote: arrays and attributes, without the digest.
+
+    Raises
+    ------
+    InputError
+        When the bytes are not an HDF5 file written by `pack`, or do not match their digest. `where` names the file.
+    """
+    where = printable(where)
+    try:
+        with h5py.File(h5py.h5f.open_file_image(image, flags=h5py.h5f.ACC_RDONLY)) as file:
+            arrays = _arrays(file, where)
+            attributes = {printable(name): _attribute(value) for name, value in file.attrs.items()}
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{where}: not a readable stats file: {printable(error)[:200]}") from None
+    found = attributes.pop(DIGEST, None)
+    if found is None:
+        raise InputError(f"{where}: an HDF5 file, but not a stats file (it has no digest); make one with 'bn fit'")
+    if found != digest(arrays, attributes):
+        raise InputError(f"{where}: damaged: its content does not match its digest; use a copy, or fit again")
+    return arrays, attributes
+
+
+def digest(arrays: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, Value]) -> str:
+    """SHA-256 over name, shape, little-endian type and bytes of everything, in sorted order, in hexadecimal."""
+    sha = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        little = np.asarray(array, order="C").astype(array.dtype.newbyteorder("<"))
+        sha.update(json.dumps(["dataset", name, list(array.shape), little.dtype.str]).encode())
+        sha.update(little.tobytes())
+    for name, value in sorted(attributes.items()):
+        # repr of a float names it exactly
+        sha.update(json.dumps(["attribute", name, type(value).__name__, repr(value)]).encode())
+    return sha.hexdigest()
+
+
+def _arrays(file: h5py.File, where: str) -> dict[str, npt.NDArray[Any]]:
+    arrays: dict[str, npt.NDArray[Any]] = {}
+
+    def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
+        if isinstance(item, h5py.Dataset):
+            # pack writes plain datasets; anything else could claim more memory than the file has bytes
+            if item.chunks or item.is_virtual or item.external or item.id.get_storage_size() != item.nbytes:
+                raise InputError(f"{where}: its dataset {printable(name)} is not stored as bn stores it; fit again")
+            arrays[name] = item[...].astype(item.dtype, copy=False)
+
+    file.visititems(visit)
+    return arrays
+
+
+def _attribute(value: Any) -> Value:
+    if isinstance(value, np.ndarray):
+        return tuple(int(n) for n in value)
+    plain: Value = value.item() if isinstance(value, np.generic) else value
+    return plain

@@ -1,9 +1,9 @@
 """bn: batch-normalization statistics of arrays larger than memory.
 
->>> import bncli
->>> stats = bncli.fit([[[1.0], [3.0]], [[5.0], [7.0]]])  # two batches of two samples
->>> stats.population_mean.tolist(), stats.num_batches
-([4.0], 2)
+>>> import bncli, numpy as np
+>>> stats = bncli.fit(np.array([[1.0], [3.0], [5.0], [7.0]]))
+>>> stats.running_mean.tolist(), stats.running_var.tolist()
+([4.0], [5.0])
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from bncli.moments import Moments
 
 PIECE_VALUES = 1 << 17  # read and computed at a time: 1 MB of float64, which stays in cache
 WIDE_VALUES = 1 << 21  # blocks of wide rows have fewer rows, so that they hold no more than this
-PENDING_VALUES = 1 << 16  # results of blocks that wait to be merged: merging many at once is what makes it cheap
+PENDING_VALUES = 1 << 14  # results of blocks that wait to be merged: merging many at once is what makes it cheap
 
 Read = Callable[[int, int], npt.NDArray[Any]]  # (first value, count) -> values, shape (count,)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from bncli.kernels import TINY, Blocks, two_sum
+from bncli.kernels import TINY, Blocks, quick_two_sum, two_sum
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -61,7 +61,7 @@ class Moments(Parts):
     """Count, mean and sum of squared deviations (m2) of each feature; mean and m2 as unevaluated sums high + low.
 
     Every field has the same shape (..., C). An empty part has count, mean and m2 of 0 and is the identity of `merge`.
-    m2 is NaN where the result does not exist in float64 (see `kernels.block_moments`).
+    m2 is not finite where the result does not exist in float64 (see `kernels.block_moments`).
     """
 
     count: Floats
@@ -96,14 +96,15 @@ class Moments(Parts):
         else:
             base_low = self.mean_low
             mean, error = two_sum(self.mean, delta * small)
-        mean, mean_low = two_sum(mean, base_low + error)
+        mean, mean_low = quick_two_sum(mean, base_low + error)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            between = delta * delta * (small * np.maximum(self.count, other.count))
+            between = delta * (delta * (small * np.maximum(self.count, other.count)))  # 0 beside an empty part
             m2, error1 = two_sum(self.m2, other.m2)
             m2, error2 = two_sum(m2, between)
-            m2, m2_low = two_sum(m2, (self.m2_low + other.m2_low) + (error1 + error2))
-            lost = (m2 < TINY) & (delta != 0) & (small > 0)  # the means differ, but by too little to square
-        m2[lost | ~np.isfinite(m2)] = np.nan
+            m2, m2_low = quick_two_sum(m2, (self.m2_low + other.m2_low) + (error1 + error2))
+        vanishing = m2 < TINY
+        if vanishing.any():  # the means differ, but by too little to square
+            m2[vanishing & (delta != 0) & (small > 0)] = np.nan
         return Moments(count, mean, mean_low, m2, m2_low)
 
     def reduce(self) -> Moments:
@@ -150,6 +151,8 @@ class Running(Parts):
         A feature with fewer than two values in a batch is left out: its variance says nothing.
         """
         folded = (batches.count >= 2)[:, None]  # (B, 1, C)
+        if (batches.count == batches.count[:, :1]).all():
+            folded = folded[..., :1]  # (B, 1, 1): all features alike, so their weights are computed once
         statistics = np.stack([batches.mean, batches.variance(ddof)], axis=1)  # (B, 2, C)
         first = np.where(folded, statistics, 0.0)
         return cls(folded.astype(np.float64), first, np.zeros_like(first), first)
@@ -165,7 +168,7 @@ class Running(Parts):
         from_later = later_weight > 0.5
         base, base_low = np.where(from_later, later.a, self.a), np.where(from_later, later.a_low, self.a_low)
         a, error = two_sum(base, delta * np.where(from_later, -earlier_weight, later_weight))
-        a, a_low = two_sum(a, base_low + error)
+        a, a_low = quick_two_sum(a, base_low + error)
         return Running(k, a, a_low, np.where(self.k > 0, self.first, later.first))
 
     def reduce(self, momentum: float | None) -> Running:
@@ -184,7 +187,7 @@ class Running(Parts):
             "first": self.first,
         }
         start = starts[init]
-        decay = np.exp(self.k * _log(momentum))  # m^k, the weight of r0
+        decay = np.power(momentum, self.k)  # the weight of r0; exp(k log m) is off by k log m units in its last place
         learned = -np.expm1(self.k * _log(momentum))  # 1 - m^k, the weight of a
         r = np.where(decay > 0.5, start + learned * (self.a - start), self.a + decay * (start - self.a))
         mean, variance = np.where(self.k > 0, r, np.nan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli import batchnorm, files, store
-from bncli.errors import InputError, MismatchError, UsageError, printable
+from bncli.errors import BnError, InputError, MismatchError, UsageError, printable
 from bncli.layout import feature_axis
 from bncli.moments import Moments, Running
 
@@ -250,8 +251,9 @@ class Stats:
         return self.population.variance(self.ddof)
 
     def as_dict(self) -> dict[str, Any]:
-        """The record as plain values, ready for JSON: NaN becomes None."""
-        scale, shift = self.scale_shift()
+        """The record as plain values, ready for JSON: NaN becomes None, and so does what a float64 cannot hold."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            scale, shift = self.scale_shift()
         columns = {
             "running_mean": self.running_mean,
             "running_var": self.running_var,
@@ -262,7 +264,7 @@ class Stats:
             "scale": scale,
             "shift": shift,
         }
-        plain = {name: [None if math.isnan(v) else v for v in values.tolist()] for name, values in columns.items()}
+        plain = {name: [v if math.isfinite(v) else None for v in values.tolist()] for name, values in columns.items()}
         counts, flags = self.population_count.tolist(), self.flags()
         features = [
             {
@@ -337,7 +339,7 @@ class Stats:
             )
         try:
             return cls._from_parts(arrays, attributes)
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+        except (LookupError, ValueError, TypeError, AttributeError, BnError) as error:
             raise InputError(f"{printable(where)}: not a stats file of this format: {printable(error)}") from None
 
     @classmethod
@@ -391,7 +393,10 @@ def load(path: str) -> Stats:
     InputError
         When the file is missing, unreadable, damaged, of a newer format, or not a stats file.
     """
-    return Stats.from_bytes(files.read_bytes(str(path), SIZE_LIMIT), str(path))
+    path = str(path)
+    if os.path.isfile(path) and os.access(path, os.R_OK):  # of anything else read_bytes says what it is
+        store.check_file(path)  # a data file given by mistake may be larger than memory
+    return Stats.from_bytes(files.read_bytes(path, SIZE_LIMIT), path)
 
 
 def check_conventions(momentum: float | None, eps: float, ddof: int, init: str) -> None:

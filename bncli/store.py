@@ -15,6 +15,7 @@ from bncli.errors import InputError, printable
 
 Value = int | float | str | tuple[int, ...]
 DIGEST = "digest"
+UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError)  # what h5py raises
 
 
 def pack(arrays: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, Value]) -> bytes:
@@ -51,16 +52,24 @@ def unpack(image: bytes, where: str) -> tuple[dict[str, npt.NDArray[Any]], dict[
     where = printable(where)
     try:
         with h5py.File(h5py.h5f.open_file_image(image, flags=h5py.h5f.ACC_RDONLY)) as file:
+            _check_digest_is_there(file, where)
             arrays = _arrays(file, where)
             attributes = {printable(name): _attribute(value) for name, value in file.attrs.items()}
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{where}: not a readable stats file: {printable(error)[:200]}") from None
-    found = attributes.pop(DIGEST, None)
-    if found is None:
-        raise InputError(f"{where}: an HDF5 file, but not a stats file (it has no digest); make one with 'bn fit'")
+    found = attributes.pop(DIGEST)
     if found != digest(arrays, attributes):
         raise InputError(f"{where}: damaged: its content does not match its digest; use a copy, or fit again")
     return arrays, attributes
+
+
+def check_file(path: str) -> None:
+    """Raise InputError when a file that can be opened is not one that `pack` made; of a large one little is read."""
+    try:
+        with open(path, "rb"), h5py.File(path, "r") as file:
+            _check_digest_is_there(file, printable(path))
+    except UNREADABLE as error:
+        raise InputError(f"{printable(path)}: not a readable stats file: {printable(error)[:200]}") from None
 
 
 def digest(arrays: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, Value]) -> str:
@@ -74,6 +83,11 @@ def digest(arrays: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, Valu
         # repr of a float names it exactly
         sha.update(json.dumps(["attribute", name, type(value).__name__, repr(value)]).encode())
     return sha.hexdigest()
+
+
+def _check_digest_is_there(file: h5py.File, where: str) -> None:
+    if DIGEST not in file.attrs:
+        raise InputError(f"{where}: an HDF5 file, but not a stats file (it has no digest); make one with 'bn fit'")
 
 
 def _arrays(file: h5py.File, where: str) -> dict[str, npt.NDArray[Any]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
-import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from types import FrameType
@@ -53,7 +53,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="bn", message="%(prog)s %(version)s")
 def cli() -> None:
-    r"""Normalization statistics of arrays that are larger than memory.
+    """Normalization statistics of arrays that are larger than memory.
 
     \b
     bn fit train.h5                             per-feature mean and variance, in one pass
@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run bn and leave the process with one of the exit codes of the README."""
     args = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal's encoding does not have
     with _bn_warnings():
         code = _run(args)
     sys.exit(code)
@@ -111,6 +113,8 @@ def _run(args: list[str]) -> int:
 def _said(message: str, code: int, debug: bool) -> int:
     """Print an error on stderr, never more than its own lines, and return the exit code."""
     if debug:
+        import traceback
+
         traceback.print_exc()
     lines = [printable(line) for line in message.splitlines()]
     with contextlib.suppress(OSError, ValueError):

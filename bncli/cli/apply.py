@@ -39,7 +39,7 @@ from bncli.cli import options
 @options.allow_unwritten
 @options.common
 def apply(stats: str, inputs: tuple[str, ...], output: str, as_json: bool, quiet: bool, **given: Any) -> None:
-    r"""Normalise INPUT... with the statistics in STATS (test mode) and write the result to OUT.
+    """Normalise INPUT... with the statistics in STATS (test mode) and write the result to OUT.
 
     \b
     y = gamma * (x - mean) / sqrt(var + eps) + beta         with --inverse:
@@ -61,7 +61,7 @@ def apply(stats: str, inputs: tuple[str, ...], output: str, as_json: bool, quiet
 
     spec = options.apply_spec(given)
     with progress("apply", quiet) as told:
-        report = apply_stats(load(stats), inputs, output, spec, told)
+        report = apply_stats(load(stats), inputs, output, spec, told, stats_path=stats)
     if as_json:
         click.echo(json_text(vars(report)))
     elif not quiet:

@@ -43,7 +43,7 @@ from bncli.cli import options
 def fit(
     inputs: tuple[str, ...], output: str | None, dry_run: bool, force: bool, as_json: bool, quiet: bool, **given: Any
 ) -> None:
-    r"""Compute per-feature statistics of INPUT... in one pass and store them in a small file.
+    """Compute per-feature statistics of INPUT... in one pass and store them in a small file.
 
     \b
     running    = M * running + (1 - M) * batch       batch by batch, M = --momentum

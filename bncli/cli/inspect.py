@@ -28,7 +28,7 @@ def inspect(
     field: str | None,
     quiet: bool,
 ) -> None:
-    r"""Show the statistics in STATS: a table on a terminal, TSV in a pipe.
+    """Show the statistics in STATS: a table on a terminal, TSV in a pipe.
 
     \b
     Examples:

@@ -11,7 +11,7 @@ from bncli.cli import options
 @click.argument("file", metavar="FILE")
 @options.common
 def ls(file: str, quiet: bool) -> None:
-    r"""List the arrays in FILE: address, shape, type, chunks, compression, and why one cannot be fitted.
+    """List the arrays in FILE: address, shape, type, chunks, compression, and why one cannot be fitted.
 
     \b
     Example:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from bncli import files
 from bncli.batchnorm import Affine, output_type, overflowed, round_to
 from bncli.engine.plan import DEFAULT_MEMORY
 from bncli.errors import InputError, MismatchError, OutputExistsError, UsageError, WriteError, printable
-from bncli.formats.address import expand, kind_of, open_source, split
+from bncli.formats.address import SEPARATOR, expand, kind_of, open_source, split
 from bncli.formats.joined import Joined
 from bncli.formats.npy import NpySink
 from bncli.formats.source import Source
@@ -104,7 +104,15 @@ class Job:
     dtype: np.dtype[Any]
 
 
-def apply(stats: Stats, inputs: Sequence[str], out: str, spec: ApplySpec, progress: Progress | None = None) -> Applied:
+def apply(
+    stats: Stats,
+    inputs: Sequence[str],
+    out: str,
+    spec: ApplySpec,
+    progress: Progress | None = None,
+    *,
+    stats_path: str | None = None,
+) -> Applied:
     """Apply stats to files; every output appears only when all are complete.
 
     Parameters
@@ -115,6 +123,8 @@ def apply(stats: Stats, inputs: Sequence[str], out: str, spec: ApplySpec, progre
         A file, or a folder (it exists, or ends in "/") that gets one output per input under the input's name.
     progress : function, optional
         Called with the samples done, the samples there are and the bytes done.
+    stats_path : str, optional
+        Where the stats came from: never an output.
 
     Raises
     ------
@@ -127,10 +137,11 @@ def apply(stats: Stats, inputs: Sequence[str], out: str, spec: ApplySpec, progre
     if spec.inverse:
         affine.denormalize(np.zeros((stats.num_features, 0)))  # refuses a gamma of 0 before anything is read
     jobs = plan(stats, expand(inputs), out, spec)
+    paths = [split(job.address)[0] for job in jobs] + ([stats_path] if stats_path else [])
+    for job in jobs:
+        files.check_output(job.output, force=spec.force, inputs=paths)
     report, total = Applied(), sum(job.shape[0] for job in jobs)
-    paths = [split(job.address)[0] for job in jobs]
-    _make_folder(jobs)
-    with contextlib.ExitStack() as outputs:
+    with _folder(jobs), contextlib.ExitStack() as outputs:
         for job in jobs:
             temporary = outputs.enter_context(files.replacing(job.output, force=spec.force, inputs=paths))
             _apply_one(stats, affine, job, spec, temporary, report, total, progress)
@@ -149,6 +160,8 @@ def plan(stats: Stats, inputs: Sequence[str], out: str, spec: ApplySpec) -> list
     ) as data:
         taken = data.inputs
     into_folder = out.endswith("/") or os.path.isdir(out)
+    if SEPARATOR in out and not os.path.exists(out):
+        raise UsageError(f"-o {printable(out)}: an output is a file; its dataset is called as in the input")
     if len(taken) > 1 and not into_folder:
         raise UsageError(f"{len(taken)} inputs need a folder for their outputs: -o {printable(out)}/")
     jobs = []
@@ -162,7 +175,6 @@ def plan(stats: Stats, inputs: Sequence[str], out: str, spec: ApplySpec) -> list
     for i, job in enumerate(jobs):
         if outputs[i] in outputs[:i]:
             raise UsageError(f"two inputs would both be written to {printable(job.output)}; apply them one by one")
-        files.check_output(job.output, force=spec.force, inputs=[split(j.address)[0] for j in jobs])
     return jobs
 
 
@@ -181,9 +193,12 @@ def _job(stats: Stats, source: Source, output: str, kind: str, rows: tuple[int, 
     return Job(source.address, output, kind, axis, (rows[1] - rows[0], *file_shape[1:]), rows, dtype)
 
 
-def _make_folder(jobs: list[Job]) -> None:
+@contextlib.contextmanager
+def _folder(jobs: list[Job]) -> Iterator[None]:
+    """Make the folder of the outputs where there is none; after an error it is gone again."""
     folder = os.path.dirname(jobs[0].output)
     if not folder or os.path.isdir(folder):
+        yield
         return
     if os.path.lexists(folder):
         raise OutputExistsError(f"{printable(folder)}: exists and is not a folder")
@@ -191,6 +206,12 @@ def _make_folder(jobs: list[Job]) -> None:
         os.mkdir(folder)
     except OSError as error:
         raise WriteError(f"{printable(folder)}: the folder cannot be made: {error.strerror}") from None
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+        raise
 
 
 def _apply_one(
@@ -207,6 +228,9 @@ def _apply_one(
     with Joined(
         [job.address], rows=job.rows, budget=spec.max_memory // 2, allow_unwritten=spec.allow_unwritten, fill=fill
     ) as data:
+        if data.shape[0] != job.shape[0]:
+            path = split(job.address)[0]
+            raise InputError(f"{printable(path)}: changed while it was being read; run again when nobody writes to it")
         layout = Layout.of(data.shape, job.axis)
         transform = Transform(
             affine, layout, job.dtype, spec.inverse, stats.constant, Missing(False, data.fill), report

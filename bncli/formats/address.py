@@ -22,8 +22,9 @@ def split(address: str) -> tuple[str, str | None]:
     """
     if SEPARATOR not in address or os.path.exists(address):
         return address, None
-    path, dataset = address.split(SEPARATOR, 1)
-    return path, dataset
+    ends = [match.start() for match in re.finditer(SEPARATOR, address)]
+    end = next((end for end in ends if os.path.exists(address[:end])), ends[0])  # a file's name may hold "::"
+    return address[:end], address[end + len(SEPARATOR) :]
 
 
 def natural_key(text: str) -> list[tuple[int, str]]:

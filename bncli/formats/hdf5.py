@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from h5py import h5d, h5g, h5p, h5s, h5t
 
-from bncli.errors import InputError, printable
+from bncli.errors import BnError, InputError, printable
 from bncli.formats.hdf5_chunks import ChunkTable, boxes
 from bncli.formats.hdf5_layouts import Chunked, Constant, Contiguous, Memory, Reader
 from bncli.formats.hdf5_vetting import (
+    UNREADABLE,
     DatasetInfo,
     choose_dataset,
     describe,
@@ -90,7 +91,7 @@ class Hdf5Source(Source):
         self.path, self.dataset = path, "/" + dataset.strip("/")
         self.address = f"{path}::{self.dataset}"
         self._where = printable(self.address)
-        with contextlib.ExitStack() as opened:
+        with contextlib.ExitStack() as opened, hdf5_errors(self._where, UNREADABLE):
             self._raw = RegularFile(path)
             opened.callback(self._raw.close)
             self._file = opened.enter_context(open_file(path))
@@ -101,10 +102,9 @@ class Hdf5Source(Source):
             self.file_shape, self.chunks = info.shape, info.chunks
             self.shape, self.dtype = check_shape(info.shape, self._where), self._stored.newbyteorder("=")
             self._budget, self._allow_unwritten = budget, allow_unwritten
-            with hdf5_errors(self._where, "cannot be read; the file is damaged"):
-                self._reader = self._make_reader()
-                self.attributes = h5py.Dataset(self._id).attrs
-                self.names, self.notes = self._find_names(), self._find_notes()
+            self._reader = self._make_reader()
+            self.attributes = h5py.Dataset(self._id).attrs
+            self.names, self.notes = self._find_names(), self._find_notes()
             self._opened = opened.pop_all()
 
     def read(self, first: int, out: npt.NDArray[Any]) -> None:
@@ -187,7 +187,7 @@ class Hdf5Source(Source):
                 kind = self.attributes.get_id(name).get_type()
                 values = self.attributes[name] if kind.get_class() == h5t.STRING else None
                 if isinstance(values, np.ndarray) and values.ndim == 1:
-                    return tuple(v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in values.tolist())
+                    return tuple(_utf8(v) for v in values.tolist())
         return None
 
     def _find_notes(self) -> list[str]:
@@ -237,6 +237,7 @@ class Hdf5Sink:
     ) -> None:
         self.dataset, self._shape, self._dtype = "/" + dataset.strip("/"), shape, np.dtype(dtype)
         layout = h5p.create(h5p.DATASET_CREATE)
+        layout.set_obj_track_times(False)  # the same data gives the same bytes
         chunks = like.chunks if like and len(like.file_shape) == len(shape) else None
         self._segment = math.prod(shape)  # a write never crosses from one segment into the next
         step = band = 1
@@ -299,7 +300,10 @@ class Hdf5Sink:
         """Raise what went wrong on the disk, which HDF5 was not told of, and make OSError of what HDF5 raises."""
         try:
             yield
-        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        except (BnError, OSError):
+            if self._disk.failure is None:
+                raise
+        except (RuntimeError, LookupError, ValueError, TypeError) as error:
             raise self._disk.failure or OSError(errno.EIO, reason(error)) from error
         if self._disk.failure:
             raise self._disk.failure
@@ -332,6 +336,11 @@ class Hdf5Sink:
         self._held = 0
 
 
+def _utf8(text: str | bytes) -> str:
+    """Return a string from an attribute; bytes of another encoding are replaced, not worth refusing the data for."""
+    return (text if isinstance(text, bytes) else name_bytes(text)).decode("utf-8", "replace")
+
+
 def copy_others(source_path: str, dataset: str, sink: Hdf5Sink) -> list[str]:
     """Copy every other dataset and group, and the attributes of root and groups, into the file of an open sink.
 
@@ -342,7 +351,7 @@ def copy_others(source_path: str, dataset: str, sink: Hdf5Sink) -> list[str]:
     list of str
         Datasets that were left out: their values lie in other files.
     """
-    with open_file(source_path) as file, sink.writing():
+    with sink.writing(), hdf5_errors(printable(source_path), UNREADABLE), open_file(source_path) as file:
         main = identity(open_dataset(file, source_path, dataset))
         root, target = h5g.open(file.id, b"/"), h5g.open(sink.file.id, b"/")
         return copy_objects(root, target, main, sink.dataset, printable(source_path))
@@ -350,7 +359,7 @@ def copy_others(source_path: str, dataset: str, sink: Hdf5Sink) -> list[str]:
 
 def other_datasets(path: str, dataset: str) -> list[str]:
     """Return the paths of the datasets of a file other than this one."""
-    with open_file(path) as file:
+    with hdf5_errors(printable(path), UNREADABLE), open_file(path) as file:
         main = identity(open_dataset(file, path, dataset))
         found = list(walk(h5g.open(file.id, b"/"), printable(path)))
         return [
@@ -369,7 +378,7 @@ def read_strings(path: str, dataset: str) -> tuple[str, ...]:
         When it is missing or something else.
     """
     where = f"{printable(path)}::{printable(dataset)}"
-    with open_file(path) as file:
+    with hdf5_errors(where, UNREADABLE), open_file(path) as file:
         item = open_dataset(file, path, dataset)
         info = describe(item, dataset, where)
         kind = item.get_type()
@@ -377,7 +386,9 @@ def read_strings(path: str, dataset: str) -> tuple[str, ...]:
             raise InputError(f"{where}: holds {info.dtype} of shape {info.shape}; a list of strings is needed")
         if storage_problem(item) or (missing := missing_filter(filters_of(item))):
             raise InputError(f"{where}: {storage_problem(item) or missing}")
-        if info.shape[0] * kind.get_size() > STRING_LIMIT or (info.shape[0] and not item.get_storage_size()):
+        size, stored = info.shape[0] * kind.get_size(), item.get_storage_size()
+        # HDF5 would look for every string that the shape claims, which takes minutes where they are not there
+        if size > STRING_LIMIT or (stored != size if info.chunks is None else bool(size) > bool(stored)):
             raise InputError(f"{where}: {info.shape[0]} strings are too many, or were never written")
         with hdf5_errors(where, "cannot be read as UTF-8 strings"):
             values = h5py.Dataset(item)[:]

@@ -22,6 +22,7 @@ DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3
 ENTRY_BYTES = 512  # what keeping a decoded chunk costs beside its values
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # where it starts, and its extent
 Slices = tuple[slice, ...]
+Cut = tuple[int, slice, slice]  # of one axis: a chunk's place, the part inside it, the part of the range
 
 
 class Filter(NamedTuple):
@@ -279,30 +280,31 @@ class ChunkCache:
     ) -> None:
         self._table, self._shape, self._load, self._load_part = table, shape, load, load_part
         self._room = budget
-        self._whole = math.prod(min(c, n) for c, n in zip(table.chunks, shape, strict=True))
+        self._weights = [math.prod(table.grid[axis + 1 :]) for axis in range(len(shape))]
         self._kept: OrderedDict[int, npt.NDArray[Any]] = OrderedDict()
 
     def read(self, first: int, out: npt.NDArray[Any]) -> None:
         """Fill `out` (1-D) with the values from flat position `first` on."""
-        spare = self._not_needed(first, first + out.size)
-        done = 0
+        row_size, stop, done = math.prod(self._shape[1:]), first + out.size, 0
         for start, extent in boxes(self._shape, first, out.size):
             count = math.prod(extent)
             target = out[done : done + count].reshape(extent)
-            for number, inside, place in self._overlaps(start, extent):
-                self._copy(number, inside, target[place], spare)
+            # the first axis, which may meet very many chunks, is not turned into a list
+            for head in _cuts(start[0], extent[0], self._table.chunks[0]):
+                spare = self._done_with(first + done + head[2].start * row_size, stop)
+                for number, inside, place in self._overlaps(head, start, extent):
+                    self._copy(number, inside, target[place], spare)
             done += count
 
-    def _overlaps(self, start: tuple[int, ...], extent: tuple[int, ...]) -> Iterator[tuple[int, Slices, Slices]]:
+    def _overlaps(
+        self, head: Cut, start: tuple[int, ...], extent: tuple[int, ...]
+    ) -> Iterator[tuple[int, Slices, Slices]]:
         """Yield each chunk that a box meets: its number, the part of it, and where in the box that belongs."""
         axes = [list(_cuts(*axis)) for axis in zip(start[1:], extent[1:], self._table.chunks[1:], strict=True)]
-        weights = [math.prod(self._table.grid[axis + 1 :]) for axis in range(len(self._shape))]
-        # the first axis, which may meet very many chunks, is not turned into a list
-        for head in _cuts(start[0], extent[0], self._table.chunks[0]):
-            for rest in product(*axes):
-                cuts = (head, *rest)
-                number = sum(cut[0] * weight for cut, weight in zip(cuts, weights, strict=True))
-                yield number, tuple(cut[1] for cut in cuts), tuple(cut[2] for cut in cuts)
+        for rest in product(*axes):
+            cuts = (head, *rest)
+            number = sum(cut[0] * weight for cut, weight in zip(cuts, self._weights, strict=True))
+            yield number, tuple(cut[1] for cut in cuts), tuple(cut[2] for cut in cuts)
 
     def _copy(self, number: int, inside: Slices, target: npt.NDArray[Any], spare: Iterator[int]) -> None:
         values = self._kept.get(number)
@@ -314,9 +316,14 @@ class ChunkCache:
             return
         else:
             values = self._load(number)
-            if target.size < self._whole:  # else it is used up
+            if target.size < math.prod(self._extent(number)):  # else all of it was taken
                 self._keep(number, values, spare)
         target[...] = values[inside]
+
+    def _extent(self, number: int) -> tuple[int, ...]:
+        """Return how far a chunk reaches inside the dataset."""
+        start = self._table.start(number)
+        return tuple(min(c, n - s) for s, c, n in zip(start, self._table.chunks, self._shape, strict=True))
 
     def _is_run(self, inside: Slices) -> bool:
         """Tell whether a part of a chunk is one run of its bytes: whole but for the first axis."""
@@ -332,17 +339,17 @@ class ChunkCache:
         self._kept[number] = values
         self._room -= cost
 
-    def _not_needed(self, first: int, stop: int) -> Iterator[int]:
-        """Yield kept chunks without any value from `first` to before `stop`, the least recently used first."""
+    def _done_with(self, position: int, stop: int) -> Iterator[int]:
+        """Yield kept chunks without any value from `position` to before `stop`, the least recently used first."""
         for number in list(self._kept):
             start = self._table.start(number)
-            last = [min(s + c, n) - 1 for s, c, n in zip(start, self._table.chunks, self._shape, strict=True)]
-            if _flat(last, self._shape) < first or _flat(start, self._shape) >= stop:
+            last = [s + n - 1 for s, n in zip(start, self._extent(number), strict=True)]
+            if _flat(last, self._shape) < position or _flat(start, self._shape) >= stop:
                 yield number
 
 
-def _cuts(start: int, count: int, length: int) -> Iterator[tuple[int, slice, slice]]:
-    """Cut a range of one axis at multiples of `length`: the chunk's place, the part of it, the part of the range."""
+def _cuts(start: int, count: int, length: int) -> Iterator[Cut]:
+    """Cut a range of one axis at multiples of `length`."""
     for place in range(start // length, (start + count - 1) // length + 1):
         low, high = max(start, place * length), min(start + count, (place + 1) * length)
         yield place, slice(low - place * length, high - place * length), slice(low - start, high - start)

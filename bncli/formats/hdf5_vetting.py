@@ -279,7 +279,7 @@ def listing(path: str, infos: list[DatasetInfo]) -> str:
 
 def list_datasets(path: str) -> list[DatasetInfo]:
     """Return every dataset that hard links lead to, once each, in natural order of their paths."""
-    with open_file(path) as file:
+    with hdf5_errors(printable(path), UNREADABLE), open_file(path) as file:
         return describe_all(file, path)
 
 
@@ -312,12 +312,9 @@ def _few_axes(info: DatasetInfo) -> bool:
 
 def describe_all(file: h5py.File, path: str) -> list[DatasetInfo]:
     """Return what `list_datasets` does, of an open file."""
-    found = walk(h5g.open(file.id, b"/"), printable(path))
-    infos = [
-        describe(item, at, printable(path))
-        for at, item, first in found
-        if first == at and isinstance(item, h5d.DatasetID)
-    ]
+    where = printable(path)
+    found = walk(h5g.open(file.id, b"/"), where)
+    infos = [describe(o, at, where) for at, o, first in found if first == at and isinstance(o, h5d.DatasetID)]
     return sorted(infos, key=lambda i: natural(i.path))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -218,11 +219,16 @@ def fill_in(dtype: np.dtype[Any], fill: float) -> float | int | None:
 
     Floats take the nearest value (0.1 in a float32 array is float32(0.1)); integers only a whole number in range.
     """
+    if isinstance(fill, float) and not math.isfinite(fill):
+        return fill if dtype.kind == "f" else None
     if dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            nearest = float(dtype.type(fill))
-        return None if np.isinf(nearest) and np.isfinite(fill) else nearest
-    if not np.isfinite(fill) or (dtype.kind == "b" and fill not in (0, 1)) or int(fill) != fill:
+        try:
+            with np.errstate(over="ignore"):
+                nearest = float(dtype.type(fill))
+        except OverflowError:  # a whole number beyond float64
+            return None
+        return nearest if math.isfinite(nearest) else None
+    if (dtype.kind == "b" and fill not in (0, 1)) or int(fill) != fill:
         return None
     whole = int(fill)
     if dtype.kind == "b":

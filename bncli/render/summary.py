@@ -12,8 +12,8 @@ from bncli.stats import Stats
 
 
 def json_text(record: dict[str, Any]) -> str:
-    """JSON on one line; floats keep every digit, NaN never occurs."""
-    return json.dumps(record, ensure_ascii=False, allow_nan=False)
+    """JSON on one line; floats keep every digit, NaN never occurs, and names are in ASCII, control characters too."""
+    return json.dumps(record, allow_nan=False)
 
 
 def fit_summary(stats: Stats, path: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bncli.errors import MismatchError, UsageError, printable
+from bncli.errors import UsageError, printable
 from bncli.formats.listing import Listed
 from bncli.render.summary import json_text, momentum_in_words
 from bncli.stats import Stats
@@ -89,7 +89,7 @@ def show(record: Row, rows: list[Row], path: str, formats: list[str], field: str
         sys.stdout.write(json_text(record) + "\n")
     elif formats or not sys.stdout.isatty():
         delimiter = "," if formats == ["csv"] else "\t"
-        sys.stdout.write(_delimited([list(COLUMNS), *([_plain(row[c]) for c in COLUMNS] for row in rows)], delimiter))
+        sys.stdout.write(_delimited([list(COLUMNS), *([_plain(c, row[c]) for c in COLUMNS] for row in rows)], delimiter))
     else:
         _show_table(record, rows, path, chosen_rows)
 
@@ -136,8 +136,8 @@ def aligned(values: Sequence[float | None]) -> list[str]:
 class Glance:
     """Draws mean ± sd of each feature on one scale for all: linear near 0, logarithmic beyond the smallest sd.
 
-    >>> Glance.over([(0.0, 1.0), (5.0, 1.0)]).draw(0.0, 1.0)
-    '━●━━              '
+    >>> Glance.over([(0.0, 1.0), (6.0, 1.0)]).draw(6.0, 1.0)
+    '                ━●'
     """
 
     low: float
@@ -236,12 +236,14 @@ def _cells(rows: list[Row], encoding: str) -> dict[str, list[str]]:
 
 def _fitting(cells: dict[str, list[str]], width: int) -> list[str]:
     """The columns that fit the width, most important first, in the order of reading."""
+    from rich.cells import cell_len
+
     chosen: set[str] = set()
     used = -2  # two spaces between columns
     for column in PRIORITY:
         if column not in cells:
             continue
-        need = max(len(text) for text in [*_title(column, cells[column]).split("\n"), *cells[column]]) + 2
+        need = max(cell_len(text) for text in [*_title(column, cells[column]).split("\n"), *cells[column]]) + 2
         if used + need <= width:
             chosen.add(column)
             used += need
@@ -261,7 +263,10 @@ def _title(column: str, texts: list[str]) -> str:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "…"
+    """A name of at most NAME_WIDTH columns of the terminal; some characters take two."""
+    from rich.cells import cell_len, set_cell_size
+
+    return name if cell_len(name) <= NAME_WIDTH else set_cell_size(name, NAME_WIDTH - 1) + "…"
 
 
 def _indices(text: str, stats: Stats) -> list[int]:
@@ -271,7 +276,7 @@ def _indices(text: str, stats: Stats) -> list[int]:
         ends = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         if ends:
             first, last = int(ends[1]), int(ends[2] or ends[1])
-            if last >= stats.num_features:
+            if not first <= last < stats.num_features:
                 raise UsageError(f"--features {part}: features run from 0 to {stats.num_features - 1}")
             found += range(first, last + 1)
             continue
@@ -285,12 +290,12 @@ def _indices(text: str, stats: Stats) -> list[int]:
 
 def _field(record: Row, rows: list[Row], field: str) -> str:
     if field in COLUMNS:
-        return "".join(f"{_plain(row[field])}\n" for row in rows)
+        return "".join(f"{_plain(field, row[field])}\n" for row in rows)
     if field in record and not isinstance(record[field], list):
         value = record[field]
         return f"{'none' if value is None else value}\n"
     known = [*COLUMNS, *(k for k, v in record.items() if not isinstance(v, list))]
-    raise MismatchError(f"--get {field!r}: no such field; there are {', '.join(known)}")
+    raise UsageError(f"--get {field!r}: no such field; there are {', '.join(known)}")
 
 
 def _with_sd(feature: Row) -> Row:
@@ -306,10 +311,10 @@ def _sort_key(value: Any) -> tuple[bool, Any]:
     return (value is not None, len(value) if isinstance(value, list) else value if value is not None else 0)
 
 
-def _plain(value: Any) -> str:
+def _plain(column: str, value: Any) -> str:
     """A value for TSV, CSV and --get: full precision, no control characters."""
     if value is None:
-        return "nan"
+        return "" if column == "name" else "nan"
     if isinstance(value, list):
         return ";".join(value)
     return repr(value) if isinstance(value, float) else printable(value)

@@ -17,6 +17,7 @@ NAME = "numpy"
 BLOCK_ROWS = 128  # rounding grows with the length of a sum; short blocks keep it near one ulp
 LANES = 8  # partial sums that run side by side: fewer, longer vector operations and shorter sums
 PIVOT_SHARE = 8  # the pivot is found from at least an 8th of a block
+SUBTRACT_AT_ONCE = 512  # values of a row repeated to this length, which numpy subtracts in one go
 FEATURES_AT_ONCE = 1024  # 128 × 1,024 float64 values are 1 MB, which stays in cache
 TINY = 1e-300  # a sum of squares below this has lost digits to underflow
 
@@ -125,7 +126,7 @@ def _about_pivot(x: npt.NDArray[Any], keep: npt.NDArray[np.bool_] | None) -> Blo
     if keep is not None:
         d[~keep] = 0
     sums = _sum_rows(d)
-    np.multiply(d, d, out=d)
+    np.square(d, out=d)
     squares = _sum_rows(d)
     n = np.maximum(count, 1)
     offset = sums / n
@@ -158,7 +159,7 @@ def _about_mean(
         d[~keep[group, :, feature]] = 0
     sums = np.add.reduce(d, axis=1)
     offset = sums / blocks.number[group, feature]
-    np.multiply(d, d, out=d)
+    np.square(d, out=d)
     m2 = np.maximum(np.add.reduce(d, axis=1) - sums * offset, 0)
     finite = np.isfinite(m2)
     group, feature = group[finite], feature[finite]
@@ -179,7 +180,7 @@ def _scratch(name: str, shape: tuple[int, ...]) -> Floats:
 def _subtract(d: Floats, pivot: Floats) -> None:
     """d -= pivot, with narrow rows taken several at once: numpy pays per run of C values."""
     groups, rows, features = d.shape
-    at_once = min(rows, 128 // features) if features > 1 else 1
+    at_once = min(rows, SUBTRACT_AT_ONCE // features) if features > 1 else 1
     if at_once < 2:
         np.subtract(d, pivot, out=d)
         return

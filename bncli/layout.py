@@ -20,9 +20,9 @@ from bncli.errors import MismatchError, UsageError
 from bncli.kernels import BLOCK_ROWS, Missing, block_moments
 from bncli.moments import Moments
 
-PIECE_VALUES = 1 << 17  # read and computed at a time: 1 MB of float64, which stays in cache
+PIECE_VALUES = 1 << 18  # read and computed at a time: 2 MB of float64; less pays for calls, more for memory
 WIDE_VALUES = 1 << 21  # blocks of wide rows have fewer rows, so that they hold no more than this
-PENDING_VALUES = 1 << 14  # results of blocks that wait to be merged: merging many at once is what makes it cheap
+PENDING_VALUES = 1 << 16  # results of blocks that wait to be merged: merging many at once is what makes it cheap
 
 Read = Callable[[int, int], npt.NDArray[Any]]  # (first value, count) -> values, shape (count,)
 

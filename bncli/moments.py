@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 
 
+def choose(where: npt.NDArray[np.bool_], yes: Floats, no: Floats) -> Floats:
+    """np.where, without its copy when the answer is the same everywhere."""
+    return yes if where.all() else np.where(where, yes, no) if where.any() else no
+
+
 class Parts:
     """A record of arrays that are indexed, joined and merged together."""
 
@@ -90,12 +95,8 @@ class Moments(Parts):
         small = np.minimum(self.count, other.count) / np.maximum(count, 1)  # weight of the smaller part, <= 1/2
         delta = (other.mean - self.mean) + (other.mean_low - self.mean_low)
         swap = other.count > self.count
-        if swap.any():
-            base, base_low = np.where(swap, other.mean, self.mean), np.where(swap, other.mean_low, self.mean_low)
-            mean, error = two_sum(base, np.where(swap, -delta, delta) * small)
-        else:
-            base_low = self.mean_low
-            mean, error = two_sum(self.mean, delta * small)
+        base, base_low = choose(swap, other.mean, self.mean), choose(swap, other.mean_low, self.mean_low)
+        mean, error = two_sum(base, choose(swap, -small, small) * delta)
         mean, mean_low = quick_two_sum(mean, base_low + error)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             between = delta * (delta * (small * np.maximum(self.count, other.count)))  # 0 beside an empty part
@@ -166,10 +167,10 @@ class Running(Parts):
         earlier_weight, later_weight = _weights(self.k, later.k, momentum)
         delta = (later.a - self.a) + (later.a_low - self.a_low)
         from_later = later_weight > 0.5
-        base, base_low = np.where(from_later, later.a, self.a), np.where(from_later, later.a_low, self.a_low)
+        base, base_low = choose(from_later, later.a, self.a), choose(from_later, later.a_low, self.a_low)
         a, error = two_sum(base, delta * np.where(from_later, -earlier_weight, later_weight))
         a, a_low = quick_two_sum(a, base_low + error)
-        return Running(k, a, a_low, np.where(self.k > 0, self.first, later.first))
+        return Running(k, a, a_low, choose(self.k > 0, self.first, later.first))
 
     def reduce(self, momentum: float | None) -> Running:
         """Merge B consecutive parts along the first axis into one."""

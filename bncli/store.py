@@ -15,7 +15,7 @@ from bncli.errors import InputError, printable
 
 Value = int | float | str | tuple[int, ...]
 DIGEST = "digest"
-UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError)  # what h5py raises
+UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError)  # from h5py
 
 
 def pack(arrays: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, Value]) -> bytes:

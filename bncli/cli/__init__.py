@@ -68,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run bn and leave the process with one of the exit codes of the README."""
     args = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _terminate)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal's encoding does not have
+    _steady_stdout()
     with _bn_warnings():
         code = _run(args)
     sys.exit(code)
@@ -120,6 +119,16 @@ def _said(message: str, code: int, debug: bool) -> int:
     with contextlib.suppress(OSError, ValueError):
         print("bn: " + "\n".join(lines), file=sys.stderr, flush=True)
     return code
+
+
+def _steady_stdout() -> None:
+    """Make stdout complain when not all is written, and not about names that the terminal's encoding lacks."""
+    if not isinstance(sys.stdout, io.TextIOWrapper):
+        return
+    raw = sys.stdout.buffer
+    if isinstance(raw, io.RawIOBase):  # PYTHONUNBUFFERED: what a short write leaves over would be lost in silence
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), sys.stdout.encoding, write_through=True)
+    sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

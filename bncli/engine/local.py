@@ -28,7 +28,7 @@ from bncli.layout import Layout
 from bncli.moments import Moments, Running
 from bncli.stats import Stats
 
-EXACT_INTEGERS = 2.0**53  # float64 holds every integer up to here
+EXACT_INTEGERS = 2**53  # float64 holds every integer up to here
 Progress = Callable[[int, "int | None", int], None]  # samples done, samples in all, bytes done
 
 
@@ -333,7 +333,7 @@ def _check_integers(data: Joined, segment: Segment, fold: Fold, notes: list[str]
     start, count = segment.first * data.sample_size, segment.batches * segment.samples * data.sample_size
     for first in range(start, start + count, 1 << 20):
         values = data.read(first, min(1 << 20, start + count - first))
-        if (np.abs(values.astype(np.float64)) > EXACT_INTEGERS).any():
+        if ((values > EXACT_INTEGERS) | (values < -EXACT_INTEGERS)).any():  # 2^53 + 1 too, which float64 takes for 2^53
             notes.append(note)
             return
 

@@ -388,7 +388,7 @@ def read_strings(path: str, dataset: str) -> tuple[str, ...]:
             raise InputError(f"{where}: {storage_problem(item) or missing}")
         size, stored = info.shape[0] * kind.get_size(), item.get_storage_size()
         # HDF5 would look for every string that the shape claims, which takes minutes where they are not there
-        if size > STRING_LIMIT or (stored != size if info.chunks is None else bool(size) > bool(stored)):
+        if size > STRING_LIMIT or (stored < size if info.chunks is None else bool(size) > bool(stored)):
             raise InputError(f"{where}: {info.shape[0]} strings are too many, or were never written")
         with hdf5_errors(where, "cannot be read as UTF-8 strings"):
             values = h5py.Dataset(item)[:]

@@ -13,6 +13,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
+from operator import mul
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -280,6 +281,7 @@ class ChunkCache:
     ) -> None:
         self._table, self._shape, self._load, self._load_part = table, shape, load, load_part
         self._room = budget
+        self._full = math.prod(table.chunks)
         self._weights = [math.prod(table.grid[axis + 1 :]) for axis in range(len(shape))]
         self._kept: OrderedDict[int, npt.NDArray[Any]] = OrderedDict()
 
@@ -289,34 +291,31 @@ class ChunkCache:
         for start, extent in boxes(self._shape, first, out.size):
             count = math.prod(extent)
             target = out[done : done + count].reshape(extent)
+            axes = [list(_cuts(*axis)) for axis in zip(start[1:], extent[1:], self._table.chunks[1:], strict=True)]
             # the first axis, which may meet very many chunks, is not turned into a list
             for head in _cuts(start[0], extent[0], self._table.chunks[0]):
                 spare = self._done_with(first + done + head[2].start * row_size, stop)
-                for number, inside, place in self._overlaps(head, start, extent):
+                for number, inside, place in self._overlaps(head, axes):
                     self._copy(number, inside, target[place], spare)
             done += count
 
-    def _overlaps(
-        self, head: Cut, start: tuple[int, ...], extent: tuple[int, ...]
-    ) -> Iterator[tuple[int, Slices, Slices]]:
+    def _overlaps(self, head: Cut, axes: list[list[Cut]]) -> Iterator[tuple[int, Slices, Slices]]:
         """Yield each chunk that a box meets: its number, the part of it, and where in the box that belongs."""
-        axes = [list(_cuts(*axis)) for axis in zip(start[1:], extent[1:], self._table.chunks[1:], strict=True)]
+        weights = self._weights
         for rest in product(*axes):
-            cuts = (head, *rest)
-            number = sum(cut[0] * weight for cut, weight in zip(cuts, self._weights, strict=True))
-            yield number, tuple(cut[1] for cut in cuts), tuple(cut[2] for cut in cuts)
+            places, insides, targets = zip(head, *rest, strict=True)
+            yield sum(map(mul, places, weights)), insides, targets
 
     def _copy(self, number: int, inside: Slices, target: npt.NDArray[Any], spare: Iterator[int]) -> None:
         values = self._kept.get(number)
         if values is not None:
             self._kept.move_to_end(number)
         elif self._load_part and target.flags.c_contiguous and self._is_run(inside):
-            inner = math.prod(self._table.chunks[1:])
-            self._load_part(number, inside[0].start * inner, target.reshape(-1))
+            self._load_part(number, inside[0].start * (self._full // self._table.chunks[0]), target.reshape(-1))
             return
         else:
             values = self._load(number)
-            if target.size < math.prod(self._extent(number)):  # else all of it was taken
+            if target.size < self._full and target.size < math.prod(self._extent(number)):  # else all of it was taken
                 self._keep(number, values, spare)
         target[...] = values[inside]
 

@@ -200,7 +200,10 @@ def _bytes_at(file: RegularFile, offset: int, count: int) -> bytes:
 def _parse(text: bytes, encoding: str, where: str) -> dict[str, Any]:
     """The header's dictionary; its text is a literal, which is read, never run."""
     try:
-        header = ast.literal_eval(text.decode(encoding).strip())
+        literal = text.decode(encoding).strip(" \t\r\n")
+        if encoding == "latin-1":
+            literal = re.sub(r"(\d)L(?=\s*[,)])", r"\1", literal)  # Python 2 wrote (569L, 30L)
+        header = ast.literal_eval(literal)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise InputError(f"{where}: its header is damaged: {printable(text[:60].decode('latin-1'))!r}") from None
     if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:

@@ -122,10 +122,6 @@ class Hdf5Source(Source):
         with hdf5_errors(self._where, "cannot be closed"):
             self._opened.close()
 
-    def creation_list(self) -> Any:
-        """Return how the dataset is laid out and filtered (an h5py PropDCID), for a sink to follow."""
-        return self._id.get_create_plist()
-
     def maxshape(self) -> tuple[int | None, ...]:
         """Return how far each axis may grow; None is without end."""
         dims = self._id.get_space().get_simple_extent_dims(True)

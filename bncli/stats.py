@@ -102,10 +102,8 @@ class Stats:
 
     def __post_init__(self) -> None:
         shape = (len(self.running_mean),)
-        arrays = {"running_var": self.running_var, "gamma": self.gamma, "beta": self.beta}
-        arrays |= {
-            f"population {name}": a for name, a in zip(("count", "mean"), self.population.arrays(), strict=False)
-        }
+        arrays = {name: getattr(self, name) for name in ("running_mean", "running_var", "gamma", "beta")}
+        arrays |= {f"population {name}": getattr(self.population, name) for name in ("count", "mean", "m2")}
         for name, array in arrays.items():
             if array.shape != shape:
                 raise MismatchError(f"{name} has shape {array.shape}, the running mean {shape}")

@@ -93,7 +93,9 @@ def _check_digest_is_there(file: h5py.File, where: str) -> None:
 def _arrays(file: h5py.File, where: str) -> dict[str, npt.NDArray[Any]]:
     arrays: dict[str, npt.NDArray[Any]] = {}
 
-    def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
+    def visit(name: str | bytes, item: h5py.Dataset | h5py.Group) -> None:
+        if isinstance(name, bytes):  # not UTF-8
+            raise InputError(f"{where}: damaged: it holds {printable(name)}; use a copy, or fit again")
         if isinstance(item, h5py.Dataset):
             # pack writes plain datasets; anything else could claim more memory than the file has bytes
             if item.chunks or item.is_virtual or item.external or item.id.get_storage_size() != item.nbytes:

@@ -248,7 +248,12 @@ def _fit_joined(data: Joined, spec: FitSpec, progress: Progress | None) -> Stats
 
 def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: Progress | None) -> Stats:
     """Fit an iterable whose items are batches."""
+    if spec.rows != (None, None):
+        raise UsageError(
+            "rows cannot be taken from an iterable of batches; leave them out of it, or give an array or files"
+        )
     layout: Layout | None = None
+    notes: list[str] = []
     fold = Fold.empty(0)
     conventions = spec.conventions()
     sample_shape: tuple[int, ...] = ()
@@ -263,11 +268,15 @@ def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: P
             raise MismatchError(f"a batch has samples of shape {batch.shape[1:]}, the batches before {sample_shape}")
         data = Joined(np.asarray(item), budget=spec.max_memory, fill=spec.fill_value)
         missing = Missing(spec.nan == "omit", data.fill)
-        fold.add(segment_moments(data, layout, Segment(0, 1, len(item)), missing), len(item), conventions)
+        segment = Segment(0, 1, len(item))
+        fold.add(segment_moments(data, layout, segment, missing), len(item), conventions)
+        _check_integers(data, segment, fold, notes)
         if progress:
             progress(fold.samples, None, 0)
     if layout is None:
         raise InputError("there is no batch to fit")
+    for note in notes:
+        warnings.warn(note, BnWarning, stacklevel=3)
     gamma, beta, names = _affine_and_names(spec, layout.features, None)
     return _stats(fold, conventions, spec, axis, sample_shape, batch_size, gamma, beta, names, _provenance([]))
 

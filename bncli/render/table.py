@@ -89,7 +89,9 @@ def show(record: Row, rows: list[Row], path: str, formats: list[str], field: str
         sys.stdout.write(json_text(record) + "\n")
     elif formats or not sys.stdout.isatty():
         delimiter = "," if formats == ["csv"] else "\t"
-        sys.stdout.write(_delimited([list(COLUMNS), *([_plain(c, row[c]) for c in COLUMNS] for row in rows)], delimiter))
+        sys.stdout.write(
+            _delimited([list(COLUMNS), *([_plain(c, row[c]) for c in COLUMNS] for row in rows)], delimiter)
+        )
     else:
         _show_table(record, rows, path, chosen_rows)
 

@@ -15,6 +15,8 @@ from bncli.errors import InputError, printable
 
 Value = int | float | str | tuple[int, ...]
 DIGEST = "digest"
+SEAL = b"\nbn sha256 "
+PLAIN = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING)
 UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError)  # from h5py
 
 
@@ -38,7 +40,7 @@ def pack(arrays: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, Value]
         file.attrs[DIGEST] = digest(arrays, attributes)
         file.flush()
         image: bytes = file.id.get_file_image()
-    return image
+    return image + _seal(image)
 
 
 def unpack(image: bytes, where: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Value]]:
@@ -50,11 +52,12 @@ def unpack(image: bytes, where: str) -> tuple[dict[str, npt.NDArray[Any]], dict[
         When the bytes are not an HDF5 file written by `pack`, or do not match their digest. `where` names the file.
     """
     where = printable(where)
+    image = _unsealed(image, where)
     try:
         with h5py.File(h5py.h5f.open_file_image(image, flags=h5py.h5f.ACC_RDONLY)) as file:
             _check_digest_is_there(file, where)
             arrays = _arrays(file, where)
-            attributes = {printable(name): _attribute(value) for name, value in file.attrs.items()}
+            attributes = {printable(name): _attribute(file, name, where) for name in file.attrs}
     except UNREADABLE as error:
         raise InputError(f"{where}: not a readable stats file: {printable(error)[:200]}") from None
     found = attributes.pop(DIGEST)
@@ -85,6 +88,25 @@ def digest(arrays: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, Valu
     return sha.hexdigest()
 
 
+def _seal(image: bytes) -> bytes:
+    """A line behind the HDF5 file, which other tools pass over: the SHA-256 of its bytes.
+
+    The digest is of the content, and survives a copy by another tool; but to check it HDF5 has to read the file, and
+    over some damaged bytes it loops for ever. The seal is checked first; a file without one is read all the same.
+    """
+    return SEAL + hashlib.sha256(image).hexdigest().encode() + b"\n"
+
+
+def _unsealed(content: bytes, where: str) -> bytes:
+    """The HDF5 file without its seal, which must be right where there is one."""
+    image, seal, _ = content.rpartition(SEAL)
+    if not seal:
+        return content
+    if content != image + _seal(image):
+        raise InputError(f"{where}: damaged: its bytes do not match their checksum; use a copy, or fit again")
+    return image
+
+
 def _check_digest_is_there(file: h5py.File, where: str) -> None:
     if DIGEST not in file.attrs:
         raise InputError(f"{where}: an HDF5 file, but not a stats file (it has no digest); make one with 'bn fit'")
@@ -106,7 +128,12 @@ def _arrays(file: h5py.File, where: str) -> dict[str, npt.NDArray[Any]]:
     return arrays
 
 
-def _attribute(value: Any) -> Value:
+def _attribute(file: h5py.File, name: str, where: str) -> Value:
+    if file.attrs.get_id(name).get_type().get_class() not in PLAIN:  # h5py crashes over a damaged type
+        raise InputError(
+            f"{where}: damaged, or not written by bn: its attribute {printable(name)} is no number or text"
+        )
+    value = file.attrs[name]
     if isinstance(value, np.ndarray):
         return tuple(int(n) for n in value)
     plain: Value = value.item() if isinstance(value, np.generic) else value

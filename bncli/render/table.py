@@ -164,7 +164,9 @@ class Glance:
 
 
 def _symlog(value: float, unit: float) -> float:
-    return math.copysign(math.log1p(abs(value) / unit), value)
+    ratio = abs(value) / unit
+    size = math.log1p(ratio) if math.isfinite(ratio) else math.log(abs(value)) - math.log(unit)
+    return math.copysign(size, value)
 
 
 def _show_table(record: Row, rows: list[Row], path: str, chosen_rows: bool) -> None:

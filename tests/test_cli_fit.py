@@ -1,0 +1,382 @@
+"""bn fit, as a person and a script see it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from cli_helpers import bn, check_refused, contents, good, no_controls, save, save_h5, table, untouched
+
+import bncli
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_default_output_is_stem_in_the_current_folder(here: Path) -> None:
+    (here / "data").mkdir()
+    save(here / "data" / "train.v2.npy", table())
+    result = good("fit", "data/train.v2.npy")
+    assert "stats in train.v2.bn.h5" in result.out
+    assert (here / "train.v2.bn.h5").is_file()
+
+
+def test_summary_on_stdout_nothing_on_stderr(here: Path) -> None:
+    save(here / "x.npy", table(600))
+    result = good("fit", "x.npy")
+    assert result.err == ""
+    assert "3 features, 600 samples, 3 batches of 256, the last of 88" in result.out
+    assert "0.9 * running + 0.1 * batch" in result.out
+    assert "PyTorch's momentum is 0.1" in result.out
+
+
+def test_numbers_are_numpys(here: Path) -> None:
+    x = table(512)
+    save(here / "x.npy", x)
+    good("fit", "x.npy", "--momentum", "none")
+    stats = bncli.load("x.bn.h5")
+    np.testing.assert_allclose(stats.running_mean, x.mean(axis=0), rtol=1e-14)
+    np.testing.assert_allclose(stats.running_var, x.var(axis=0), rtol=1e-13)
+
+
+def test_running_is_the_recurrence_of_its_init(here: Path) -> None:
+    x = table(300)
+    save(here / "x.npy", x)
+    good("fit", "x.npy", "--momentum", "0.6", "--batch-size", "100", "--init", "unit", "--ddof", "1")
+    mean, var = np.zeros(3), np.ones(3)
+    for batch in np.split(x, 3):
+        mean = 0.6 * mean + 0.4 * batch.mean(axis=0)
+        var = 0.6 * var + 0.4 * batch.var(axis=0, ddof=1)
+    stats = bncli.load("x.bn.h5")
+    np.testing.assert_allclose(stats.running_mean, mean, rtol=1e-13)
+    np.testing.assert_allclose(stats.running_var, var, rtol=1e-13)
+
+
+def test_json_is_the_record_and_nothing_else(here: Path) -> None:
+    save(here / "x.npy", table())
+    record = json.loads(good("fit", "x.npy", "--json").out)
+    assert record == bncli.load("x.bn.h5").as_dict()
+    assert record["sources"][0]["name"] == "x.npy"
+
+
+def test_quiet_says_nothing_at_all(here: Path) -> None:
+    x = np.ones((20, 2))
+    save(here / "x.npy", x)
+    loud, quiet = bn("fit", "x.npy"), bn("fit", "x.npy", "-f", "-q")
+    assert "bn: warning: 2 features are constant: 0, 1" in loud.err
+    assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
+
+
+def test_quiet_still_says_errors(here: Path) -> None:
+    check_refused(3, ["fit", "-q", "none.npy"], "none.npy: no such file")
+
+
+def test_dry_run_reads_and_writes_nothing(here: Path) -> None:
+    values = table()
+    values[5, 1] = np.nan  # a fit would stop here
+    save(here / "x.npy", values)
+    with untouched(here):
+        result = good("fit", "x.npy", "-n", "--rows", "10:-10")
+    for words in ("samples 10 to 590 of 600", "580 samples", "3 batches of 256, the last of 68", "would write x.bn.h5"):
+        assert words in result.out
+
+
+def test_output_exists(here: Path) -> None:
+    save(here / "x.npy", table())
+    good("fit", "x.npy")
+    with untouched(here):
+        check_refused(5, ["fit", "x.npy"], "x.bn.h5", "-f/--force", "-o")
+    good("fit", "x.npy", "-f", "--momentum", "0.5")
+    assert bncli.load("x.bn.h5").momentum == 0.5
+
+
+@pytest.mark.parametrize("how", ["same", "symbolic", "hard"])
+def test_output_is_an_input(here: Path, how: str) -> None:
+    save_h5(here / "x.h5", table())
+    if how == "symbolic":
+        (here / "out.h5").symlink_to("x.h5")
+    elif how == "hard":
+        (here / "out.h5").hardlink_to(here / "x.h5")
+    out = "x.h5" if how == "same" else "out.h5"
+    with untouched(here):
+        check_refused(5, ["fit", "x.h5", "-o", out, "-f"], out, "also an input")
+
+
+@pytest.mark.parametrize("option", ["--gamma", "--beta", "--names"])
+def test_output_is_a_file_of_an_option(here: Path, option: str) -> None:
+    save(here / "x.npy", table())
+    if option == "--names":
+        (here / "side").write_text("a\nb\nc\n")
+    else:
+        with (here / "side").open("wb") as file:
+            np.save(file, np.ones(3))
+    with untouched(here):
+        check_refused(5, ["fit", "x.npy", option, "side", "-o", "side", "-f"], "side", "also an input")
+
+
+def test_failed_fit_leaves_the_old_file(here: Path) -> None:
+    good("fit", save(here / "x.npy", table()))
+    values = table()
+    values[417, 2] = np.inf
+    save(here / "y.npy", values)
+    with untouched(here):
+        check_refused(
+            3, ["fit", "y.npy", "-o", "x.bn.h5", "-f"], "y.npy", "sample 417", "feature 2", "inf", "--nan omit"
+        )
+
+
+def test_names_from_text_file_attribute_and_dataset(here: Path) -> None:
+    save(here / "x.npy", table())
+    (here / "names.txt").write_text("\ufefflength\nwidth [cm]\nähre\n", encoding="utf-8")
+    good("fit", "x.npy", "--names", "names.txt")
+    assert bncli.load("x.bn.h5").names == ("length", "width [cm]", "ähre")
+    with h5py.File("y.h5", "w") as file:
+        file["x"] = table()
+        file["x"].attrs["feature_names"] = ["p", "q", "r"]
+        file["n"] = ["u", "v", "w"]
+    good("fit", "y.h5")
+    assert bncli.load("y.bn.h5").names == ("p", "q", "r")
+    good("fit", "y.h5", "-f", "--names", "y.h5::/n")
+    assert bncli.load("y.bn.h5").names == ("u", "v", "w")
+
+
+def test_names_that_do_not_fit(here: Path) -> None:
+    save(here / "x.npy", table())
+    (here / "names.txt").write_text("a\nb\n")
+    check_refused(4, ["fit", "x.npy", "--names", "names.txt"], "names.txt", "2 names for 3 features")
+    (here / "latin.txt").write_bytes(b"a\nb\n\xe9\n")
+    check_refused(3, ["fit", "x.npy", "--names", "latin.txt"], "latin.txt", "UTF-8")
+    save_h5(here / "n.h5", np.arange(3.0))
+    check_refused(2, ["fit", "x.npy", "--names", "n.h5"], "n.h5::/")
+    assert not (here / "x.bn.h5").exists()
+
+
+def test_gamma_and_beta_as_number_and_address(here: Path) -> None:
+    save(here / "x.npy", table())
+    save_h5(here / "g.h5", np.array([1.5, 2.5, -3.5], ">f4"), "gamma")
+    good("fit", "x.npy", "--gamma", "g.h5::/gamma", "--beta", "-0.25")
+    stats = bncli.load("x.bn.h5")
+    assert stats.gamma.tolist() == [1.5, 2.5, -3.5]
+    assert stats.beta.tolist() == [-0.25] * 3
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["--gamma", "nan"], 2, ["--gamma", "not finite"]),
+        (["--gamma", "g.npy"], 4, ["--gamma", "g.npy", "2 values", "3 features"]),
+        (["--beta", "none.npy"], 3, ["none.npy", "no such file"]),
+        (["--momentum", "1"], 2, ["momentum", "0 <= m < 1", "PyTorch"]),
+        (["--momentum", "nan"], 2, ["momentum"]),
+        (["--momentum", "half"], 2, ["--momentum", "half"]),
+        (["--eps", "-1"], 2, ["eps", "-1"]),
+        (["--eps", "inf"], 2, ["eps"]),
+        (["--ddof", "2"], 2, ["--ddof"]),
+        (["--init", "ones"], 2, ["--init", "debias"]),
+        (["--preset", "tf"], 2, ["--preset", "keras"]),
+        (["--batch-size", "0"], 2, ["--batch-size 0"]),
+        (["--batch-size", "1"], 2, ["--batch-size 1", "2 or more"]),
+        (["--axis", "0"], 2, ["axis 0", "samples"]),
+        (["--rows", "5"], 2, ["--rows", "A:B"]),
+        (["--rows", "9:3"], 2, ["--rows", "no sample"]),
+        (["--max-memory", "lots"], 2, ["lots", "128M"]),
+        (["--max-memory", "10K"], 2, ["--max-memory", "1M"]),
+        (["--fill-value", "x"], 2, ["--fill-value", "'x'"]),
+        (["--momentun", "0.5"], 2, ["--momentun", "--momentum"]),
+        (["-d", "y"], 3, []),
+        (["-o", "no/such/folder/x.bn.h5"], 74, ["no/such/folder/x.bn.h5", "No such file or directory"]),
+        (["-o", "."], 5, [".: is a folder"]),
+        (["-o", "/dev/null"], 5, ["/dev/null", "not a regular file"]),
+    ],
+)
+def test_what_an_option_cannot_be(here: Path, args: list[str], code: int, words: list[str]) -> None:
+    save_h5(here / "x.h5", table())
+    save(here / "g.npy", np.ones(2))
+    with untouched(here):
+        check_refused(code, ["fit", "x.h5", *args], *words)
+
+
+def test_axis_must_be_given_for_images(here: Path) -> None:
+    save(here / "images.npy", np.zeros((4, 3, 32, 30), "u1"))
+    result = check_refused(2, ["fit", "images.npy"], "--axis 1: 3 features (NCHW)", "--axis -1: 30 features", lines=4)
+    assert "--axis 2: 32 features" in result.err
+
+
+def test_images_by_channel(here: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8)).astype("u1")
+    save(here / "images.npy", x)
+    good("fit", "images.npy", "--axis", "1")
+    stats = bncli.load("images.bn.h5")
+    np.testing.assert_allclose(stats.population_mean, x.mean(axis=(0, 2, 3), dtype="f8"), rtol=1e-14)
+    assert stats.population_count.tolist() == [40 * 64] * 3
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("torch", (0.9, 1e-5, 1, "unit", 1)),
+        ("keras", (0.99, 1e-3, 0, "unit", -1)),
+        ("flax", (0.99, 1e-5, 0, "unit", -1)),
+        ("onnx", (0.9, 1e-5, 0, "unit", 1)),
+        ("cs231n", (0.9, 1e-5, 0, "zeros", -1)),
+    ],
+)
+def test_presets_and_options_beside_them(here: Path, preset: str, expected: tuple[object, ...]) -> None:
+    save(here / "x.npy", table())
+    good("fit", "x.npy", "--preset", preset, "-q")
+    stats = bncli.load("x.bn.h5")
+    assert (stats.momentum, stats.eps, stats.ddof, stats.init, stats.axis) == expected
+    good("fit", "x.npy", "--preset", preset, "--momentum", "0.25", "--init", "first", "-f", "-q")
+    stats = bncli.load("x.bn.h5")
+    assert (stats.momentum, stats.eps, stats.ddof, stats.init) == (0.25, expected[1], expected[2], "first")
+
+
+def test_ambiguous_dataset_lists_what_to_type(here: Path) -> None:
+    with h5py.File("x.h5", "w") as file:
+        file["a/train"] = table()
+        file["b"] = table(5, 2, "f4")
+        file["label"] = np.arange(600)
+    result = check_refused(2, ["fit", "x.h5"], "x.h5::/a/train", "x.h5::/b", lines=5)
+    assert "(600, 3)" in result.err or "600 × 3" in result.err
+    good("fit", "x.h5::/a/train")
+    good("fit", "x.h5", "-d", "b", "-f")
+
+
+def test_wrong_names_suggest_the_right_ones(here: Path) -> None:
+    save_h5(here / "train.h5", table(), "features")
+    check_refused(3, ["fit", "trian.h5"], "trian.h5: no such file", "did you mean train.h5?")
+    check_refused(3, ["fit", "train.h5::/feature"], "/feature", "/features")
+    check_refused(2, ["fti", "train.h5"], "did you mean 'bn fit'?")
+    check_refused(3, ["fit", "part-*.npy"], "part-*.npy", "no file matches")
+    save(here / "x.npy", table())
+    check_refused(3, ["fit", "x.npy::/x"], "x.npy", "leave out ::/x")
+
+
+def test_missing_values(here: Path) -> None:
+    x = table(100)
+    x[3, 0] = np.nan
+    x[7, 0] = np.inf
+    x[8, 1] = -999
+    save(here / "x.npy", x)
+    result = good("fit", "x.npy", "--nan", "omit", "--fill-value", "-999")
+    stats = bncli.load("x.bn.h5")
+    assert stats.population_count.tolist() == [98, 99, 100]
+    np.testing.assert_allclose(stats.population_mean[0], np.delete(x[:, 0], [3, 7]).mean(), rtol=1e-14)
+    np.testing.assert_allclose(stats.population_mean[1], np.delete(x[:, 1], 8).mean(), rtol=1e-14)
+    assert "3 values were missing" in result.err
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f8", "i2", "u8", "?"])
+@pytest.mark.parametrize("fill", ["1" + "0" * 20, "1" + "0" * 400, "1e300", "-1e999", "nan", "0.5"])
+def test_fill_value_that_the_type_cannot_hold(here: Path, dtype: str, fill: str) -> None:
+    save(here / "x.npy", np.array([[0, 1], [1, 0], [1, 1]], dtype))
+    good("fit", "x.npy", "--fill-value", fill, "-q")
+    assert bncli.load("x.bn.h5").population_count.tolist() == [3, 3]
+
+
+def test_no_feature_with_two_values(here: Path) -> None:
+    save(here / "x.npy", table(1))
+    with untouched(here):
+        check_refused(3, ["fit", "x.npy"], "needs two values per feature")
+
+
+def test_last_batch_of_one_is_left_out_and_told(here: Path) -> None:
+    save(here / "x.npy", table(257))
+    result = good("fit", "x.npy")
+    assert "a batch with fewer than two values per feature left out" in result.err
+    stats = bncli.load("x.bn.h5")
+    assert (stats.num_batches, stats.num_left_out, stats.population_count.tolist()) == (1, 1, [257] * 3)
+
+
+def test_warnings_name_the_feature_and_the_cure(here: Path) -> None:
+    x = np.column_stack([np.linspace(0, 100, 2000), np.full(2000, 0.1), np.resize([1e-4, -1e-4], 2000)])
+    save(here / "sorted.npy", x)
+    (here / "names").write_text("ramp\nflat\ntiny\n")
+    result = good("fit", "sorted.npy", "--names", "names")
+    lines = result.err.splitlines()
+    assert all(line.startswith("bn: warning: ") for line in lines)
+    drift, constant, eps = lines
+    assert "0 (ramp)" in drift
+    assert "--use population" in drift
+    assert "1 (flat)" in constant
+    assert "2 (tiny)" in eps
+    assert "--eps" in eps
+    stats = bncli.load("sorted.bn.h5")
+    assert (stats.population_mean[1], stats.population_var[1]) == (0.1, 0.0)
+    assert stats.flags() == [["drifted"], ["constant"], ["eps"]]
+
+
+def test_scale_beyond_float64_is_null_in_json(here: Path) -> None:
+    save(here / "x.npy", np.full((4, 1), 0.5))
+    record = json.loads(good("fit", "x.npy", "--gamma", "1e308", "--json", "-q").out)
+    assert record["features"][0]["scale"] is None  # 1e308 / sqrt(1e-5)
+    assert record["features"][0]["gamma"] == 1e308
+
+
+def test_several_files_are_one_data_set(here: Path) -> None:
+    x = table(500)
+    for i, part in enumerate(np.split(x, [3, 260])):
+        save(here / f"part-{8 + i}.npy", part)  # part-10 sorts after part-9
+    save(here / "whole.npy", x)
+    good("fit", "part-*.npy", "-o", "parts.bn.h5")
+    good("fit", "whole.npy")
+    parts, whole = bncli.load("parts.bn.h5"), bncli.load("whole.bn.h5")
+    assert parts.running_mean.tobytes() == whole.running_mean.tobytes()
+    assert parts.running_var.tobytes() == whole.running_var.tobytes()
+    assert parts.population.m2.tobytes() == whole.population.m2.tobytes()
+    assert [s["name"] for s in parts.provenance["sources"]] == ["part-8.npy", "part-9.npy", "part-10.npy"]
+
+
+def test_names_with_controls_and_markup_are_shown_escaped(here: Path) -> None:
+    evil = "\x1b[31m[bold]x[/bold]\r\x9b"
+    x = table(20, 2)
+    x[3, 1] = np.nan
+    with h5py.File("e\x1b[2Jvil.h5", "w") as file:
+        file[evil] = x
+        file[evil].attrs["columns"] = [evil + "0", evil + "1"]
+    result = bn("fit", "e\x1b[2Jvil.h5")
+    assert result.code == 3
+    assert no_controls(result.err)
+    for words in ("e\\x1b[2Jvil.h5", "\\x1b[31m[bold]x[/bold]\\r\\x9b1", "sample 3, feature 1"):
+        assert words in result.err
+    for args in (["--dry-run"], ["--nan", "omit"], ["--nan", "omit", "-f", "--json"]):
+        result = good("fit", "e\x1b[2Jvil.h5", *args)
+        assert no_controls(result.out)
+        assert no_controls(result.err)
+    assert json.loads(result.out)["features"][0]["name"] == evil + "0"
+
+
+def test_file_name_that_is_not_utf8(here: Path) -> None:
+    name = b"\xff.npy".decode("utf-8", "surrogateescape")
+    save(here / name, table())
+    record = json.loads(good("fit", name, "--json").out)
+    assert record["sources"][0]["name"] == name
+    assert "\\udcff.bn.h5" in good("fit", name, "-f").out
+
+
+def test_no_temporary_file_is_left(here: Path) -> None:
+    save(here / "x.npy", table())
+    good("fit", "x.npy")
+    assert sorted(contents(here)) == ["x.bn.h5", "x.npy"]
+
+
+def test_help_names_the_recurrence_and_torch() -> None:
+    result = good("fit", "--help")
+    assert "M * running + (1 - M) * batch" in result.out
+    assert "weight of the OLD value" in result.out
+    assert "PyTorch's momentum is 1 - M" in " ".join(result.out.split())
+
+
+def test_examples_in_help_stand_on_their_own_lines() -> None:
+    for command in ("fit", "apply", "inspect", "ls"):
+        lines = good(command, "--help").out.splitlines()
+        start = lines.index("  Examples:") if "  Examples:" in lines else lines.index("  Example:")
+        assert lines[start + 1].startswith(f"    bn {command} ")
+        assert not any("\\b" in line or "\b" in line for line in lines)
+    assert any(line.startswith("  bn apply train.bn.h5 new.npy") for line in good("--help").out.splitlines())

@@ -1,0 +1,312 @@
+"""The wall: exit codes, messages without tracebacks, signals, closed pipes, full disks; and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import (
+    BN,
+    bn,
+    check_refused,
+    child,
+    contents,
+    good,
+    run_child,
+    save,
+    save_h5,
+    table,
+    temporaries,
+    untouched,
+)
+
+from bncli import __version__, cli, errors, stats
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "x.npy", table())
+    good("fit", "x.npy")
+    return tmp_path
+
+
+def test_every_error_knows_its_code() -> None:
+    codes = {
+        errors.UsageError: 2,
+        errors.InputError: 3,
+        errors.MismatchError: 4,
+        errors.OutputExistsError: 5,
+        errors.WriteError: 74,
+        errors.BnError: 70,
+    }
+    assert {error: error.exit_code for error in codes} == codes
+
+
+def test_codes_of_a_real_child(here: Path) -> None:
+    save(here / "wide.npy", np.zeros((3, 9)))
+    runs = [
+        (["fit", "x.npy", "-o", "new.bn.h5"], 0),
+        (["fit", "x.npy", "--batch-size", "ten"], 2),
+        (["fit", "none.npy"], 3),
+        (["apply", "x.bn.h5", "wide.npy", "-o", "y.npy"], 4),
+        (["fit", "x.npy"], 5),
+    ]
+    for args, code in runs:
+        result = run_child(args)
+        assert result.code == code
+        assert bool(result.err) == (code != 0)
+        assert "Traceback" not in result.err
+    assert temporaries(here) == []
+
+
+def test_console_script_is_the_same_entry() -> None:
+    script = Path(sys.executable).with_name("bn")
+    if not script.exists():
+        pytest.skip("bn is not installed beside this Python")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"bn {__version__}\n", "")
+
+
+def test_help_and_version_end_well() -> None:
+    assert good("--version").out == f"bn {__version__}\n"
+    for args in ([], ["fit"], ["apply"], ["inspect"], ["ls"]):
+        assert "Usage: bn" in good(*args, "--help").out
+        assert good(*args, "-h").out == good(*args, "--help").out
+
+
+def test_usage_errors_say_what_to_type(here: Path) -> None:
+    assert bn().code == 2
+    check_refused(2, ["fit"], "INPUT")
+    check_refused(2, ["apply", "x.bn.h5", "x.npy"], "-o")
+    check_refused(2, ["inspekt", "x.bn.h5"], "did you mean 'bn inspect'?")
+    check_refused(2, ["dance"], "there are fit, apply, inspect, ls")
+    check_refused(2, ["fit", "x.npy", "--bach-size", "3"], "--batch-size")
+    check_refused(2, ["ls", "x.npy", "y.npy"], "y.npy")
+    check_refused(2, ["\x1b[31m"], "\\x1b[31m")
+    check_refused(2, ["fit", "x.npy", "--\x1b[31m"], "\\x1b[31m")
+    check_refused(2, ["fit", "x.npy", "--init", "\x1b[31m"], "\\x1b[31m")
+    check_refused(2, ["ls", "x.npy", "\x1b[31m"], "unexpected extra argument")
+
+
+def test_a_bug_is_one_line_and_how_to_report_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: str) -> stats.Stats:
+        raise ZeroDivisionError("in \x1b[31mthe middle")
+
+    monkeypatch.setattr(stats, "load", broken)
+    check_refused(
+        70,
+        ["inspect", "x.bn.h5"],
+        "internal error: ZeroDivisionError: in \\x1b[31mthe middle",
+        "report",
+        "--debug",
+        lines=1,
+    )
+    result = bn("inspect", "x.bn.h5", "--debug")
+    assert result.code == 70
+    assert "Traceback (most recent call last)" in result.err
+    assert result.err.splitlines()[-1].startswith("bn: internal error")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (MemoryError(), 3, "--max-memory"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (cli.Terminated(), 143, "terminated"),
+        (errors.BnError("odd"), 70, "odd"),
+        (errors.MismatchError("one\ntwo"), 4, "one\ntwo"),
+    ],
+)
+def test_whatever_a_command_raises(
+    here: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, words: str
+) -> None:
+    def broken(path: str) -> stats.Stats:
+        raise error
+
+    monkeypatch.setattr(stats, "load", broken)
+    check_refused(code, ["inspect", "x.bn.h5"], words)
+
+
+def test_debug_shows_the_traceback_of_an_error(here: Path) -> None:
+    result = bn("fit", "--debug", "none.npy")
+    assert result.code == 3
+    assert "Traceback" in result.err
+    assert "InputError" in result.err
+    assert result.err.splitlines()[-1] == "bn: error: none.npy: no such file; did you mean x.npy?"
+
+
+def test_warnings_of_other_libraries_are_not_shown(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import warnings
+
+    load = stats.load
+
+    def noisy(path: str) -> stats.Stats:
+        warnings.warn("numpy says something", RuntimeWarning, stacklevel=1)
+        return load(path)
+
+    monkeypatch.setattr(stats, "load", noisy)
+    assert good("inspect", "x.bn.h5").err == ""
+
+
+# --- stdout that cannot be written to
+
+
+@pytest.mark.parametrize("args", [["inspect", "big.bn.h5"], ["inspect", "big.bn.h5", "--json"], ["fit", "--help"]])
+def test_reader_that_goes_away(here: Path, args: list[str]) -> None:
+    save(here / "big.npy", np.ones((4, 20_000), "f4"))
+    good("fit", "big.npy", "-q", "-f")
+    reading, writing = os.pipe()
+    os.close(reading)  # as `| head` does once it has its lines, only sooner
+    try:
+        result = run_child(args, stdout=writing)
+    finally:
+        os.close(writing)
+    assert result.code == 141
+    assert result.err == ""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_head_gets_its_lines(here: Path, unbuffered: str) -> None:
+    save(here / "big.npy", np.ones((4, 20_000), "f4"))
+    good("fit", "big.npy", "-q")
+    first = child(["inspect", "big.bn.h5"], env=os.environ | {"PYTHONUNBUFFERED": unbuffered})
+    head = subprocess.run(["head", "-n", "2"], stdin=first.stdout, capture_output=True, text=True)
+    assert first.stdout is not None
+    first.stdout.close()
+    _, err = first.communicate()
+    assert head.stdout.splitlines()[1].startswith("0\t")
+    assert first.returncode == 141
+    assert err == b""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("args", [["inspect", "x.bn.h5"], ["fit", "x.npy", "-f"], ["ls", "x.npy"], ["--help"]])
+def test_stdout_is_full(here: Path, args: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        result = run_child(args, stdout=full)
+    assert result.code == 74
+    assert result.err == "bn: error: output: No space left on device\n"
+
+
+# --- outputs that cannot be written
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_disk_that_fills_up_under_stdout(here: Path, unbuffered: str) -> None:
+    save(here / "big.npy", np.ones((4, 200), "f4"))
+    good("fit", "big.npy", "-q")
+    with open("out", "wb") as out:
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        result = run_child(["inspect", "big.bn.h5"], stdout=out, preexec_fn=limit_file_size, env=environment)
+    assert (result.code, result.err) == (74, "bn: error: output: File too large\n")
+
+
+def limit_file_size() -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+
+
+@pytest.mark.parametrize("out", ["y.npy", "y.h5", "x.bn.h5"])
+def test_disk_full_leaves_everything_as_it_was(here: Path, out: str) -> None:
+    args = ["apply", "x.bn.h5", "x.npy", "-o", out]
+    if out == "x.bn.h5":
+        save(here / "wide.npy", np.resize([1, 2], (20, 401)).astype("f4"))
+        args = ["fit", "wide.npy", "-o", out, "-f", "-q"]
+    with untouched(here):
+        result = run_child(args, preexec_fn=limit_file_size)
+        assert result.code == 74
+        assert f"{out}: cannot be written: File too large" in result.err
+        assert len(result.err.splitlines()) == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder_is_found_out_first(here: Path) -> None:
+    values = table()
+    values[3] = np.nan  # would be refused, if it were read
+    save(here / "x.npy", values)
+    (here / "locked").mkdir(mode=0o500)
+    check_refused(74, ["fit", "x.npy", "-o", "locked/x.bn.h5"], "locked/x.bn.h5", "Permission denied")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+def test_unreadable_files(here: Path) -> None:
+    (here / "x.npy").chmod(0)
+    (here / "x.bn.h5").chmod(0)
+    check_refused(3, ["fit", "x.npy", "-f"], "x.npy", "Permission denied")
+    check_refused(3, ["inspect", "x.bn.h5"], "x.bn.h5", "Permission denied")
+
+
+# --- signals
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+@pytest.mark.parametrize("command", ["fit", "apply npy", "apply h5"])
+def test_signal_in_the_middle(here: Path, number: int, code: int, words: str, command: str) -> None:
+    with (here / "long.npy").open("wb") as file:  # sparse: minutes of work, no room on the disk
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f4", "fortran_order": False, "shape": (10_000_000_000, 3)}
+        )
+        file.truncate(file.tell() + 10_000_000_000 * 3 * 4)
+    args = ["fit", "long.npy", "-o", "x.bn.h5", "-f"]
+    if command != "fit":
+        args = ["apply", "x.bn.h5", "long.npy", "-o", "out." + command.split()[1]]
+    before = set(os.listdir(here))
+    old = (here / "x.bn.h5").read_bytes()
+    process = child(args)
+    try:
+        while not temporaries(here):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        time.sleep(0.1)  # into the loop; the answer is the same everywhere
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == code
+    assert out == b""
+    assert err.decode().splitlines()[-1] == f"bn: {words}; outputs are as they were"
+    assert b"Traceback" not in err
+    assert set(os.listdir(here)) == before
+    assert (here / "x.bn.h5").read_bytes() == old
+
+
+# --- environments
+
+
+def test_names_beyond_the_terminals_encoding(here: Path) -> None:
+    (here / "names").write_text("ähre\n変数\nz\n", encoding="utf-8")
+    good("fit", "x.npy", "--names", "names", "-f")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    result = run_child(["inspect", "x.bn.h5", "--get", "name"], env=environment)
+    assert (result.code, result.out) == (0, "\\xe4hre\n\\u5909\\u6570\nz\n")
+    result = run_child(["inspect", "nö.h5"], env=environment)
+    assert result.code == 3
+    assert "no such file" in result.err
+
+
+def test_large_data_file_given_as_stats_is_not_read(here: Path) -> None:
+    """A data file of 1 TB, sparse, must be refused for what it is."""
+    save_h5(here / "data.h5", table())
+    os.truncate("data.h5", 1 << 40)
+    check_refused(3, ["inspect", "data.h5"], "data.h5", "not a stats file")
+    with (here / "data.npy").open("wb") as file:
+        file.truncate(1 << 40)
+    check_refused(3, ["inspect", "data.npy"], "data.npy", "not a readable stats file")
+
+
+def test_children_do_not_need_a_shell_profile(here: Path) -> None:
+    done = subprocess.run([*BN, "ls", "x.npy"], env={}, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[1].startswith("x.npy\t600")
+    assert contents(here).keys() == {"x.npy", "x.bn.h5"}

@@ -1,0 +1,221 @@
+"""How a file comes into being: old or new, whole; nothing beside it; never an input."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from cli_helpers import contents, temporaries, untouched
+
+from bncli import files
+from bncli.errors import InputError, OutputExistsError, WriteError
+
+
+def put(path: Path, content: bytes, **options: object) -> None:
+    with files.replacing(str(path), **options) as temporary, open(temporary, "wb") as file:  # type: ignore[arg-type]
+        file.write(content)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_new_file(tmp_path: Path) -> None:
+    put(tmp_path / "a", b"new")
+    assert contents(tmp_path) == {"a": b"new"}
+
+
+def test_until_the_end_the_old_one_stands(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with files.replacing(str(path), force=True) as temporary:
+        assert os.path.dirname(temporary) == str(tmp_path)
+        assert Path(temporary).read_bytes() == b""
+        Path(temporary).write_bytes(b"half")
+        assert path.read_bytes() == b"old"
+    assert contents(tmp_path) == {"a": b"half"}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_after_any_error_all_is_as_it_was(tmp_path: Path, error: type[BaseException], old: bytes | None) -> None:
+    path = tmp_path / "a"
+    if old is not None:
+        path.write_bytes(old)
+
+    def fail() -> None:
+        with files.replacing(str(path), force=True) as temporary:
+            Path(temporary).write_bytes(b"half")
+            raise error
+
+    with untouched(tmp_path), pytest.raises(error):
+        fail()
+
+
+def test_failure_to_write_is_a_write_error(tmp_path: Path) -> None:
+    with (
+        untouched(tmp_path),
+        pytest.raises(WriteError, match=r"/a: cannot be written: No space left on device"),
+        files.replacing(str(tmp_path / "a")),
+    ):
+        raise OSError(28, os.strerror(28))
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace", "chmod"])
+def test_failure_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def broken(*args: object) -> None:
+        raise OSError(5, os.strerror(5))
+
+    (tmp_path / "a").write_bytes(b"old")
+    monkeypatch.setattr(os, step, broken)
+    with untouched(tmp_path), pytest.raises(WriteError, match="Input/output error"):
+        put(tmp_path / "a", b"new", force=True)
+
+
+def test_file_and_folder_are_synced_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(fd: int) -> None:
+        steps.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+        fsync(fd)
+
+    def noted_replace(old: str, new: str) -> None:
+        steps.append("rename")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    put(tmp_path / "a", b"new")
+    assert steps == ["file", "rename", "folder"]
+
+
+def test_exists(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    with untouched(tmp_path), pytest.raises(OutputExistsError, match=r"/a: exists; .*--force"):
+        put(tmp_path / "a", b"new")
+
+
+def test_came_into_being_meanwhile(tmp_path: Path) -> None:
+    def meanwhile() -> None:
+        with files.replacing(str(tmp_path / "a")):
+            (tmp_path / "a").write_bytes(b"another's")
+
+    with pytest.raises(OutputExistsError):
+        meanwhile()
+    assert contents(tmp_path) == {"a": b"another's"}
+
+
+@pytest.mark.parametrize("how", ["same", "dots", "hard", "symbolic", "link to the input"])
+def test_never_an_input(tmp_path: Path, how: str) -> None:
+    source = tmp_path / "in"
+    source.write_bytes(b"data")
+    out, given = tmp_path / "out", source
+    if how == "same":
+        out = source
+    elif how == "dots":
+        (tmp_path / "sub").mkdir()
+        out = tmp_path / "sub" / ".." / "in"
+    elif how == "hard":
+        out.hardlink_to(source)
+    elif how == "symbolic":
+        out.symlink_to("in")
+    else:
+        out, given = source, tmp_path / "link"
+        given.symlink_to("in")
+    with untouched(tmp_path), pytest.raises(OutputExistsError, match="also an input"):
+        put(out, b"new", force=True, inputs=[str(tmp_path / "none"), str(given)])
+
+
+def test_symbolic_link_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    target, link = tmp_path / "real" / "a", tmp_path / "link"
+    target.write_bytes(b"old")
+    link.symlink_to("real/a")
+    put(link, b"new", force=True)
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert temporaries(tmp_path) == []
+
+
+def test_symbolic_link_to_nothing_yet(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("a")
+    put(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("old", [0o600, 0o644, 0o664])
+def test_mode_is_that_of_the_old_file(tmp_path: Path, old: int) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "a").chmod(old)
+    put(tmp_path / "a", b"new", force=True)
+    assert mode(tmp_path / "a") == old
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_mode_of_a_new_file_is_the_usual_one(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        put(tmp_path / "a", b"new")
+        (tmp_path / "b").write_bytes(b"plain")
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "a") == mode(tmp_path / "b") == 0o666 & ~mask
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(OutputExistsError, match="is a folder"):
+        put(tmp_path, b"", force=True)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputExistsError, match="not a regular file"):
+        put(tmp_path / "pipe", b"", force=True)
+    with pytest.raises(OutputExistsError, match="not a regular file"):
+        put(Path("/dev/null"), b"", force=True)
+
+
+def test_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="No such file or directory"):
+        put(tmp_path / "no" / "a", b"")
+
+
+def test_long_names_have_room_for_the_temporary_one(tmp_path: Path) -> None:
+    name = "n" * 255
+    put(tmp_path / name, b"new")
+    assert contents(tmp_path) == {name: b"new"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    entered = False
+    try:
+        with pytest.raises(WriteError, match="Permission denied"), files.replacing(str(tmp_path / "a")):
+            entered = True
+    finally:
+        tmp_path.chmod(0o700)
+    assert not entered
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    path = tmp_path / "a\x1b[31m"
+    path.write_bytes(b"old")
+    with pytest.raises(OutputExistsError) as caught:
+        put(path, b"new")
+    assert "a\\x1b[31m: exists" in str(caught.value)
+
+
+def test_write_and_read_bytes(tmp_path: Path) -> None:
+    path = str(tmp_path / "a")
+    files.write_bytes(path, b"12345")
+    assert files.read_bytes(path, 5) == b"12345"
+    with pytest.raises(OutputExistsError):
+        files.write_bytes(path, b"")
+    with pytest.raises(InputError, match="larger than 4 bytes"):
+        files.read_bytes(path, 4)
+    with pytest.raises(InputError, match="no such file"):
+        files.read_bytes(path + "b", 4)
+    with pytest.raises(InputError, match="not a regular file"):
+        files.read_bytes(str(tmp_path), 4)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from bncli.errors import InputError, MismatchError, UsageError
 from bncli.kernels import Missing
-from bncli.layout import Layout, feature_axis
+from bncli.layout import Layout, Values, feature_axis
 from bncli.moments import Moments
 
 Floats = npt.NDArray[np.float64]
@@ -104,7 +104,7 @@ def moments(x: npt.NDArray[Any], axis: int = -1) -> Moments:
     """
     layout = Layout.of(x.shape, axis)
     values = np.ascontiguousarray(x).reshape(-1)
-    return layout.moments(lambda first, count: values[first : first + count], 1, len(x), Missing())[0]
+    return layout.moments(Values(lambda first, count: values[first : first + count]), 1, len(x), Missing())[0]
 
 
 def forward(

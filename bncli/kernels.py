@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-NAME = "numpy"
+from bncli import compiled
+
 BLOCK_ROWS = 128  # rounding grows with the length of a sum; short blocks keep it near one ulp
 LANES = 8  # partial sums that run side by side: fewer, longer vector operations and shorter sums
 PIVOT_SHARE = 8  # the pivot is found from at least an 8th of a block
@@ -33,6 +34,14 @@ class Blocks(NamedTuple):
     mean: Floats
     mean_low: Floats  # the part of the mean that does not fit a float64
     m2: Floats  # not finite where the values are not, or are too large or too close together to square
+
+
+class Place(NamedTuple):
+    """Where values lie in a file in C order and native byte order: its descriptor, the first byte, their type."""
+
+    fd: int
+    offset: int
+    dtype: np.dtype[Any]
 
 
 class Missing(NamedTuple):
@@ -70,7 +79,11 @@ def block_moments(x: npt.NDArray[Any], missing: Missing) -> Blocks:
     Blocks
         Where a result does not exist (non-finite input, squares that overflow or underflow) m2 is not finite.
     """
-    groups, _, features = x.shape
+    groups, rows, features = x.shape
+    if compiled.AVAILABLE and missing.fill is None:
+        mean, mean_low, m2 = compiled.blocks(x)
+        if not missing.omit or np.isfinite(m2).all():
+            return Blocks(np.full(mean.shape, float(rows)), mean, mean_low, m2)
     if features <= FEATURES_AT_ONCE:
         return _tile_moments(x, missing)
     out = Blocks(*(np.empty((groups, features)) for _ in Blocks._fields))
@@ -79,6 +92,19 @@ def block_moments(x: npt.NDArray[Any], missing: Missing) -> Blocks:
         for whole, part in zip(out, _tile_moments(x[:, :, tile], missing), strict=True):
             whole[:, tile] = part
     return out
+
+
+def stored_moments(place: Place, shape: tuple[int, int, int], missing: Missing) -> Blocks | None:
+    """Moments of blocks of this shape (G, r, C) that lie in a file just as they are: read and summed in one compiled call.
+
+    None where that cannot be done: then the values have to be read, and `block_moments` tells what is wrong with them.
+    """
+    if not compiled.AVAILABLE or missing.fill is not None:
+        return None
+    found = compiled.read_blocks(place.fd, place.offset, place.dtype, shape)
+    if found is None or (missing.omit and not np.isfinite(found[2]).all()):
+        return None
+    return Blocks(np.full(found[0].shape, float(shape[1])), *found)
 
 
 def present(x: npt.NDArray[Any], missing: Missing) -> npt.NDArray[np.bool_]:

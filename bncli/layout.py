@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bncli.errors import MismatchError, UsageError
-from bncli.kernels import BLOCK_ROWS, Missing, block_moments
+from bncli.kernels import BLOCK_ROWS, Missing, Place, block_moments, stored_moments
 from bncli.moments import Moments
 
 PIECE_VALUES = 1 << 18  # read and computed at a time: 2 MB of float64; less pays for calls, more for memory
@@ -25,6 +25,31 @@ WIDE_VALUES = 1 << 21  # blocks of wide rows have fewer rows, so that they hold 
 PENDING_VALUES = 1 << 16  # results of blocks that wait to be merged: merging many at once is what makes it cheap
 
 Read = Callable[[int, int], npt.NDArray[Any]]  # (first value, count) -> values, shape (count,)
+
+
+@dataclass(frozen=True)
+class Values:
+    """Values by position, counted from `start`.
+
+    Attributes
+    ----------
+    read : function (first, count) -> array of shape (count,)
+    stored : function (first, count) -> Place or None
+        Where these values lie in a file just as they are, when they do.
+    start : int
+    """
+
+    read: Read
+    stored: Callable[[int, int], Place | None] = lambda first, count: None
+    start: int = 0
+
+    def __call__(self, first: int, count: int) -> npt.NDArray[Any]:
+        """Read values at positions first to first + count."""
+        return self.read(self.start + first, count)
+
+    def shifted(self, by: int) -> Values:
+        """The same values, counted from `by` further on."""
+        return replace(self, start=self.start + by)
 
 
 @dataclass(frozen=True)
@@ -79,23 +104,23 @@ class Layout:
             results = -(-rows // self._row_block(rows)) * self.row_size
         return max(1, PENDING_VALUES // results)
 
-    def moments(self, read: Read, batches: int, samples: int, missing: Missing) -> Moments:
+    def moments(self, values: Values, batches: int, samples: int, missing: Missing) -> Moments:
         """Moments of shape (batches, C) of consecutive batches of `samples` samples each.
 
         Parameters
         ----------
-        read : function (first, count) -> array of shape (count,)
-            Values by position, counted from the start of the first batch. Read in runs of about PIECE_VALUES.
+        values : Values
+            Counted from the start of the first batch. Read in runs of about PIECE_VALUES.
         batches : int
             At most `batches_at_once`.
         """
         rows = samples * self.rows_per_sample
         if self._by_position:
-            return self._moments_by_position(read, batches, rows, missing)
+            return self._moments_by_position(values, batches, rows, missing)
         if self.row_size > WIDE_VALUES:
-            return self._moments_of_wide_rows(read, batches * rows, missing)
+            return self._moments_of_wide_rows(values, batches * rows, missing)
         block = self._row_block(rows)
-        return self._join_positions(_run_moments(read, batches, rows, block, self.row_size, missing))
+        return self._join_positions(_run_moments(values, batches, rows, block, self.row_size, missing))
 
     @property
     def _by_position(self) -> bool:
@@ -109,7 +134,7 @@ class Layout:
     def _row_block(self, rows: int) -> int:
         return _even(rows, min(BLOCK_ROWS, max(1, WIDE_VALUES // self.row_size)))
 
-    def _moments_by_position(self, read: Read, batches: int, rows: int, missing: Missing) -> Moments:
+    def _moments_by_position(self, values: Values, batches: int, rows: int, missing: Missing) -> Moments:
         """Blocks of positions; rows by the thousand, so that the results that wait stay few."""
         block = self._position_block
         at_once = max(1, PENDING_VALUES // (self.features * -(-self.positions // block)))
@@ -119,21 +144,21 @@ class Layout:
         for row in range(0, rows * batches, at_once):
             count = min(at_once, rows * batches - row)
             start = row * self.row_size
-            runs = _run_moments(_shifted(read, start), count * self.features, self.positions, block, 1, missing)
+            runs = _run_moments(values.shifted(start), count * self.features, self.positions, block, 1, missing)
             by_row = runs.map(lambda v: np.moveaxis(v.reshape(batches, -1, self.features), 1, 0)).reduce()
             total = by_row if total is None else total.merge(by_row)
         assert total is not None
         return total
 
-    def _moments_of_wide_rows(self, read: Read, rows: int, missing: Missing) -> Moments:
+    def _moments_of_wide_rows(self, values: Values, rows: int, missing: Missing) -> Moments:
         """Rows of more than WIDE_VALUES: a part of the features of one row at a time."""
         at_once = max(1, PIECE_VALUES // self.positions)
         total = Moments.empty((1, self.features))
         for row in range(rows):
             for feature in range(0, self.features, at_once):
                 count = min(at_once, self.features - feature)
-                values = read((row * self.features + feature) * self.positions, count * self.positions)
-                part = Moments.of(block_moments(values.reshape(1, 1, -1), missing))
+                x = values((row * self.features + feature) * self.positions, count * self.positions)
+                part = Moments.of(block_moments(x.reshape(1, 1, -1), missing))
                 where = (slice(None), slice(feature, feature + count))
                 total[where] = total[where].merge(self._join_positions(part))
         return total
@@ -169,46 +194,47 @@ def _even(length: int, limit: int) -> int:
     return -(-length // -(-length // limit))
 
 
-def _shifted(read: Read, start: int) -> Read:
-    return lambda first, count: read(start + first, count)
-
-
-def _run_moments(read: Read, runs: int, rows: int, block: int, columns: int, missing: Missing) -> Moments:
+def _run_moments(values: Values, runs: int, rows: int, block: int, columns: int, missing: Missing) -> Moments:
     """Moments of shape (runs, columns) of consecutive runs of (rows, columns) values, in blocks of `block` rows."""
     if rows % block == 0:
-        return _even_run_moments(read, runs, rows // block, block, columns, missing)
+        return _even_run_moments(values, runs, rows // block, block, columns, missing)
     # rare: the last block of each run is shorter, so the runs are taken one after the other
     whole = rows // block * block
     parts = []
     for run in range(runs):
         start = run * rows * columns
-        most = _even_run_moments(_shifted(read, start), 1, whole // block, block, columns, missing)
-        last = read(start + whole * columns, (rows - whole) * columns).reshape(1, -1, columns)
+        most = _even_run_moments(values.shifted(start), 1, whole // block, block, columns, missing)
+        last = values(start + whole * columns, (rows - whole) * columns).reshape(1, -1, columns)
         parts.append(most.merge(Moments.of(block_moments(last, missing))))
     return Moments.concatenate(parts)
 
 
-def _even_run_moments(read: Read, runs: int, blocks: int, block: int, columns: int, missing: Missing) -> Moments:
+def _even_run_moments(values: Values, runs: int, blocks: int, block: int, columns: int, missing: Missing) -> Moments:
     """Moments of shape (runs, columns) of runs of `blocks` equal blocks."""
-    size = block * columns
-    at_once = max(1, PIECE_VALUES // size)  # blocks per call of the kernel
-    pending_limit = max(at_once, PENDING_VALUES // columns)
+    if runs > 1:
+        results = _block_results(values, runs * blocks, block, columns, missing)
+        return results.map(lambda v: v.reshape(runs, blocks, columns).swapaxes(0, 1)).reduce()
+    at_once = max(1, PENDING_VALUES // columns)
     total: Moments | None = None
-    pending: list[Moments] = []
-    for first in range(0, runs * blocks, at_once):
-        count = min(at_once, runs * blocks - first)
-        values = read(first * size, count * size).reshape(count, block, columns)
-        pending.append(Moments.of(block_moments(values, missing)))
-        if runs == 1 and len(pending) * at_once >= pending_limit:  # one huge batch
-            part = Moments.concatenate(pending).reduce()[None]
-            total, pending = part if total is None else total.merge(part), []
-    if pending:
-        results = Moments.concatenate(pending)
-        part = (
-            results.map(lambda v: v.reshape(runs, blocks, columns).swapaxes(0, 1)).reduce()
-            if runs > 1
-            else results.reduce()[None]
-        )
-        total = part if total is None else total.merge(part)
+    for first in range(0, blocks, at_once):  # one huge batch, merged now and then
+        part = values.shifted(first * block * columns)
+        merged = _block_results(part, min(at_once, blocks - first), block, columns, missing).reduce()[None]
+        total = merged if total is None else total.merge(merged)
     assert total is not None
     return total
+
+
+def _block_results(values: Values, blocks: int, block: int, columns: int, missing: Missing) -> Moments:
+    """Moments of shape (blocks, columns), one for each block: straight from the file where that can be, else read here."""
+    size = block * columns
+    place = values.stored(values.start, blocks * size)
+    found = stored_moments(place, (blocks, block, columns), missing) if place else None
+    if found is not None:
+        return Moments.of(found)
+    at_once = max(1, PIECE_VALUES // size)  # blocks per call of the kernel
+    parts = []
+    for first in range(0, blocks, at_once):
+        count = min(at_once, blocks - first)
+        x = values(first * size, count * size).reshape(count, block, columns)
+        parts.append(Moments.of(block_moments(x, missing)))
+    return Moments.concatenate(parts)

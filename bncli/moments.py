@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from bncli import compiled
 from bncli.kernels import TINY, Blocks, quick_two_sum, two_sum
 
 if TYPE_CHECKING:
@@ -110,6 +111,8 @@ class Moments(Parts):
 
     def reduce(self) -> Moments:
         """Merge along the first axis: shape (B, ..., C) becomes (..., C)."""
+        if compiled.AVAILABLE:
+            return Moments(*compiled.reduce_moments(self.arrays()))
         return reduce_pairs(self, Moments.merge)
 
     def variance(self, ddof: int = 0) -> Floats:
@@ -174,6 +177,9 @@ class Running(Parts):
 
     def reduce(self, momentum: float | None) -> Running:
         """Merge B consecutive parts along the first axis into one."""
+        if compiled.AVAILABLE:
+            log_m = None if momentum is None else _log(momentum)
+            return Running(*compiled.reduce_running(self.k, [self.a, self.a_low, self.first], log_m))
         return reduce_pairs(self, lambda earlier, later: earlier.merge(later, momentum))
 
     def read(self, init: str, momentum: float) -> tuple[Floats, Floats]:

@@ -29,13 +29,14 @@ LEVELS = [
     ["layout"],
     ["moments"],
     ["files", "kernels"],
+    ["compiled"],
 ]
 ANYWHERE = {"errors", ""}  # "" is the package itself: its version and the names it loads on first use
 HOMES = {
     "click": {"cli"},
     "rich": {"render", "cli"},
     "h5py": {"formats/hdf5", "store"},
-    "numba": {"kernels"},
+    "ctypes": {"compiled"},
 }
 
 

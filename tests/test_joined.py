@@ -177,13 +177,13 @@ def test_change_during_a_fit_is_exit_3(monkeypatch: pytest.MonkeyPatch) -> None:
     from bncli.engine import local
 
     save(Path("x.npy"), table())
-    original = local._check_integers
+    original = local.segment_moments
 
-    def touching(*args: Any) -> None:
+    def touching(*args: Any) -> Any:
         os.utime("x.npy", ns=(1, 1))
-        original(*args)
+        return original(*args)
 
-    monkeypatch.setattr(local, "_check_integers", touching)
+    monkeypatch.setattr(local, "segment_moments", touching)
     with untouched(Path()):
         check_refused(3, ["fit", "x.npy"], "x.npy: changed while it was being read")
 

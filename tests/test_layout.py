@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bncli import layout as layout_module
 from bncli.errors import MismatchError, UsageError
 from bncli.kernels import Missing
-from bncli.layout import Layout, feature_axis
+from bncli.layout import Layout, Values, feature_axis
 from bncli.moments import Moments
 
 
@@ -24,7 +24,7 @@ def moments_of(x: Array, axis: int, batches: int, missing: Missing | None = None
     flat = np.ascontiguousarray(x).reshape(-1)
     found = Layout.of(x.shape, axis)
     return found.moments(
-        lambda first, count: flat[first : first + count], batches, len(x) // batches, missing or Missing()
+        Values(lambda first, count: flat[first : first + count]), batches, len(x) // batches, missing or Missing()
     )
 
 
@@ -125,7 +125,7 @@ class TestMoments:
             asked.append((first, count))
             return x[first : first + count]
 
-        Layout.of((3000, 97), -1).moments(read, 1, 3000, Missing())
+        Layout.of((3000, 97), -1).moments(Values(read), 1, 3000, Missing())
         assert asked[0][0] == 0
         assert all(a + n == b for (a, n), (b, _) in itertools.pairwise(asked))
         assert sum(n for _, n in asked) == x.size

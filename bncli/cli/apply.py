@@ -33,6 +33,7 @@ from bncli.cli import options
 @click.option("--copy-others", is_flag=True, help="Copy the HDF5 file's other datasets too.")
 @options.dataset
 @options.rows
+@options.workers
 @options.max_memory
 @options.force
 @options.as_json

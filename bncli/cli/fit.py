@@ -34,6 +34,7 @@ from bncli.cli import options
     "--nan", type=click.Choice(["error", "omit"]), default="error", show_default=True, help="NaN and infinity."
 )
 @options.fill_value
+@options.workers
 @options.max_memory
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be done; read no value, write nothing.")
 @options.force

@@ -85,6 +85,7 @@ max_memory = click.option(
 allow_unwritten = click.option(
     "--allow-unwritten", is_flag=True, help="Read HDF5 chunks that were never written as the fill value."
 )
+workers = click.option("-j", "--workers", type=int, default=0, metavar="N", help="Threads.  [default: all CPUs]")
 fill_value = click.option("--fill-value", metavar="V", help="Values equal to V, in the input's type, are missing.")
 force = click.option("-f", "--force", is_flag=True, help="Replace an output that exists.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, with floats that round-trip exactly.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from bncli import files
 from bncli.batchnorm import Affine, output_type, overflowed, round_to
 from bncli.engine.plan import DEFAULT_MEMORY
+from bncli.engine.workers import Readers, available, in_order
 from bncli.errors import InputError, MismatchError, OutputExistsError, UsageError, WriteError, printable
 from bncli.formats.address import SEPARATOR, expand, kind_of, open_source, split
 from bncli.formats.joined import Joined
@@ -40,6 +42,7 @@ class ApplySpec:
     copy_others: bool = False
     dataset: str | None = None
     rows: tuple[int | None, int | None] = (None, None)
+    workers: int = 0
     max_memory: int = DEFAULT_MEMORY
     allow_unwritten: bool = False
     force: bool = False
@@ -76,6 +79,11 @@ class Applied:
     overflowed: int = 0
     others: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+
+    def add(self, counts: Counter[str]) -> None:
+        """Add counts, named as the attributes."""
+        for name, count in counts.items():
+            setattr(self, name, getattr(self, name) + count)
 
 
 class Sink(Protocol):
@@ -232,13 +240,13 @@ def _apply_one(
             path = split(job.address)[0]
             raise InputError(f"{printable(path)}: changed while it was being read; run again when nobody writes to it")
         layout = Layout.of(data.shape, job.axis)
-        transform = Transform(
-            affine, layout, job.dtype, spec.inverse, stats.constant, Missing(False, data.fill), report
-        )
+        transform = Transform(affine, layout, job.dtype, spec.inverse, stats.constant, Missing(False, data.fill))
         sink = _open_sink(job, temporary, spec)
+        runs = _runs(layout, data)
         try:
-            for first, count in _runs(layout, data.shape[0]):
-                sink.write(transform(data.read(first, count), first))
+            for (first, count), (values, counts) in zip(runs, _transformed(data, transform, runs, spec), strict=True):
+                sink.write(values)
+                report.add(counts)
                 if progress:
                     done = first + count
                     progress(report.samples + done // layout.sample_size, total, done * data.dtype.itemsize)
@@ -252,13 +260,30 @@ def _apply_one(
     report.values += data.shape[0] * layout.sample_size
 
 
-def _runs(layout: Layout, samples: int) -> list[tuple[int, int]]:
+def _runs(layout: Layout, data: Joined) -> list[tuple[int, int]]:
     """Cut the values into runs of whole samples, or parts of a sample that is large."""
-    total = samples * layout.sample_size
+    total = data.shape[0] * layout.sample_size
     size = max(1, PIECE_VALUES // layout.sample_size) * layout.sample_size
     if layout.sample_size > 8 * PIECE_VALUES:
         size = PIECE_VALUES
+    elif data.rows_together > 1:  # what is decoded together goes to one worker, where it is not too much
+        size = max(size, min(data.rows_together * layout.sample_size, 16 * PIECE_VALUES))
+        size = size // layout.sample_size * layout.sample_size
     return [(first, min(size, total - first)) for first in range(0, total, size)]
+
+
+def _transformed(
+    data: Joined, transform: Transform, runs: list[tuple[int, int]], spec: ApplySpec
+) -> Iterator[tuple[npt.NDArray[Any], Counter[str]]]:
+    """The results of all runs, in order, read and computed by the workers."""
+    workers = data.workers(min(spec.workers or available(), len(runs)))
+    with Readers(data, workers) as readers:
+
+        def work(run: tuple[int, int]) -> tuple[npt.NDArray[Any], Counter[str]]:
+            first, count = run
+            return transform(readers.mine().read(first, count), first)
+
+        yield from in_order(work, runs, workers)
 
 
 class Transform:
@@ -272,14 +297,13 @@ class Transform:
         inverse: bool,
         constant: npt.NDArray[np.bool_],
         missing: Missing,
-        report: Applied,
     ) -> None:
         self._affine, self._layout, self._dtype, self._inverse = affine, layout, dtype, inverse
         self._constant = np.flatnonzero(constant) if not inverse else np.empty(0, np.intp)
-        self._missing, self._report = missing, report
+        self._missing = missing
 
-    def __call__(self, x: npt.NDArray[Any], first: int) -> npt.NDArray[Any]:
-        """Transform values x, of shape (n,), that begin at position `first`."""
+    def __call__(self, x: npt.NDArray[Any], first: int) -> tuple[npt.NDArray[Any], Counter[str]]:
+        """Transform values x, of shape (n,), that begin at position `first`; counts are named as in `Applied`."""
         layout, affine, constant = self._layout, self._affine, self._constant
         if x.size % layout.row_size or first % layout.row_size:  # a part of a row: every value is a row of its own
             feature = np.arange(first, first + x.size) % layout.row_size // layout.positions
@@ -288,31 +312,34 @@ class Transform:
         else:
             x = x.reshape(-1, layout.features, layout.positions)
         y = affine.denormalize(x) if self._inverse else affine.normalize(x)
+        counts: Counter[str] = Counter()
         if self._missing.fill is not None:
-            self._fill(x, y)
+            missing = ~present(x, self._missing)
+            y[missing] = np.nan
+            counts["filled"] = int(np.count_nonzero(missing))
         result = round_to(y, self._dtype)
-        self._count(x, result, affine, constant)
-        return result.reshape(-1)
-
-    def _fill(self, x: npt.NDArray[Any], y: npt.NDArray[np.float64]) -> None:
-        missing = ~present(x, self._missing)
-        y[missing] = np.nan
-        self._report.filled += int(np.count_nonzero(missing))
+        self._count(x, result, affine, constant, counts)
+        return result.reshape(-1), counts
 
     def _count(
-        self, x: npt.NDArray[Any], result: npt.NDArray[Any], affine: Affine, constant: npt.NDArray[np.intp]
+        self,
+        x: npt.NDArray[Any],
+        result: npt.NDArray[Any],
+        affine: Affine,
+        constant: npt.NDArray[np.intp],
+        counts: Counter[str],
     ) -> None:
         if not np.isfinite(result).all():  # rare, so one pass over the result is the common cost
-            self._report.overflowed += int(np.count_nonzero(overflowed(x, result)))
+            counts["overflowed"] = int(np.count_nonzero(overflowed(x, result)))
             bad = ~np.isfinite(x)
             if self._missing.fill is not None:
                 bad &= present(x, self._missing)
-            self._report.non_finite += int(np.count_nonzero(bad))
+            counts["non_finite"] = int(np.count_nonzero(bad))
         if constant.size:
             differs = (x[:, constant] != affine.mean[constant]) & np.isfinite(x[:, constant])
             if self._missing.fill is not None:
                 differs &= present(x[:, constant], self._missing)
-            self._report.blown_up += int(np.count_nonzero(differs))
+            counts["blown_up"] = int(np.count_nonzero(differs))
 
 
 def _open_sink(job: Job, temporary: str, spec: ApplySpec) -> Sink:

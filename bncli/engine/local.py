@@ -7,28 +7,30 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from bncli import __version__, files, kernels
+from bncli import __version__, compiled, files
 from bncli.advice import BnWarning, advice
 from bncli.batchnorm import per_feature
 from bncli.engine.plan import Conventions, FitSpec, Segment, check_batch, options_record, segments
+from bncli.engine.workers import Readers, available, in_order
 from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.formats.address import expand, split
 from bncli.formats.array import ArraySource
 from bncli.formats.joined import Input, Joined
 from bncli.formats.values import read_names, read_vector
 from bncli.kernels import Missing, present
-from bncli.layout import Layout
+from bncli.layout import Layout, Values
 from bncli.moments import Moments, Running
 from bncli.stats import Stats
 
 EXACT_INTEGERS = 2**53  # float64 holds every integer up to here
+ROUNDED = "integers beyond 2^53 were rounded to float64"
 Progress = Callable[[int, "int | None", int], None]  # samples done, samples in all, bytes done
 
 
@@ -41,21 +43,27 @@ class Fold:
     samples: int = 0
     batches: int = 0
     left_out: int = 0
+    rounded: bool = False  # holds integers that float64 rounds
 
     @classmethod
     def empty(cls, features: int) -> Fold:
         """Nothing yet."""
         return cls(Moments.empty(features), Running.empty(features))
 
-    def add(self, batches: Moments, samples: int, conventions: Conventions) -> None:
-        """Fold consecutive batches, given as Moments of shape (B, C), of `samples` samples together."""
-        run = Running.of(batches, conventions.ddof).reduce(conventions.momentum)
-        self.running = self.running.merge(run, conventions.momentum)
-        self.population = self.population.merge(batches.reduce())
+    @classmethod
+    def of(cls, batches: Moments, samples: int, conventions: Conventions) -> Fold:
+        """Consecutive batches, given as Moments of shape (B, C), of `samples` samples together."""
         folded = int((batches.count >= 2).any(axis=1).sum())
-        self.samples += samples
-        self.batches += folded
-        self.left_out += len(batches.count) - folded
+        running = Running.of(batches, conventions.ddof).reduce(conventions.momentum)
+        return cls(batches.reduce(), running, samples, folded, len(batches.count) - folded)
+
+    def add(self, later: Fold, conventions: Conventions) -> None:
+        """Fold what follows."""
+        self.population = self.population.merge(later.population)
+        self.running = self.running.merge(later.running, conventions.momentum)
+        self.samples += later.samples
+        self.batches += later.batches
+        self.left_out += later.left_out
 
 
 def fit(
@@ -229,14 +237,14 @@ def _fit_joined(data: Joined, spec: FitSpec, progress: Progress | None) -> Stats
     gamma, beta, names = _affine_and_names(spec, layout.features, data.names)
     conventions = spec.conventions()
     fold = Fold.empty(layout.features)
-    missing = Missing(spec.nan == "omit", data.fill)
     # glibc gives memory back to the system at every fall in use, and page faults then cost a third of the run;
     # having freed a large block once, it keeps as much
     np.empty(24 << 20, np.uint8)
     notes = list(data.notes)
-    for segment in segments(layout, data.shape[0], spec.batch_size):
-        fold.add(segment_moments(data, layout, segment, missing), segment.batches * segment.samples, conventions)
-        _check_integers(data, segment, fold, notes)
+    for part in _folds(data, layout, spec, conventions):
+        fold.add(part, conventions)
+        if part.rounded and ROUNDED not in notes:
+            notes.append(ROUNDED)
         if progress:
             progress(fold.samples, data.shape[0], fold.samples * data.sample_size * data.dtype.itemsize)
     data.check_unchanged()
@@ -253,7 +261,7 @@ def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: P
             "rows cannot be taken from an iterable of batches; leave them out of it, or give an array or files"
         )
     layout: Layout | None = None
-    notes: list[str] = []
+    rounded = False
     fold = Fold.empty(0)
     conventions = spec.conventions()
     sample_shape: tuple[int, ...] = ()
@@ -268,15 +276,15 @@ def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: P
             raise MismatchError(f"a batch has samples of shape {batch.shape[1:]}, the batches before {sample_shape}")
         data = Joined(np.asarray(item), budget=spec.max_memory, fill=spec.fill_value)
         missing = Missing(spec.nan == "omit", data.fill)
-        segment = Segment(0, 1, len(item))
-        fold.add(segment_moments(data, layout, segment, missing), len(item), conventions)
-        _check_integers(data, segment, fold, notes)
+        part = _fold(data, layout, Segment(0, 1, len(item)), missing, conventions)
+        fold.add(part, conventions)
+        rounded |= part.rounded
         if progress:
             progress(fold.samples, None, 0)
     if layout is None:
         raise InputError("there is no batch to fit")
-    for note in notes:
-        warnings.warn(note, BnWarning, stacklevel=3)
+    if rounded:
+        warnings.warn(ROUNDED, BnWarning, stacklevel=3)
     gamma, beta, names = _affine_and_names(spec, layout.features, None)
     return _stats(fold, conventions, spec, axis, sample_shape, batch_size, gamma, beta, names, _provenance([]))
 
@@ -291,10 +299,7 @@ def segment_moments(data: Joined, layout: Layout, segment: Segment, missing: Mis
     """
     start = segment.first * layout.sample_size
 
-    def read(first: int, count: int) -> npt.NDArray[Any]:
-        return data.read(start + first, count)
-
-    batches = layout.moments(read, segment.batches, segment.samples, missing)
+    batches = layout.moments(Values(data.read, data.stored, start), segment.batches, segment.samples, missing)
     bad = ~np.isfinite(batches.m2)
     if bad.any():
         values = segment.batches * segment.samples * layout.sample_size
@@ -329,22 +334,43 @@ def _feature(names: tuple[str, ...] | None, index: int) -> str:
     return f"feature {index}{named}"
 
 
-def _check_integers(data: Joined, segment: Segment, fold: Fold, notes: list[str]) -> None:
-    """Note integers beyond 2^53, which float64 rounds; looked for only where the moments allow them."""
-    wide = [i for i in data.inputs if i.dtype.kind in "iu" and i.dtype.itemsize == 8]
-    note = "integers beyond 2^53 were rounded to float64"
-    if not wide or note in notes:
-        return
+def _folds(data: Joined, layout: Layout, spec: FitSpec, conventions: Conventions) -> Iterator[Fold]:
+    """The folds of all segments, in order, computed by the workers."""
+    missing = Missing(spec.nan == "omit", data.fill)
+    cut = list(segments(layout, data.shape[0], spec.batch_size))
+    workers = data.workers(min(spec.workers or available(), len(cut)))
+    # segments of one chunk go to one worker, as long as there is enough for all
+    together = min(-(-2 * data.rows_together // (cut[0].batches * cut[0].samples)), -(-len(cut) // (4 * workers)))
+    with Readers(data, workers) as readers:
+
+        def work(task: list[Segment]) -> list[Fold]:
+            return [_fold(readers.mine(), layout, segment, missing, conventions) for segment in task]
+
+        for folds in in_order(work, [cut[i : i + together] for i in range(0, len(cut), together)], workers):
+            yield from folds
+
+
+def _fold(data: Joined, layout: Layout, segment: Segment, missing: Missing, conventions: Conventions) -> Fold:
+    batches = segment_moments(data, layout, segment, missing)
+    fold = Fold.of(batches, segment.batches * segment.samples, conventions)
+    fold.rounded = _holds_large_integers(data, segment, fold.population)
+    return fold
+
+
+def _holds_large_integers(data: Joined, segment: Segment, population: Moments) -> bool:
+    """Whether a segment holds integers beyond 2^53; its values are looked at only where the moments allow for some."""
+    if not any(i.dtype.kind in "iu" and i.dtype.itemsize == 8 for i in data.inputs):
+        return False
     with np.errstate(invalid="ignore"):
-        reach = np.abs(fold.population.mean) + np.sqrt(fold.population.m2)  # no value lies farther from 0
+        reach = np.abs(population.mean) + np.sqrt(population.m2)  # no value lies farther from 0
     if not (reach >= EXACT_INTEGERS).any():
-        return
+        return False
     start, count = segment.first * data.sample_size, segment.batches * segment.samples * data.sample_size
     for first in range(start, start + count, 1 << 20):
         values = data.read(first, min(1 << 20, start + count - first))
-        if ((values > EXACT_INTEGERS) | (values < -EXACT_INTEGERS)).any():  # 2^53 + 1 too, which float64 takes for 2^53
-            notes.append(note)
-            return
+        if int(values.max()) > EXACT_INTEGERS or int(values.min()) < -EXACT_INTEGERS:  # before float64 rounds them
+            return True
+    return False
 
 
 def _affine_and_names(
@@ -417,7 +443,7 @@ def _stats(
         sample_shape=sample_shape,
         names=names,
         options=options_record(spec),
-        kernel=kernels.NAME,
+        kernel=compiled.NAME,
         provenance=provenance,
         **vars(conventions),
     )

@@ -28,8 +28,10 @@ class FitSpec:
         Address or file of feature names.
     rows : (int or None, int or None)
         Python slice of the joined samples.
+    workers : int
+        Threads; 0 for all CPUs that the process may use.
     max_memory : int
-        Bytes of buffers.
+        Bytes of buffers, of all workers together.
     """
 
     momentum: float | str | None = None
@@ -46,6 +48,7 @@ class FitSpec:
     names: str | None = None
     nan: str = "error"
     fill_value: float | int | None = None
+    workers: int = 0
     max_memory: int = DEFAULT_MEMORY
     allow_unwritten: bool = False
 
@@ -56,6 +59,8 @@ class FitSpec:
             raise UsageError(f"nan {self.nan!r} is neither 'error' nor 'omit'")
         if self.preset is not None and self.preset not in PRESETS:
             raise UsageError(f"preset {self.preset!r} is not one of {', '.join(PRESETS)}")
+        if self.workers < 0:
+            raise UsageError(f"--workers {self.workers}: at least 1, or 0 for all CPUs")
         if self.max_memory < 1 << 20:
             raise UsageError("--max-memory must be at least 1M")
         self.conventions()

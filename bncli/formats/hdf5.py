@@ -40,6 +40,7 @@ from bncli.formats.hdf5_vetting import (
 )
 from bncli.formats.hdf5_writing import Disk, copy_attributes, copy_objects, fitting_chunks, keep_filters
 from bncli.formats.source import Identity, RegularFile, Source, check_shape
+from bncli.kernels import Place
 
 __all__ = [
     "DatasetInfo",
@@ -100,6 +101,7 @@ class Hdf5Source(Source):
             self._id = open_dataset(self._file, path, self.dataset)
             info, self._stored = vet(self._id, self.dataset, self._where)
             self.file_shape, self.chunks = info.shape, info.chunks
+            self.rows_together = info.chunks[0] if info.chunks else 1
             self.shape, self.dtype = check_shape(info.shape, self._where), self._stored.newbyteorder("=")
             self._budget, self._allow_unwritten = budget, allow_unwritten
             self._reader = self._make_reader()
@@ -112,6 +114,10 @@ class Hdf5Source(Source):
         self._reader.read(first, out)
         if self.dtype.kind == "b" and out.view(np.uint8).max(initial=0) > 1:
             raise InputError(f"{self._where}: holds bytes other than 0 and 1 in an array of bool")
+
+    def stored(self, first: int) -> Place | None:
+        """See `Source.stored`."""
+        return self._reader.stored(first)
 
     def check_unchanged(self) -> None:
         """Raise InputError when the file is not what it was when it was opened; its size is part of that."""

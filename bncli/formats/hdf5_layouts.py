@@ -13,6 +13,7 @@ from bncli.errors import InputError
 from bncli.formats.hdf5_chunks import ChunkCache, ChunkTable, Decoder
 from bncli.formats.hdf5_vetting import filters_of, hdf5_errors
 from bncli.formats.source import RegularFile
+from bncli.kernels import Place
 
 
 class Reader:
@@ -21,6 +22,10 @@ class Reader:
     def read(self, first: int, out: npt.NDArray[Any]) -> None:
         """Fill `out` (1-D, native byte order) with the values from flat position `first` on."""
         raise NotImplementedError
+
+    def stored(self, first: int) -> Place | None:
+        """See `Source.stored`."""
+        return None
 
 
 class Constant(Reader):
@@ -56,6 +61,12 @@ class Contiguous(Reader):
         self._raw.pread_into(out.view(np.uint8).data, self._offset + first * out.itemsize)
         if not self._stored.isnative:
             out.byteswap(inplace=True)
+
+    def stored(self, first: int) -> Place | None:
+        """See `Source.stored`; bools are looked at first, since a byte may be neither 0 nor 1."""
+        if not self._stored.isnative or self._stored.kind == "b":
+            return None
+        return Place(self._raw.fd, self._offset + first * self._stored.itemsize, self._stored)
 
 
 class Chunked(Reader):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import copy
 import math
 import os
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.formats.address import open_source, split
 from bncli.formats.array import ArraySource
 from bncli.formats.source import Source
+from bncli.kernels import Place
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Joined:
         self._identities: dict[str, os.stat_result] = {}
         self.names: tuple[str, ...] | None = None
         self.notes: list[str] = []
+        self.rows_together = 1
         self.inputs = self._select(self._look_at_all(), rows)
         self.shape = (sum(i.stop - i.start for i in self.inputs), *self.inputs[0].shape[1:])
         types = {i.dtype for i in self.inputs}
@@ -114,11 +117,32 @@ class Joined:
             done += length
         return out
 
+    def stored(self, first: int, count: int) -> Place | None:
+        """Where these values lie in one file, in the type of `dtype`, just as `read` gives them; else None."""
+        sample = first // self.sample_size
+        index = bisect.bisect_right(self._offsets, sample) - 1
+        source = self._source(index)
+        if first + count > self._offsets[index + 1] * self.sample_size or source.dtype != self.dtype:
+            return None
+        return source.stored(first + (self.inputs[index].start - self._offsets[index]) * self.sample_size)
+
     def locate(self, position: int) -> tuple[str, int]:
         """Address and sample (counted in that input) of a value of the joined data set."""
         sample = position // self.sample_size
         index = bisect.bisect_right(self._offsets, sample) - 1
         return self.inputs[index].address, self.inputs[index].start + sample - self._offsets[index]
+
+    def workers(self, wanted: int) -> int:
+        """How many workers can share the buffers: each needs room for the samples that are decoded together."""
+        together = self.rows_together * self.sample_size * self.dtype.itemsize if self.rows_together > 1 else 1
+        return max(1, min(wanted, self._budget // together)) if together <= self._budget else 1
+
+    def reader(self, share: int) -> Joined:
+        """The same data set for one of `share` workers, with that share of the buffers and files of its own."""
+        other = copy.copy(self)
+        other._open, other._scratch = None, np.empty(0, self.dtype)
+        other._budget = self._budget // share
+        return other
 
     def check_unchanged(self) -> None:
         """Raise InputError when an input was replaced, cut or written to since the run began."""
@@ -187,6 +211,7 @@ class Joined:
                 self._check_agreement(inputs[0], inputs[-1], source.names)
                 self.names = self.names or source.names
                 self.notes += source.notes
+                self.rows_together = max(self.rows_together, source.rows_together)
         return inputs
 
     def _check_agreement(self, first: Input, other: Input, names: tuple[str, ...] | None) -> None:

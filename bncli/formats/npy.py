@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from bncli.errors import InputError, UsageError, printable
 from bncli.formats.source import RegularFile, Source, check_shape
+from bncli.kernels import Place
 
 MAGIC = b"\x93NUMPY"
 HEADER_LIMIT = 64 << 10
@@ -55,6 +56,8 @@ class NpySource(Source):
         # an array with one axis longer than 1 lies in memory alike in both orders
         self.fortran = self.fortran and sum(n > 1 for n in self.shape) > 1
         self._budget = budget
+        if self.fortran:
+            self.rows_together = self._band_rows()
         self._band: tuple[int, npt.NDArray[Any]] = (0, np.empty(0, self.dtype))  # first sample, samples in C order
 
     def read(self, first: int, out: npt.NDArray[Any]) -> None:
@@ -69,6 +72,12 @@ class NpySource(Source):
             values = band.reshape(-1)[(sample - start) * self.sample_size + offset :][: len(out) - done]
             out[done : done + len(values)] = values
             done += len(values)
+
+    def stored(self, first: int) -> Place | None:
+        """See `Source.stored`; bools are looked at first, since a byte may be neither 0 nor 1."""
+        if self.fortran or not self._stored.isnative or self._stored.kind == "b":
+            return None
+        return Place(self._file.fd, self._start + first * self._stored.itemsize, self.dtype)
 
     def check_unchanged(self) -> None:
         """Raise InputError when the file is not what it was when it was opened."""
@@ -91,7 +100,7 @@ class NpySource(Source):
         start, band = self._band
         if not start <= sample < start + len(band):
             sample_bytes = self.sample_size * self.dtype.itemsize
-            count = self._budget // 2 // sample_bytes
+            count = self._band_rows()
             if not count:
                 raise UsageError(
                     f"{printable(self.address)}: one sample in Fortran order takes {2 * sample_bytes} bytes to turn round; "
@@ -105,6 +114,10 @@ class NpySource(Source):
             band = np.ascontiguousarray(columns.reshape(*self.shape[:0:-1], count).T)
             self._band = start, band
         return start, band
+
+    def _band_rows(self) -> int:
+        """Samples that fit the budget twice: as they lie in the file, and turned round."""
+        return min(self.shape[0], self._budget // 2 // (self.sample_size * self.dtype.itemsize))
 
     def _check_size(self) -> None:
         """Compare what the header promises with the file's size, in Python's unbounded integers."""

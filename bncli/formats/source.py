@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.errors import InputError, printable
+from bncli.kernels import Place
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -34,6 +35,8 @@ class Source:
         Feature names kept beside the data.
     notes : list of str
         Things a person should know about the stored values (a scale factor, say).
+    rows_together : int
+        Samples that are decoded together; reading fewer at a time means decoding them again or keeping them.
     """
 
     address: str
@@ -41,6 +44,7 @@ class Source:
     dtype: np.dtype[Any]
     names: tuple[str, ...] | None = None
     notes: list[str]
+    rows_together: int = 1
 
     @property
     def sample_size(self) -> int:
@@ -56,6 +60,10 @@ class Source:
             When the file holds less than it promised.
         """
         raise NotImplementedError
+
+    def stored(self, first: int) -> Place | None:
+        """Where the values from position `first` on lie in the file, when they lie there just as `read` gives them."""
+        return None
 
     def check_unchanged(self) -> None:
         """Raise InputError when the file is not the one that was opened."""

@@ -1,0 +1,92 @@
+"""The compiled kernel against exact fractions, and its merging against NumPy's, bit by bit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from bncli import compiled
+from bncli.moments import Moments, Running, reduce_pairs
+
+if not compiled.AVAILABLE and os.environ.get("BN_REQUIRE_PEERS") == "1" and os.environ.get("BN_KERNEL") != "numpy":
+    pytest.fail("the compiled kernel was not built", pytrace=False)
+pytestmark = pytest.mark.skipif(not compiled.AVAILABLE, reason="no compiled kernel here")
+
+TYPES = ["f2", "f4", "f8", ">f4", ">i2", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "?"]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("columns", [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33])
+def test_blocks_of_every_type_and_width(dtype: str, columns: int) -> None:
+    rng = np.random.default_rng(columns)
+    for rows in (1, 2, 7, 16, 50, 128):
+        limit = 2 if dtype == "?" else 100
+        x = rng.integers(0, limit, (2, rows, columns)).astype(dtype)
+        if x.dtype.kind == "f":
+            x = (x + rng.standard_normal(x.shape)).astype(dtype)
+        mean, low, m2 = compiled.blocks(x)
+        for g in range(2):
+            for c in {0, columns // 2, columns - 1}:
+                values = [Fraction(v) for v in x[g, :, c].astype("f8").tolist()]
+                exact = sum(values) / rows
+                exact_m2 = sum((v - exact) ** 2 for v in values)
+                scale = max(abs(exact), Fraction(max(abs(v - exact) for v in values))) or 1
+                found = Fraction(mean[g, c]) + Fraction(low[g, c])
+                assert abs(found - exact) <= Fraction(1e-15) * scale
+                assert abs(Fraction(m2[g, c]) - exact_m2) <= Fraction(4e-15) * exact_m2
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2"])
+def test_extreme_integers_are_summed_exactly(dtype: str) -> None:
+    limits = np.iinfo(dtype)
+    for columns in (1, 5, 16):
+        x = np.full((1, 128, columns), limits.min, dtype)
+        x[0, 1::2] = limits.max
+        mean, low, m2 = compiled.blocks(x)
+        half = Fraction(int(limits.max) - int(limits.min), 2)
+        assert (m2 == float(128 * half**2)).all()
+        assert (mean + low == float(Fraction(int(limits.max) + int(limits.min), 2))).all()
+
+
+def test_merging_gives_the_bits_of_numpy() -> None:
+    rng = np.random.default_rng(0)
+    for parts in (2, 3, 7, 32, 129):
+        m = Moments.empty((parts, 5))
+        m.count[...] = rng.integers(0, 4, m.count.shape) * rng.integers(1, 1000, m.count.shape)
+        some = m.count > 0
+        m.mean[...] = np.where(some, rng.standard_normal(m.mean.shape) * 1e3, 0)
+        m.mean_low[...] = m.mean * 1e-17
+        m.m2[...] = np.where(some, rng.random(m.m2.shape) * m.count, 0)
+        compiled_way = m.reduce()
+        numpy_way = reduce_pairs(m, Moments.merge)
+        for a, b in zip(compiled_way.arrays(), numpy_way.arrays(), strict=True):
+            assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 1 - 1e-9, None])
+@pytest.mark.parametrize("missing", [False, True])
+def test_running_merges_as_numpy_does(momentum: float | None, missing: bool) -> None:
+    rng = np.random.default_rng(1)
+    for parts in (2, 3, 8, 33):
+        batches = Moments.empty((parts, 4))
+        batches.count[...] = rng.integers(0, 3, (parts, 4)) if missing else 8
+        batches.mean[...] = np.where(batches.count > 0, rng.standard_normal((parts, 4)), 0)
+        batches.m2[...] = np.where(batches.count > 1, rng.random((parts, 4)), 0)
+        run = Running.of(batches, 0)
+        found, expected = run.reduce(momentum), reduce_pairs(run, lambda a, b: a.merge(b, momentum))
+        assert (found.k == expected.k).all()
+        assert (found.first == expected.first).all()
+        # exp and expm1 of the C library and of NumPy may differ in the last bit
+        np.testing.assert_allclose(found.a + found.a_low, expected.a + expected.a_low, rtol=1e-15, atol=1e-15)
+
+
+def test_without_it_on_request() -> None:
+    code = "from bncli import compiled; print(compiled.NAME)"
+    environment = os.environ | {"BN_KERNEL": "numpy"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "numpy\n"

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bncli import batchnorm as batchnorm
     from bncli.engine.local import fit as fit
+    from bncli.engine.merge import merge as merge
     from bncli.stats import Stats as Stats
     from bncli.stats import load as load
 
 __version__ = "0.1.0"
-__all__ = ["Stats", "__version__", "batchnorm", "fit", "load"]
+__all__ = ["Stats", "__version__", "batchnorm", "fit", "load", "merge"]
 
-_HOMES = {"fit": "bncli.engine.local", "load": "bncli.stats", "Stats": "bncli.stats"}
+_HOMES = {"fit": "bncli.engine.local", "merge": "bncli.engine.merge", "load": "bncli.stats", "Stats": "bncli.stats"}
 
 
 def __getattr__(name: str) -> Any:

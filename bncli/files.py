@@ -87,7 +87,8 @@ def read_bytes(path: str, limit: int) -> bytes:
         raise InputError(f"{printable(path)}: is not a regular file")
     try:
         with open(path, "rb") as file:
-            content = file.read(limit + 1)
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(min(size, limit) + 1)  # read makes a buffer of the size that it is asked for
     except FileNotFoundError:
         raise InputError(f"{printable(path)}: no such file") from None
     except OSError as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import os
+import platform
+import sys
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncli import batchnorm, files, store
+from bncli import __version__, batchnorm, files, store
 from bncli.errors import BnError, InputError, MismatchError, UsageError, printable
 from bncli.layout import feature_axis
 from bncli.moments import Moments, Running
@@ -409,6 +412,16 @@ def check_conventions(momentum: float | None, eps: float, ddof: int, init: str) 
         raise UsageError(f"ddof {ddof} is neither 0 nor 1")
     if init not in INITS:
         raise UsageError(f"init {init!r} is not one of {', '.join(INITS)}")
+
+
+def provenance(sources: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where a record comes from: versions, command line, sources and time."""
+    return {
+        "versions": {"bncli": __version__, "numpy": np.__version__, "python": platform.python_version()},
+        "command": ["bn", *sys.argv[1:]] if os.path.basename(sys.argv[0] or "") == "bn" else [],
+        "sources": sources,
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
 
 
 def _written_by(attributes: dict[str, Any]) -> str:

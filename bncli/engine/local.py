@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import os
-import platform
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from bncli import __version__, compiled, files
+from bncli import compiled, files
 from bncli.advice import BnWarning, advice
 from bncli.batchnorm import per_feature
 from bncli.engine.plan import Conventions, FitSpec, Segment, check_batch, options_record, segments
@@ -27,7 +24,7 @@ from bncli.formats.values import read_names, read_vector
 from bncli.kernels import Missing, present
 from bncli.layout import Layout, Values
 from bncli.moments import Moments, Running
-from bncli.stats import Stats
+from bncli.stats import Stats, provenance
 
 EXACT_INTEGERS = 2**53  # float64 holds every integer up to here
 ROUNDED = "integers beyond 2^53 were rounded to float64"
@@ -64,6 +61,16 @@ class Fold:
         self.samples += later.samples
         self.batches += later.batches
         self.left_out += later.left_out
+
+    def join(self, later: Fold, momentum: float | None) -> Fold:
+        """Both together; the batches of `later` follow these."""
+        return Fold(
+            self.population.merge(later.population),
+            self.running.merge(later.running, momentum),
+            self.samples + later.samples,
+            self.batches + later.batches,
+            self.left_out + later.left_out,
+        )
 
 
 def fit(
@@ -250,8 +257,19 @@ def _fit_joined(data: Joined, spec: FitSpec, progress: Progress | None) -> Stats
     data.check_unchanged()
     for note in notes:
         warnings.warn(note, BnWarning, stacklevel=3)
-    record = _provenance([_source_record(i.address, i.shape, i.dtype) for i in data.inputs])
-    return _stats(fold, conventions, spec, axis, data.shape[1:], spec.batch_size, gamma, beta, names, record)
+    return finish(
+        fold,
+        conventions,
+        axis=axis,
+        batch_size=spec.batch_size,
+        sample_shape=data.shape[1:],
+        gamma=gamma,
+        beta=beta,
+        names=names,
+        options=options_record(spec),
+        kernel=compiled.NAME,
+        provenance=provenance([_source_record(i.address, i.shape, i.dtype) for i in data.inputs]),
+    )
 
 
 def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: Progress | None) -> Stats:
@@ -286,7 +304,19 @@ def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: P
     if rounded:
         warnings.warn(ROUNDED, BnWarning, stacklevel=3)
     gamma, beta, names = _affine_and_names(spec, layout.features, None)
-    return _stats(fold, conventions, spec, axis, sample_shape, batch_size, gamma, beta, names, _provenance([]))
+    return finish(
+        fold,
+        conventions,
+        axis=axis,
+        batch_size=batch_size,
+        sample_shape=sample_shape,
+        gamma=gamma,
+        beta=beta,
+        names=names,
+        options=options_record(spec),
+        kernel=compiled.NAME,
+        provenance=provenance([]),
+    )
 
 
 def segment_moments(data: Joined, layout: Layout, segment: Segment, missing: Missing) -> Moments:
@@ -373,20 +403,32 @@ def _holds_large_integers(data: Joined, segment: Segment, population: Moments) -
     return False
 
 
+def affine_parameter(
+    value: float | str | npt.NDArray[np.float64], features: int, name: str, budget: int
+) -> npt.NDArray[np.float64]:
+    """Gamma or beta of shape (C,) from a number, an array, or the address of one.
+
+    Raises
+    ------
+    UsageError
+        When a value is not finite. `name` says which parameter it is.
+    MismatchError, InputError
+        As `read_vector` and `per_feature`.
+    """
+    read = read_vector(value, features, name, budget) if isinstance(value, str) else per_feature(value, features, name)
+    if not np.isfinite(read).all():
+        feature = int(np.flatnonzero(~np.isfinite(read))[0])
+        raise UsageError(f"--{name} holds a value that is not finite (feature {feature})")
+    return read
+
+
 def _affine_and_names(
     spec: FitSpec, features: int, names: tuple[str, ...] | None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], tuple[str, ...] | None]:
     gamma, beta = (
-        read_vector(value, features, name, spec.max_memory)
-        if isinstance(value, str)
-        else per_feature(value, features, name)
+        affine_parameter(value, features, name, spec.max_memory)
         for name, value in (("gamma", spec.gamma), ("beta", spec.beta))
     )
-    for name, values in (("gamma", gamma), ("beta", beta)):
-        if not np.isfinite(values).all():
-            raise UsageError(
-                f"--{name} holds a value that is not finite (feature {int(np.flatnonzero(~np.isfinite(values))[0])})"
-            )
     if spec.names:
         names = read_names(spec.names)
     if names is not None and len(names) != features:
@@ -401,18 +443,14 @@ def _affine_and_names(
     return gamma, beta, names
 
 
-def _stats(
-    fold: Fold,
-    conventions: Conventions,
-    spec: FitSpec,
-    axis: int,
-    sample_shape: tuple[int, ...],
-    batch_size: int,
-    gamma: npt.NDArray[np.float64],
-    beta: npt.NDArray[np.float64],
-    names: tuple[str, ...] | None,
-    provenance: dict[str, Any],
-) -> Stats:
+def finish(fold: Fold, conventions: Conventions, *, names: tuple[str, ...] | None, **rest: Any) -> Stats:
+    """The record of what was folded; `rest` are fields of Stats. Warns of what a person should know.
+
+    Raises
+    ------
+    InputError
+        When no feature has a variance, or one has a variance that does not fit a float64.
+    """
     if not (fold.running.k > 0).any():
         raise InputError(
             f"no feature has two values in a batch; a variance needs two values per feature ({fold.samples} samples read)"
@@ -431,21 +469,14 @@ def _stats(
     stats = Stats(
         mean,
         var,
-        gamma,
-        beta,
         population=fold.population,
         running=fold.running,
-        axis=axis,
-        batch_size=batch_size,
         num_samples=fold.samples,
         num_batches=fold.batches,
         num_left_out=fold.left_out,
-        sample_shape=sample_shape,
         names=names,
-        options=options_record(spec),
-        kernel=compiled.NAME,
-        provenance=provenance,
         **vars(conventions),
+        **rest,
     )
     for text in advice(stats):
         warnings.warn(text, BnWarning, stacklevel=4)
@@ -456,12 +487,3 @@ def _source_record(address: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -
     path, dataset = split(address)
     size = os.stat(path).st_size if os.path.exists(path) else None
     return {"name": path, "dataset": dataset, "shape": list(shape), "dtype": dtype.name, "size": size}
-
-
-def _provenance(sources: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "versions": {"bncli": __version__, "numpy": np.__version__, "python": platform.python_version()},
-        "command": ["bn", *sys.argv[1:]] if os.path.basename(sys.argv[0] or "") == "bn" else [],
-        "sources": sources,
-        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }

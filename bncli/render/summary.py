@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from bncli.engine.apply import Applied, ApplySpec
 from bncli.engine.local import Look
 from bncli.errors import printable
+from bncli.exchange.common import Exported
 from bncli.stats import Stats
 
 
@@ -18,14 +20,56 @@ def json_text(record: dict[str, Any]) -> str:
 
 def fit_summary(stats: Stats, path: str) -> str:
     """Features, samples, batches, and where the stats went."""
-    rest = stats.num_samples % stats.batch_size if stats.batch_size else 0
-    last = f", the last of {rest}" if rest and stats.num_samples > stats.batch_size else ""
+    return f"{_seen(stats)}\n{momentum_in_words(stats.momentum)}\nstats in {printable(path)}"
+
+
+def merge_summary(stats: Stats, paths: Sequence[str], path: str) -> str:
+    """What was merged, and where the result went."""
+    return f"{_count(len(paths), 'file')} merged: {fit_summary(stats, path)}"
+
+
+def export_summary(report: Exported) -> str:
+    """What was written, and where."""
+    return f"{_count(report.num_features, 'feature')}, {report.use} statistics, as {report.format} in {printable(report.output)}"
+
+
+def import_summary(stats: Stats, path: str) -> str:
+    """What was read, what is not known of it, and where the stats went."""
+    imported = stats.provenance["imported"]
+    layer = f" of {printable(imported['layer'])}" if imported["layer"] else ""
+    population = "" if stats.population.count.any() else "; no population statistics"
     return (
-        f"{_count(stats.num_features, 'feature')}, {_count(stats.num_samples, 'sample')}, "
-        f"{_count(stats.num_batches, 'batch', 'batches')} of {min(stats.batch_size, stats.num_samples)}{last}\n"
-        f"{momentum_in_words(stats.momentum)}\n"
-        f"stats in {printable(path)}"
+        f"{_count(stats.num_features, 'feature')}{layer} imported from {printable(imported['file'])}{population}\n"
+        f"{momentum_in_words(stats.momentum)}\nstats in {printable(path)}"
     )
+
+
+def assumed_in_words(stats: Stats) -> str:
+    """What an imported file did not hold, and what was taken instead; "" when it held everything."""
+    imported = stats.provenance["imported"]
+    assumed = imported["assumed"]
+    if not assumed:
+        return ""
+    values = ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in assumed.items()
+    )
+    say = " and ".join(f"--{name}" for name in ("eps", "momentum") if name in assumed)
+    return f"not in the file, so the defaults of {imported['format']}: {values}" + (
+        f"; say otherwise with {say}" if say else ""
+    )
+
+
+def _seen(stats: Stats) -> str:
+    """Features, samples and batches; without the batches' size where that is not one."""
+    counts = (
+        f"{_count(stats.num_features, 'feature')}, {_count(stats.num_samples, 'sample')}, "
+        f"{_count(stats.num_batches, 'batch', 'batches')}"
+    )
+    if not stats.batch_size:
+        return counts
+    rest = stats.num_samples % stats.batch_size
+    last = f", the last of {rest}" if rest and stats.num_samples > stats.batch_size else ""
+    return f"{counts} of {min(stats.batch_size, stats.num_samples)}{last}"
 
 
 def momentum_in_words(momentum: float | None) -> str:

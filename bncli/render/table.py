@@ -196,7 +196,7 @@ def _header(record: Row, path: str) -> list[str]:
     sources = [s["name"] + (f"::{s['dataset']}" if s["dataset"] else "") for s in record["sources"]]
     lines = [
         f"{printable(path)}: {record['num_features']:,} features on axis {record['axis']}, {record['num_samples']:,} samples, "
-        f"{record['num_batches']:,} batches of {record['batch_size']:,}",
+        f"{record['num_batches']:,} batches" + (f" of {record['batch_size']:,}" if record["batch_size"] else ""),
         momentum_in_words(record["momentum"]),
         f"eps {record['eps']:g}, ddof {record['ddof']}, init {record['init']}; "
         f"{record['num_parameters']:,} parameters (gamma and beta of each feature)",
@@ -204,7 +204,8 @@ def _header(record: Row, path: str) -> list[str]:
     ]
     if sources:
         more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
-        lines.append(f"fitted on {printable(sources[0])}{more}")
+        verb = "imported from" if "format" in record["sources"][0] else "fitted on"
+        lines.append(f"{verb} {printable(sources[0])}{more}")
     return lines
 
 

@@ -1,0 +1,240 @@
+"""Merging stats files: parts of one data set that were fitted apart become one record."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bncli import files
+from bncli.advice import BnWarning
+from bncli.engine.local import Fold, affine_parameter, finish
+from bncli.engine.plan import DEFAULT_MEMORY, Conventions
+from bncli.errors import MismatchError, UsageError, printable
+from bncli.formats.address import expand, split
+from bncli.layout import feature_axis
+from bncli.moments import Moments, Running
+from bncli.stats import Stats, load, provenance
+
+CONVENTIONS = ("momentum", "eps", "ddof", "init")
+WAY_OUT = "merge the population statistics alone with --population-only"
+Affine = float | str | npt.NDArray[np.float64] | None
+
+
+def merge(
+    stats: Iterable[Stats],
+    *,
+    population_only: bool = False,
+    gamma: Affine = None,
+    beta: Affine = None,
+    where: Sequence[str] | None = None,
+) -> Stats:
+    """Statistics of several parts of a data set as those of the whole.
+
+    The population's merge whatever the order (Chan, Golub & LeVeque 1983); the running ones as consecutive runs of one
+    recurrence, in the order given (`Running.merge`). They are those of one fit of the whole where the batches are: every
+    part but the last holds whole batches of the same size. Elsewhere they are the recurrence over the parts' own
+    batches, a warning says so, and `batch_size` is 0.
+
+    Parameters
+    ----------
+    stats : Stats of C features each
+        Of the same features, names, axis and sample shape; with the same momentum, eps, ddof and init, and the state of
+        their recurrence.
+    population_only : bool
+        Merge the population statistics alone: momentum becomes None, the running statistics the population's. The
+        other conventions are the first part's.
+    gamma, beta : number, address or array of shape (C,), optional
+        Of the result. By default the parts', which must agree.
+    where : sequence of str, optional
+        What messages call the parts.
+
+    Raises
+    ------
+    MismatchError
+        Naming two parts and what differs, or the part that has nothing to merge.
+    UsageError
+        When there is no part, or gamma or beta is not finite.
+
+    Examples
+    --------
+    >>> from bncli import fit
+    >>> x = np.array([[1.0], [5.0], [2.0], [5.0]])
+    >>> whole = merge([fit(x[:2], batch_size=2, momentum=0.5), fit(x[2:], batch_size=2, momentum=0.5)])
+    >>> whole.population_mean.tolist(), whole.population_var.tolist()
+    ([3.25], [3.1875])
+    """
+    parts = list(stats)
+    if not parts:
+        raise UsageError("there are no statistics to merge")
+    names = where or [f"part {i}" for i in range(len(parts))]
+    first = parts[0]
+    for part, name in zip(parts, names, strict=True):
+        _check_data(first, part, names[0], name)
+        if not population_only:
+            _check_recurrence(first, part, names[0], name)
+    affine = {name: _affine(name, given, parts, names) for name, given in (("gamma", gamma), ("beta", beta))}
+    conventions = Conventions(None if population_only else first.momentum, first.eps, first.ddof, first.init)
+    fold = functools.reduce(lambda before, after: before.join(after, conventions.momentum), map(_fold, parts))
+    if population_only:
+        fold = replace(fold, running=_as_one_batch(fold.population, first.ddof))
+        _tell_conventions(parts, names)
+    return finish(
+        fold,
+        conventions,
+        axis=first.axis,
+        batch_size=_batch_size(parts, names, told=conventions.momentum is not None),
+        sample_shape=first.sample_shape,
+        names=first.names,
+        options={k: v for k, v in first.options.items() if all(k in p.options and p.options[k] == v for p in parts)},
+        kernel=", ".join(dict.fromkeys(p.kernel for p in parts)),
+        provenance=provenance([source for p in parts for source in p.provenance.get("sources", [])]),
+        **affine,
+    )
+
+
+def merge_files(
+    paths: Sequence[str],
+    output: str,
+    *,
+    population_only: bool = False,
+    gamma: float | str | None = None,
+    beta: float | str | None = None,
+    force: bool = False,
+) -> tuple[Stats, list[str]]:
+    """Merge stats files and store the result; returns it and the files that were merged.
+
+    Raises
+    ------
+    OutputExistsError, WriteError
+        Before anything is merged, where that can be known.
+    InputError
+        When a file is missing or not a stats file.
+    MismatchError, UsageError
+        As `merge`.
+    """
+    paths = expand(paths)
+    read = [*paths, *(split(a)[0] for a in (gamma, beta) if isinstance(a, str))]
+    with files.replacing(output, force=force, inputs=read) as temporary:
+        _tell_repeated(paths)
+        names = [printable(path) for path in paths]
+        stats = merge(map(load, paths), population_only=population_only, gamma=gamma, beta=beta, where=names)
+        with open(temporary, "wb") as file:
+            file.write(stats.to_bytes())
+    return stats, paths
+
+
+def _fold(part: Stats) -> Fold:
+    """What a fit had accumulated when it was done."""
+    running = _as_one_batch(part.population, part.ddof) if part.running is None else part.running
+    return Fold(part.population, running, part.num_samples, part.num_batches, part.num_left_out)
+
+
+def _as_one_batch(population: Moments, ddof: int) -> Running:
+    """The state of a recurrence that folded the whole population as one batch."""
+    return Running.of(population[None], ddof)[0]
+
+
+def _check_data(first: Stats, part: Stats, first_name: str, name: str) -> None:
+    """Raise MismatchError where the parts are not of the same features, or there is nothing to merge."""
+    if not part.population.count.any():
+        raise MismatchError(f"{name}: holds no population statistics (it was imported), so there is nothing to merge")
+    found = [(_described(s), who) for s, who in ((first, first_name), (part, name))]
+    for what in found[0][0]:
+        one, other = (described[what] for described, _ in found)
+        if one != other:
+            raise MismatchError(
+                f"{first_name} and {name} differ in {what}: {one} and {other}; only statistics of the same features merge"
+            )
+    if first.names and part.names:
+        for i, (one, other) in enumerate(zip(first.names, part.names, strict=True)):
+            if one != other:
+                raise MismatchError(
+                    f"{first_name} and {name} differ in the name of feature {i}: {printable(one)} and {printable(other)}; "
+                    "only statistics of the same features merge"
+                )
+
+
+def _described(stats: Stats) -> dict[str, Any]:
+    """What the parts must agree in, in words."""
+    rank = len(stats.sample_shape) + 1
+    return {
+        "number of features": stats.num_features,
+        "sample shape": stats.sample_shape or "not known",
+        "axis": feature_axis(rank, stats.axis) if rank > 1 else stats.axis,
+        "feature names": "some" if stats.names else "none",
+    }
+
+
+def _check_recurrence(first: Stats, part: Stats, first_name: str, name: str) -> None:
+    """Raise MismatchError where the running statistics cannot go on from one part to the next."""
+    for convention in CONVENTIONS:
+        one, other = getattr(first, convention), getattr(part, convention)
+        if one != other:
+            raise MismatchError(
+                f"{first_name} and {name} differ in {convention}: {one} and {other}, so their running statistics do not "
+                f"merge; fit with the same, or {WAY_OUT}"
+            )
+    if part.momentum is not None and part.running is None:
+        raise MismatchError(
+            f"{name}: holds no state of its recurrence, so its running statistics do not merge; fit again, or {WAY_OUT}"
+        )
+
+
+def _affine(what: str, given: Affine, parts: Sequence[Stats], names: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Gamma or beta of the result: what was given, else what all parts have."""
+    first: npt.NDArray[np.float64] = getattr(parts[0], what)
+    if given is not None:
+        return affine_parameter(given, len(first), what, DEFAULT_MEMORY)
+    for part, name in zip(parts, names, strict=True):
+        other = getattr(part, what)
+        if (first != other).any():
+            i = int(np.flatnonzero(first != other)[0])
+            raise MismatchError(
+                f"{names[0]} and {name} differ in {what}: {first[i]} and {other[i]} for feature {i}; say which with --{what}"
+            )
+    return first
+
+
+def _batch_size(parts: Sequence[Stats], names: Sequence[str], told: bool) -> int:
+    """The batch size of the whole; 0, and a warning where it is to be `told`, where the batches are not of one size."""
+    size = parts[0].batch_size
+    for i, (part, name) in enumerate(zip(parts, names, strict=True)):
+        whole = part.num_samples == size * (part.num_batches + part.num_left_out) or i == len(parts) - 1
+        if part.batch_size == size and whole:
+            continue
+        if told:
+            warnings.warn(
+                f"the running statistics are the recurrence over the files' own batches, not over batches of {size} of the "
+                f"whole: {name} has {part.num_samples:,} samples in batches of {part.batch_size}. The population "
+                "statistics are those of the whole",
+                BnWarning,
+                stacklevel=4,
+            )
+        return 0
+    return size
+
+
+def _tell_conventions(parts: Sequence[Stats], names: Sequence[str]) -> None:
+    """Warn where eps or ddof, which the population's merge does not need, are not the same in all parts."""
+    for what in ("eps", "ddof"):
+        kept = getattr(parts[0], what)
+        others = [
+            f"{name} has {getattr(p, what)}" for p, name in zip(parts, names, strict=True) if getattr(p, what) != kept
+        ]
+        if others:
+            more = f" and {len(others) - 1} more differ" if len(others) > 1 else ""
+            warnings.warn(f"{what} {kept} of {names[0]} is kept; {others[0]}{more}", BnWarning, stacklevel=4)
+
+
+def _tell_repeated(paths: Sequence[str]) -> None:
+    real = [os.path.realpath(path) for path in paths]
+    for i, path in enumerate(paths):
+        if real[i] in real[:i]:
+            warnings.warn(f"{printable(path)}: given twice, so its samples count twice", BnWarning, stacklevel=4)

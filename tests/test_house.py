@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     ["cli"],
     ["render"],
-    ["engine"],
+    ["engine", "exchange"],
     ["formats", "advice"],
     ["stats"],
     ["batchnorm", "store"],
@@ -35,8 +35,10 @@ ANYWHERE = {"errors", ""}  # "" is the package itself: its version and the names
 HOMES = {
     "click": {"cli"},
     "rich": {"render", "cli"},
-    "h5py": {"formats/hdf5", "store"},
+    "h5py": {"formats/hdf5", "store", "exchange/keras"},
     "ctypes": {"compiled"},
+    "google": {"exchange/onnx"},
+    "safetensors": {"exchange/safetensors"},
 }
 
 
@@ -167,7 +169,7 @@ def test_commands_are_registered() -> None:
     assert (
         set(commands())
         == set(cli.COMMANDS)
-        == {p.stem for p in (PACKAGE / "cli").glob("*.py")} - {"__init__", "options"}
+        == {p.stem.rstrip("_") for p in (PACKAGE / "cli").glob("*.py")} - {"", "__init", "options"}
     )
 
 

@@ -36,7 +36,7 @@ class Commands(click.Group):
         """Import one command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"bncli.cli.{cmd_name}"), cmd_name)
+        command: click.Command = getattr(importlib.import_module(f"bncli.cli.{COMMANDS[cmd_name]}"), COMMANDS[cmd_name])
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
@@ -160,4 +160,4 @@ def _quiet() -> bool:
     return bool(context and context.params.get("quiet"))
 
 
-COMMANDS = ("fit", "apply", "inspect", "ls")
+COMMANDS = {name: name for name in ("fit", "apply", "inspect", "merge", "export", "ls")} | {"import": "import_"}

@@ -16,13 +16,7 @@ from bncli.cli import options
     "-o", "--output", metavar="OUT", required=True, help="File, or folder (exists, or ends in /) for several."
 )
 @click.option("--inverse", is_flag=True, help="Bring normalised data back.")
-@click.option(
-    "--use",
-    type=click.Choice(["running", "population"]),
-    default="running",
-    show_default=True,
-    help="Which statistics.",
-)
+@options.use
 @click.option("--axis", type=int, metavar="K", help="Axis of the features.  [default: that of the fit]")
 @click.option(
     "--dtype",

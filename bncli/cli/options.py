@@ -64,6 +64,13 @@ def _parsed(given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def format_list(verb: str) -> str:
+    """The formats of `bn export` or `bn import`, a line each, for the end of the help."""
+    from bncli.exchange import FORMATS, formats
+
+    return "\b\nFormats:\n" + "\n".join(f"  {name:<12} {FORMATS[name].description}" for name in formats(verb))
+
+
 def stack(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     """Several decorators as one, in the order in which help lists them."""
 
@@ -87,6 +94,13 @@ allow_unwritten = click.option(
 )
 workers = click.option("-j", "--workers", type=int, default=0, metavar="N", help="Threads.  [default: all CPUs]")
 fill_value = click.option("--fill-value", metavar="V", help="Values equal to V, in the input's type, are missing.")
+use = click.option(
+    "--use",
+    type=click.Choice(["running", "population"]),
+    default="running",
+    show_default=True,
+    help="Which statistics.",
+)
 force = click.option("-f", "--force", is_flag=True, help="Replace an output that exists.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, with floats that round-trip exactly.")
 common = stack(

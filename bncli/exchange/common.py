@@ -1,0 +1,274 @@
+"""What the formats share: what to say about an export, which layer of a model is meant, and Stats from what a file holds."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bncli import files
+from bncli.errors import BnError, InputError, MismatchError, UsageError, printable
+from bncli.moments import Moments
+from bncli.stats import PRESETS, Preset, Stats, check_conventions, provenance
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+LISTED = 100  # layers named in a message
+DEFAULTS = Preset(momentum=0.9, eps=1e-5, ddof=0, init="debias", axis=-1)  # bn's own, for formats without a preset
+COUNTS = ("batch_size", "num_samples", "num_batches")
+KINDS: dict[str, type] = {"momentum": float, "eps": float, "ddof": int, "init": str, "axis": int}
+KINDS |= dict.fromkeys(COUNTS, int)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and what a person has to know on the other side.
+
+    Attributes
+    ----------
+    format, output, use : str
+    num_features : int
+    settings : dict
+        eps, momentum and the like, in the framework's own words and on its own side.
+    notes : list of str
+        Sentences: what to set, what the file does not hold, how values were rounded.
+    """
+
+    format: str
+    output: str
+    use: str
+    num_features: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def package(name: str, extra: str) -> ModuleType:
+    """Import an optional package, or say how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UsageError(
+            f"this format needs {name} ({printable(error)}); install it: pip install 'bncli[{extra}]'"
+        ) from None
+
+
+def chosen(stats: Stats, use: str) -> Stats:
+    """The statistics with those to be used, running or population (whose ddof is 0), as the running ones."""
+    mean, var = stats.statistics(use)
+    return stats if use == "running" else replace(stats, running_mean=mean, running_var=var, running=None, ddof=0)
+
+
+def complement(momentum: float) -> float:
+    """1 - m, the weight of the new value, in decimal digits.
+
+    >>> complement(0.9), 1 - 0.9
+    (0.1, 0.09999999999999998)
+    """
+    return float(1 - Decimal(repr(float(momentum))))
+
+
+def notes(stats: Stats, preset: str, layout: str) -> list[str]:
+    """What matters on the other side: the variance's ddof, the layout, and values that come out differently there."""
+    ddof = PRESETS[preset].ddof
+    differs = "" if stats.ddof == ddof else f" (where it trains on, {preset} folds with ddof {ddof})"
+    texts = [f"the running variance was folded with ddof {stats.ddof}{differs}"]
+    if stats.momentum is None:
+        texts.append("momentum is none here (running = population): choose one where training goes on")
+    if layout and stats.axis != 1 and (stats.axis + len(stats.sample_shape) + 1 != 1 or not stats.sample_shape):
+        texts.append(f"the features were on axis {stats.axis}, the other side expects them on axis 1: {layout}")
+    return texts + _exceptions(stats)
+
+
+def _exceptions(stats: Stats) -> list[str]:
+    """Features that a framework treats unlike bn."""
+    conditions = {
+        "without statistics: NaN in the file, and NaN comes out": np.isnan(stats.running_mean),
+        "with variance 0 and eps 0: bn scales by 1, the other side divides by 0": (stats.running_var + stats.eps == 0),
+        "with numbers beyond float32: a float32 layer turns them into infinity": ~_fits_float32(stats),
+    }
+    return [f"{_count(where)} {text}" for text, where in conditions.items() if where.any()]
+
+
+def _count(where: npt.NDArray[np.bool_]) -> str:
+    found = np.flatnonzero(where)
+    return f"feature {found[0]} is" if len(found) == 1 else f"{len(found):,} features (the first: {found[0]}) are"
+
+
+def _fits_float32(stats: Stats) -> npt.NDArray[np.bool_]:
+    arrays = np.stack([stats.running_mean, stats.running_var, stats.gamma, stats.beta])
+    beyond = np.abs(arrays) > np.finfo(np.float32).max  # (4, C)
+    return np.asarray(~beyond.any(axis=0))
+
+
+def check_readable(path: str) -> None:
+    """Raise InputError when a path is missing, not a regular file, or cannot be opened."""
+    if not os.path.isfile(path):
+        what = "is not a regular file" if os.path.exists(path) else "no such file"
+        raise InputError(f"{printable(path)}: {what}")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{printable(path)}: cannot be read: no permission")
+
+
+def unreadable(path: str, kind: str, error: object) -> InputError:
+    """The error for a file that its own library does not read; the library's words are cut to one line."""
+    reason = printable(" ".join(str(error).split()))[:200]
+    return InputError(
+        f"{printable(path)}: not a readable {kind}: {reason or type(error).__name__}; write or copy it again"
+    )
+
+
+def pick(layers: Mapping[str, int], layer: str | None, path: str, what: str) -> str:
+    """The name of the layer that is meant: the one asked for, by its whole name or its last parts, else the only one.
+
+    Parameters
+    ----------
+    layers : name -> number of features
+    layer : str or None
+        As given with --layer.
+    what : str
+        What makes a layer, for the message when there is none.
+
+    Raises
+    ------
+    InputError
+        When the file holds no layer at all.
+    UsageError
+        When the layer asked for is not there, or there are several and none was named.
+    """
+    where = printable(path)
+    if not layers:
+        raise InputError(f"{where}: holds no batch-normalization layer ({what}); give another file")
+    if layer is not None and layer in layers:
+        return layer
+    ends = [name for name in layers if layer is None or name.endswith((f".{layer}", f"/{layer}"))]
+    if len(ends) == 1:
+        return ends[0]
+    listed = [f"  --layer {printable(name) or repr(name)}: {c:,} features" for name, c in layers.items()]
+    more = [f"  and {len(listed) - LISTED:,} more"] if len(listed) > LISTED else []
+    said = f"has no layer {printable(layer)!r}" if layer is not None else f"holds {len(layers)} such layers"
+    raise UsageError("\n".join([f"{where}: {said}; choose one with --layer:", *listed[:LISTED], *more]))
+
+
+def to_stats(
+    path: str,
+    format: str,
+    columns: Mapping[str, Any],
+    held: Mapping[str, Any],
+    *,
+    eps: float | None,
+    momentum: float | None,
+    layer: str | None = None,
+    names: Sequence[Any] | None = None,
+    sources: Sequence[dict[str, Any]] = (),
+) -> Stats:
+    """Stats from what a file holds; conventions from the options, then the file, then the preset.
+
+    Parameters
+    ----------
+    columns : name -> array of shape (C,)
+        running_mean and running_var; gamma, beta, count, population_mean and population_var where the file has them.
+    held : name -> value
+        Conventions that the file holds: momentum, eps, ddof, init, axis, and COUNTS.
+    eps, momentum
+        Options; None is not given.
+
+    Raises
+    ------
+    UsageError
+        When an option has no meaning.
+    InputError
+        When the values in the file have none.
+    """
+    check_conventions(momentum, DEFAULTS.eps if eps is None else eps, 0, "debias")
+    options = {name: value for name, value in (("eps", eps), ("momentum", momentum)) if value is not None}
+    known = {**held, **options}
+    preset = vars(PRESETS.get({"safetensors": "torch"}.get(format, format), DEFAULTS))
+    assumed = {name: value for name, value in preset.items() if name not in known}
+    assumed |= {name: value for name, value in (("gamma", 1), ("beta", 0)) if name not in columns}
+    record = provenance(list(sources) or [{"name": path, "dataset": layer, "format": format}])
+    try:
+        arrays = {name: vector(values, name) for name, values in columns.items()}
+        if (np.isnan(arrays["running_mean"]) != np.isnan(arrays["running_var"])).any():
+            raise MismatchError("a feature has one of running_mean and running_var without the other")
+        count = len(arrays["running_mean"])
+        return Stats(
+            arrays["running_mean"],
+            arrays["running_var"],
+            arrays.get("gamma", np.ones(count)),
+            arrays.get("beta", np.zeros(count)),
+            _population(arrays, count),
+            names=None if names is None else tuple(_name(name) for name in names),
+            provenance=record | {"imported": {"format": format, "file": path, "layer": layer, "assumed": assumed}},
+            **preset | {name: _convention(name, value) for name, value in known.items()},
+        )
+    except (BnError, TypeError, ValueError) as error:
+        raise InputError(f"{printable(path)}: {printable(error)}; it holds no statistics that bn can use") from None
+
+
+def vector(values: Any, name: str) -> Floats:
+    """One number per feature as float64, of shape (C,); raises MismatchError when they are no such numbers.
+
+    NaN means missing, and only statistics may be.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu" or array.ndim != 1 or not len(array):
+        raise MismatchError(f"{name} is of type {array.dtype} and shape {array.shape}, not one number per feature")
+    array = array.astype(np.float64)
+    if np.isinf(array).any() or (name in ("gamma", "beta", "count") and np.isnan(array).any()):
+        raise MismatchError(f"{name} holds values that are not finite")
+    return array
+
+
+def _convention(name: str, value: Any) -> Any:
+    """A convention from a file, of the type that it must have."""
+    kind = KINDS[name]
+    if isinstance(value, int) and (
+        abs(value) >= 2**62 or (name == "axis" and not value) or (name in COUNTS and value < 0)
+    ):
+        raise MismatchError(f"{name} cannot be {str(value)[:40]}")
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind and not (name == "momentum" and value is None):
+        raise MismatchError(f"{name} is {str(value)[:40]!r}, not of type {kind.__name__}")
+    return value
+
+
+def _name(name: object) -> str:
+    if not isinstance(name, str):
+        raise MismatchError(f"the feature name {str(name)[:40]!r} is no text")
+    name.encode()  # half a surrogate pair is a ValueError, and no file could hold it
+    return name
+
+
+def _population(arrays: Mapping[str, Floats], features: int) -> Moments:
+    """Population statistics where the file has them, else empty ones (count 0)."""
+    if not {"count", "population_mean", "population_var"} <= set(arrays):
+        return Moments.empty(features)
+    count = arrays["count"]
+    if (count < 0).any() or (count != np.floor(count)).any() or (count > 2**53).any():
+        raise MismatchError("count holds what is no number of values")
+    seen = count > 0
+    mean, var = (np.where(seen, arrays[f"population_{name}"], 0.0) for name in ("mean", "var"))
+    if not np.isfinite(mean + var).all():
+        raise MismatchError("a feature has values, but no population mean or variance")
+    return Moments(count, mean, np.zeros(features), _m2(var, count), np.zeros(features))
+
+
+def _m2(var: Floats, count: Floats) -> Floats:
+    """The m2 whose m2 / count is exactly `var`: the product, or a neighbour of it."""
+    m2 = var * count
+    for other in (np.nextafter(m2, np.inf), np.nextafter(m2, 0)):
+        m2 = np.where((m2 / np.maximum(count, 1) != var) & (other / np.maximum(count, 1) == var), other, m2)
+    return m2
+
+
+def save(content: bytes, path: str, force: bool, inputs: Sequence[str]) -> None:
+    """Write a file made in memory: whole and on disk, or not at all."""
+    files.write_bytes(path, content, force=force, inputs=inputs)

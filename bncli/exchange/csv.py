@@ -1,0 +1,88 @@
+"""CSV in UTF-8: a row per feature, a column per field in full precision, and the conventions repeated in every row."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bncli import files
+from bncli.exchange import fields
+from bncli.exchange.common import KINDS, Exported, chosen, save, to_stats, unreadable
+from bncli.stats import Stats
+
+LARGEST = 4 << 30
+INDEX = "index"
+COUNT = "num_features"  # the last column, so that a cut file shows
+NONE = "none"
+
+
+def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, inputs: Sequence[str] = ()) -> Exported:
+    """Write a table whose floats round-trip exactly; NaN is `nan`."""
+    stats = chosen(stats, use)
+    columns = {INDEX: np.arange(stats.num_features)} | fields.columns(stats)
+    conventions = fields.conventions(stats)
+    constant = [NONE if value is None else value for value in conventions.values()] + [stats.num_features]
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*columns, *conventions, COUNT])
+    writer.writerows([*row, *constant] for row in zip(*(c.tolist() for c in columns.values()), strict=True))
+    save(out.getvalue().encode(), path, force, inputs)
+    return Exported("csv", path, use, stats.num_features, conventions, fields.advice(use))
+
+
+def read(path: str, *, eps: float | None = None, momentum: float | None = None) -> Stats:
+    """Read a table with the columns running_mean and running_var; every other column may be missing.
+
+    Raises
+    ------
+    InputError
+        When the file is missing, no such table, in another order, or its conventions differ from row to row.
+    """
+    content = files.read_bytes(path, LARGEST)
+    try:
+        text = content.decode("utf-8-sig")
+        columns = _columns(text)
+        fields.check_there(columns, path)
+        _check_whole(columns, text)
+        held = {name: _convention(name, columns[name]) for name in KINDS if name in columns}
+        numbers = {name: [float(text) for text in columns[name]] for name in fields.COLUMNS if name in columns}
+    except (ValueError, csv.Error) as error:
+        raise unreadable(path, "CSV table of statistics", error) from None
+    names = columns.get(fields.NAMES)
+    return to_stats(
+        path, "csv", numbers, held, names=names if names and any(names) else None, eps=eps, momentum=momentum
+    )
+
+
+def _columns(text: str) -> dict[str, list[str]]:
+    """Texts of every column, by its title."""
+    rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    if len(rows) < 2:
+        raise ValueError("it has no row of values")
+    titles = rows[0]
+    if len(set(titles)) < len(titles):
+        raise ValueError("it holds the same column twice")
+    for line, row in enumerate(rows[1:], 2):
+        if len(row) != len(titles):
+            raise ValueError(f"row {line} has {len(row)} values, the header {len(titles)}")
+    return dict(zip(titles, map(list, zip(*rows[1:], strict=True)), strict=True))
+
+
+def _check_whole(columns: dict[str, list[str]], text: str) -> None:
+    """Where the file says how many features there are and in which order, they must be there."""
+    rows = len(columns["running_mean"])
+    if COUNT in columns and (set(columns[COUNT]) != {str(rows)} or not text.endswith("\n")):
+        raise ValueError(f"it holds {rows} rows, or less than the last of them; {COUNT} says otherwise")
+    if columns.get(INDEX, [str(i) for i in range(rows)]) != [str(i) for i in range(rows)]:
+        raise ValueError("its rows are not in the order of their index, or not all there")
+
+
+def _convention(name: str, texts: list[str]) -> Any:
+    """The value that all rows share."""
+    if len(set(texts)) > 1:
+        raise ValueError(f"{name} differs from row to row")
+    return None if name == "momentum" and texts[0] == NONE else KINDS[name](texts[0])

@@ -1,0 +1,231 @@
+"""Normalization as one `y = scale · x + shift`, by itself or folded into the layer before it. A format to write only.
+
+Both containers are read and written here, byte for byte: what is not folded is carried as it is, whatever its type.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bncli import files
+from bncli.batchnorm import deviation, overflowed, round_to
+from bncli.errors import InputError, MismatchError, UsageError, printable
+from bncli.exchange.common import Exported, pick, save, unreadable
+from bncli.stats import Stats
+
+Array = npt.NDArray[Any]
+SIZE_LIMIT = 64 << 30  # of a file of weights
+FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}  # of safetensors; others are carried as bytes
+METADATA = "__metadata__"
+DAMAGED = (
+    ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, NotImplementedError,
+    EOFError, OSError, MemoryError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+def write(
+    stats: Stats,
+    path: str,
+    *,
+    use: str = "running",
+    into: str | None = None,
+    layer: str | None = None,
+    force: bool = True,
+    inputs: Sequence[str] = (),
+) -> Exported:
+    """Write scale and shift of test mode, or a file of weights with the normalization folded into one of its layers.
+
+    Without `into` the file holds `scale` and `shift`, each of shape (C,) in float64: y = scale · x + shift. With it, it
+    is INTO with the weight and bias of one layer replaced, so that the layer gives what it gave with the normalization
+    after it (which is then to be left out of the model; Jacob et al. 2018, section 3.2, and PyTorch's
+    `fuse_conv_bn_weights`):
+
+        weight = W · gamma / sqrt(var + eps)                       along axis 0, the output channels
+        bias   = (b - mean) · gamma / sqrt(var + eps) + beta       a missing b is 0 and is added
+
+    Parameters
+    ----------
+    path : str
+        A .npz or .safetensors file.
+    use : "running" or "population"
+        Which statistics.
+    into : str, optional
+        A file of the same kind, in PyTorch's layout: `LAYER.weight` of shape (C, ...) and `LAYER.bias` of shape (C,),
+        that is linear and convolution layers. Transposed convolutions have their channels on axis 1: not supported.
+    layer : str, optional
+        LAYER, which may be left out where the file has only one; "" for a file that holds a bare `weight`.
+    force, inputs
+        As `files.replacing`.
+
+    Raises
+    ------
+    UsageError
+        When the layer is not there (the message lists those that are), or the suffix is neither of the two.
+    InputError
+        When INTO is missing, damaged or of another kind.
+    MismatchError
+        When the layer's shape or type does not take the statistics, or the result does not fit its type.
+    OutputExistsError, WriteError
+        As `files.replacing`.
+    """
+    container = _container(path)
+    if into is None:
+        if layer is not None:
+            raise UsageError("--layer names a layer of a file of weights; say which file with --into FILE")
+        scale, shift = stats.scale_shift(use)
+        weights = Weights({"scale": scale, "shift": shift}, {"scale": "F64", "shift": "F64"}, {})
+        notes = [f"y = scale * x + shift, in float64, with the features on axis {stats.axis}"]
+    else:
+        if _container(into) is not container:
+            raise UsageError(f"{printable(path)}: give the output the suffix of --into {printable(into)}")
+        weights = container.read(files.read_bytes(into, SIZE_LIMIT), into)
+        layer = _choose(weights, layer, into)
+        notes = _fold(weights, stats, use, layer, printable(into))
+    save(container.write(weights), path, force, inputs if into is None else [*inputs, into])
+    return Exported("fold", path, use, stats.num_features, {"eps": stats.eps, "into": into, "layer": layer}, notes)
+
+
+class Weights(NamedTuple):
+    """Named arrays of a file; of types that are not folded into, the bytes stand for the values.
+
+    Attributes
+    ----------
+    arrays : name -> array
+    types : name -> str
+        What the container calls the array's type.
+    metadata : dict
+        Carried as it is.
+    """
+
+    arrays: dict[str, Array]
+    types: dict[str, str]
+    metadata: dict[str, str]
+
+
+class Container(NamedTuple):
+    """A kind of file that holds named arrays: how its bytes are read and written."""
+
+    read: Callable[[bytes, str], Weights]
+    write: Callable[[Weights], bytes]
+
+
+def _container(path: str) -> Container:
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in CONTAINERS:
+        raise UsageError(f"{printable(path)}: fold reads and writes {' and '.join(CONTAINERS)} files")
+    return CONTAINERS[suffix]
+
+
+def _fold(weights: Weights, stats: Stats, use: str, layer: str, where: str) -> list[str]:
+    """Replace weight and bias of a layer by those that give the normalised values; returns what to say about it."""
+    weight_key, bias_key = (f"{layer}.{name}" if layer else name for name in ("weight", "bias"))
+    weight, kind = weights.arrays[weight_key], weights.types[weight_key]
+    if len(weight) != stats.num_features:
+        raise MismatchError(
+            f"{where}: {printable(weight_key)} has {len(weight)} output channels (shape {weight.shape}, axis 0), the stats "
+            f"have {stats.num_features} features; fold into the layer before the normalization"
+        )
+    mean, var = stats.statistics(use)
+    if np.isnan(mean).any():
+        raise MismatchError(f"feature {np.flatnonzero(np.isnan(mean))[0]} has no {use} statistics; nothing is folded")
+    notes = [f"{printable(layer) or 'the layer'} holds the normalization now: leave it out of the model"]
+    if bias_key not in weights.arrays:
+        weights.arrays[bias_key], weights.types[bias_key] = np.zeros(len(weight), weight.dtype), kind
+        notes.append("it had no bias and has one now: build it with bias=True")
+    bias = weights.arrays[bias_key]
+    if bias.shape != mean.shape:
+        raise MismatchError(f"{where}: {printable(bias_key)} has shape {bias.shape}, not {mean.shape}")
+    for key in (weight_key, bias_key):
+        if weights.arrays[key].dtype.kind != "f" or weights.arrays[key].itemsize > 8:
+            raise MismatchError(
+                f"{where}: {printable(key)} is of type {printable(weights.types[key])}; fold takes floats of 16, 32 and 64 bits"
+            )
+    scale = stats.gamma / deviation(var, stats.eps)
+    folded_weight = weight.astype(np.float64) * scale.reshape(-1, *[1] * (weight.ndim - 1))  # (C, ...)
+    folded_bias = (bias.astype(np.float64) - mean) * scale + stats.beta
+    for key, values in ((weight_key, folded_weight), (bias_key, folded_bias)):
+        rounded = round_to(values, weights.arrays[key].dtype)
+        if overflowed(values, rounded).any():
+            raise MismatchError(
+                f"{where}: {printable(key)}, folded, does not fit {rounded.dtype}; store it in a wider type"
+            )
+        weights.arrays[key] = rounded
+    return notes
+
+
+def _choose(weights: Weights, layer: str | None, path: str) -> str:
+    """The layer that was named, else the only one."""
+    keys = [key for key, array in weights.arrays.items() if key.split(".")[-1] == "weight" and array.ndim > 1]
+    if not keys:
+        raise InputError(
+            f"{printable(path)}: holds no linear or convolution layer (NAME.weight of two or more dimensions)"
+        )
+    layers = {key.removesuffix("weight").removesuffix("."): len(weights.arrays[key]) for key in keys}
+    return pick(layers, layer, path, "")
+
+
+def _read_npz(content: bytes, path: str) -> Weights:
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+        return Weights(arrays, {key: str(array.dtype) for key, array in arrays.items()}, {})
+    except DAMAGED as error:
+        raise unreadable(path, ".npz file", error) from None
+
+
+def _write_npz(weights: Weights) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:  # not np.savez, which takes no array named "file"
+        for key, array in weights.arrays.items():
+            with archive.open(key + ".npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _read_safetensors(content: bytes, path: str) -> Weights:
+    """Read the format of github.com/huggingface/safetensors: the header's length, a JSON header, the tensors' bytes."""
+    try:
+        start = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:start])
+        weights, data, end = Weights({}, {}, header.pop(METADATA, {})), memoryview(content)[start:], 0
+        for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            (begin, stop), kind, shape = entry["data_offsets"], entry["dtype"], entry["shape"]
+            size = math.prod(shape)
+            dtype = np.dtype(FLOATS.get(kind) or f"V{(stop - begin) // size if size else 1}")
+            if not end == begin <= stop <= len(data) or size * dtype.itemsize != stop - begin:
+                raise ValueError(f"tensor {key} does not lie where its shape and type need it")
+            weights.arrays[key] = np.ndarray(shape, dtype, data[begin:stop])
+            weights.types[key], end = kind, stop
+        if end != len(data):
+            raise ValueError(f"{len(data) - end} bytes belong to no tensor")
+    except DAMAGED as error:
+        raise unreadable(path, ".safetensors file", error) from None
+    return weights
+
+
+def _write_safetensors(weights: Weights) -> bytes:
+    header: dict[str, Any] = {METADATA: weights.metadata} if weights.metadata else {}
+    tensors, end = [], 0
+    for key, array in sorted(weights.arrays.items(), key=lambda item: -item[1].itemsize):  # so that each is aligned
+        tensors.append(array.tobytes())
+        header[key] = {"dtype": weights.types[key], "shape": array.shape, "data_offsets": (end, end + array.nbytes)}
+        end += array.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *tensors])
+
+
+CONTAINERS = {
+    ".npz": Container(_read_npz, _write_npz),
+    ".safetensors": Container(_read_safetensors, _write_safetensors),
+}

@@ -1,0 +1,72 @@
+"""JSON with the schema of `bn inspect --json`, whose floats round-trip exactly."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from bncli import files
+from bncli.exchange import fields
+from bncli.exchange.common import KINDS, Exported, chosen, save, to_stats, unreadable
+from bncli.stats import FORMAT, FORMAT_VERSION, Stats
+
+LARGEST = 4 << 30
+
+
+def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, inputs: Sequence[str] = ()) -> Exported:
+    """Write the record that `bn inspect --json` prints."""
+    stats = chosen(stats, use)
+    save(json.dumps(stats.as_dict(), allow_nan=False).encode(), path, force, inputs)
+    return Exported("json", path, use, stats.num_features, fields.conventions(stats), fields.advice(use))
+
+
+def read(path: str, *, eps: float | None = None, momentum: float | None = None) -> Stats:
+    """Read what `write`, `bn inspect --json` or `bn fit --json` wrote.
+
+    Raises
+    ------
+    InputError
+        When the file is missing, no such JSON, of a newer version, or holds only some of the features.
+    """
+    try:
+        record = json.loads(files.read_bytes(path, LARGEST), object_pairs_hook=_once, parse_constant=_no_number)
+        features = _features(record)
+        columns = {name: [_number(feature[name]) for feature in features] for name in fields.COLUMNS}
+        held = {name: record[name] for name in KINDS}
+        names = [feature["name"] for feature in features]
+        sources = [
+            {**source, "name": str(source["name"]), "dataset": source.get("dataset")} for source in record["sources"]
+        ]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        missing = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise unreadable(path, "JSON of 'bn inspect --json'", missing) from None
+    given = None if all(name is None for name in names) else names
+    return to_stats(path, "json", columns, held, names=given, sources=sources, eps=eps, momentum=momentum)
+
+
+def _features(record: Any) -> list[Any]:
+    """The list of features, checked to be all of them and in their order."""
+    if record["format"] != FORMAT or record["version"] != FORMAT_VERSION:
+        raise ValueError(f"its format is {record['format']!r} {record['version']!r}, not {FORMAT!r} {FORMAT_VERSION}")
+    found = [feature["index"] for feature in record["features"]]
+    if found != list(range(record["num_features"])):
+        raise ValueError(f"its features are not 0 to {record['num_features'] - 1}, all of them and in order")
+    return list(record["features"])
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise TypeError(f"{value} is no number")
+    return math.nan if value is None else value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("it holds the same key twice")
+    return dict(pairs)
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")

@@ -1,0 +1,129 @@
+"""Keras 3: the .weights.h5 of a model with one BatchNormalization, and one such layer of a whole model's file.
+
+Layout: Keras keeps the variables of a layer under `.../<class>_<number>/vars/0, 1, …`, with the layer's own name as an
+attribute of `vars`; BatchNormalization's are gamma, beta, moving_mean and moving_variance. Plain HDF5, so Keras itself
+is not needed. Written in float64: `load_weights` copies into the layer's own type.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from bncli import files
+from bncli.errors import InputError, printable
+from bncli.exchange.common import Exported, chosen, notes, pick, save, to_stats, unreadable
+from bncli.stats import Stats
+from bncli.store import UNREADABLE
+
+VARIABLES = {"0": "gamma", "1": "beta", "2": "running_mean", "3": "running_var"}
+LARGEST = 16 << 30
+LAYER = "batch_normalization"
+
+
+def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, inputs: Sequence[str] = ()) -> Exported:
+    """Write weights that `Model.load_weights` takes, for a model whose only weights are one BatchNormalization's."""
+    stats = chosen(stats, use)
+    with h5py.File("weights", "w", driver="core", backing_store=False) as file:
+        variables = file.create_group(f"layers/{LAYER}/vars")
+        variables.attrs["name"] = LAYER
+        for key, name in VARIABLES.items():
+            variables.create_dataset(key, data=getattr(stats, name), track_times=False)
+        file.create_group("vars")
+        file.flush()
+        save(file.id.get_file_image(), path, force, inputs)
+    settings = {"axis": stats.axis, "momentum": stats.momentum, "epsilon": stats.eps}
+    return Exported("keras", path, use, stats.num_features, settings, _advice(stats, settings))
+
+
+def read(path: str, *, layer: str | None = None, eps: float | None = None, momentum: float | None = None) -> Stats:
+    """Read one BatchNormalization; `layer` is its name as saved, or its path in the file.
+
+    Raises
+    ------
+    UsageError
+        When several layers are there and none was named.
+    InputError
+        When the file is damaged, or holds no such layer.
+    """
+    content = files.read_bytes(path, LARGEST)
+    try:
+        _check_heaps(content)
+        with h5py.File(io.BytesIO(content), "r") as file:
+            groups = _layers(file)
+            name = pick(
+                {n: group["0"].shape[0] for n, group in groups.items()}, layer, path, "no vars 0, 1, 2, 3 of one length"
+            )
+            columns = {column: _read(groups[name][key], len(content), path) for key, column in VARIABLES.items()}
+    except UNREADABLE as error:
+        raise unreadable(path, "HDF5 file of Keras weights", error) from None
+    return to_stats(path, "keras", columns, {}, layer=name, eps=eps, momentum=momentum)
+
+
+def _advice(stats: Stats, settings: dict[str, Any]) -> list[str]:
+    given = ", ".join(f"{name}={value!r}" for name, value in settings.items() if value is not None)
+    return [
+        f"load into a model of one BatchNormalization({given}): the file holds none of these",
+        "values are float64 and unrounded; a float32 layer rounds them as it loads them, by at most 6e-8 of each",
+        *notes(stats, "keras", ""),
+    ]
+
+
+def _check_heaps(content: bytes) -> None:
+    """Raise ValueError for a damaged heap of texts (GCOL), which makes libhdf5 2.0.0 walk on the spot for ever.
+
+    Layout: HDF5 file format specification, III.E: a header of 16 bytes with the size of the whole, then entries of
+    index, count and size; index 0 is the space that is left, whose size counts its own header.
+    """
+    for match in re.finditer(rb"GCOL\x01\0\0\0", content):
+        place, end = (
+            match.start() + 16,
+            match.start() + int.from_bytes(content[match.end() : match.end() + 8], "little"),
+        )
+        while place + 16 <= min(end, len(content)):
+            index, size = struct.unpack_from("<H6xQ", content, place)
+            if size == 0 and index == 0:
+                raise ValueError("its heap of texts is damaged")
+            place += 16 + -(-size // 8) * 8 if index else size
+
+
+def _layers(file: h5py.File) -> dict[str, h5py.Group]:
+    """Groups of four variables of one length, under the layer's own name where that is unique, else under their path."""
+    groups: dict[str, h5py.Group] = {}
+
+    def visit(path: str, item: h5py.Dataset | h5py.Group) -> None:  # no link out of the file is followed
+        if path.rpartition("/")[2] == "vars" and isinstance(item, h5py.Group) and _is_layer(item):
+            groups[path.removesuffix("vars").rstrip("/")] = item
+
+    file.visititems(visit)
+    own = {path: str(group.attrs.get("name", path)) for path, group in groups.items()}
+    unique = {path for path, name in own.items() if list(own.values()).count(name) == 1}
+    return {own[path] if path in unique else path: group for path, group in groups.items()}
+
+
+def _is_layer(group: h5py.Group) -> bool:
+    if set(group) != set(VARIABLES) or any(
+        group.get(key, getlink=True).__class__ is not h5py.HardLink for key in VARIABLES
+    ):
+        return False
+    shapes = {item.shape if isinstance(item := group[key], h5py.Dataset) else None for key in VARIABLES}
+    return len(shapes) == 1 and len(shapes.pop() or ()) == 1
+
+
+def _read(dataset: h5py.Dataset, size: int, path: str) -> npt.NDArray[Any]:
+    """A small plain dataset; Keras writes no other, and another could claim more than the file has."""
+    where = f"{printable(path)}: {printable(dataset.name)}"
+    plain = not (dataset.chunks or dataset.is_virtual or dataset.external) and dataset.dtype.kind == "f"
+    offset = dataset.id.get_offset() if plain else None
+    if offset is None or offset + dataset.nbytes > size:
+        raise InputError(
+            f"{where} is not stored as Keras stores it (float numbers in one piece); save the weights again"
+        )
+    return np.asarray(dataset[...])

@@ -1,0 +1,173 @@
+"""ONNX: a model of one BatchNormalization, and one such node of a whole model. All numbers are float32.
+
+Operator: https://onnx.ai/onnx/operators/onnx__BatchNormalization.html; its momentum weighs the OLD value, as bn's does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bncli import files
+from bncli.errors import InputError, MismatchError, UsageError, printable
+from bncli.exchange.common import Exported, chosen, notes, package, pick, save, to_stats, unreadable
+from bncli.stats import Stats
+
+OPSET = 15
+IR_VERSION = 8  # of the release that brought opset 15: what older runtimes still read
+LARGEST = 2 << 30  # protobuf's own limit
+OPERATOR = "BatchNormalization"
+INPUTS = ("gamma", "beta", "running_mean", "running_var")  # after the data, in the operator's order
+HIGHEST_RANK = 8
+
+
+def write(
+    stats: Stats,
+    path: str,
+    *,
+    use: str = "running",
+    rank: int | None = None,
+    force: bool = True,
+    inputs: Sequence[str] = (),
+) -> Exported:
+    """Write a model x -> y, float32, of `rank` dimensions (that of the fit, or 2), channels on axis 1.
+
+    Raises
+    ------
+    UsageError
+        For a rank that is no rank of samples and channels.
+    MismatchError
+        When a number does not fit a float32.
+    """
+    onnx = package("onnx", "onnx")
+    stats = chosen(stats, use)
+    rank = rank if rank is not None else len(stats.sample_shape) + 1 if stats.sample_shape else 2
+    if not 2 <= rank <= HIGHEST_RANK:
+        raise UsageError(f"--rank {rank} is not in 2 to {HIGHEST_RANK}: samples, channels, and what lies behind them")
+    arrays = {name: _float32(getattr(stats, name), name) for name in INPUTS}
+    model = _model(onnx, arrays, rank, stats)
+    onnx.checker.check_model(model, full_check=True)
+    save(model.SerializeToString(deterministic=True), path, force, inputs)
+    settings = {"epsilon": stats.eps, "momentum": stats.momentum, "rank": rank, "opset": OPSET}
+    return Exported("onnx", path, use, stats.num_features, settings, _advice(stats, arrays, rank))
+
+
+def read(path: str, *, layer: str | None = None, eps: float | None = None, momentum: float | None = None) -> Stats:
+    """Read one BatchNormalization node; `layer` is its name, or that of its output where it has none.
+
+    Raises
+    ------
+    UsageError
+        When several nodes are there and none was named, or onnx is missing.
+    InputError
+        When the file is damaged, or holds no such node with its numbers.
+    """
+    onnx = package("onnx", "onnx")
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.ModelProto.FromString(files.read_bytes(path, LARGEST))
+        if not model.opset_import:  # the last thing in a file; without it parsing still succeeds
+            raise ValueError("it names no opset, so it was cut short")
+        constants = dict(_constants(model.graph))
+        nodes = {node.name or node.output[0]: node for node in model.graph.node if _is_layer(node, constants)}
+        widths = {name: int(np.prod(constants[node.input[1]].dims)) for name, node in nodes.items()}
+        if not all(isinstance(name, str) for name in nodes):  # protobuf gives bytes where they are no UTF-8
+            raise ValueError("the name of a node is no text")
+        name = pick(widths, layer, path, f"no {OPERATOR} node whose numbers are in the file")
+        tensors = [constants[key] for key in nodes[name].input[1:5]]
+        columns = dict(zip(INPUTS, (_array(onnx, tensor, path) for tensor in tensors), strict=True))
+        held = {"axis": 1} | _attributes(nodes[name])
+    except (DecodeError, ValueError, TypeError, LookupError) as error:
+        raise unreadable(path, "ONNX model", error) from None
+    return to_stats(path, "onnx", columns, held, layer=name, eps=eps, momentum=momentum)
+
+
+def _float32(values: npt.NDArray[np.float64], name: str) -> npt.NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        rounded = values.astype(np.float32)
+    bad = np.flatnonzero(np.isinf(rounded))
+    if len(bad):
+        raise MismatchError(
+            f"{name} of feature {bad[0]} is {values[bad[0]]:g}, which does not fit the float32 of an ONNX model; "
+            "scale the data first, or export to torch or keras, which take float64"
+        )
+    return rounded
+
+
+def _model(onnx: Any, arrays: dict[str, npt.NDArray[np.float32]], rank: int, stats: Stats) -> Any:
+    from bncli import __version__
+
+    helper = onnx.helper
+    shape = ["N", stats.num_features, *(f"D{axis}" for axis in range(2, rank))]
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in "xy")
+    attributes = {"epsilon": stats.eps} | ({} if stats.momentum is None else {"momentum": stats.momentum})
+    node = helper.make_node(OPERATOR, ["x", *INPUTS], ["y"], name=OPERATOR, **attributes)
+    initializers = [onnx.numpy_helper.from_array(values, name) for name, values in arrays.items()]
+    return helper.make_model(
+        helper.make_graph([node], "batch_normalization", [x], [y], initializers),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="bncli",
+        producer_version=__version__,
+    )
+
+
+def _advice(stats: Stats, arrays: dict[str, npt.NDArray[np.float32]], rank: int) -> list[str]:
+    """The layout, and what the rounding to float32 does to the result."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        moved = np.abs(stats.gamma * (arrays["running_mean"] - stats.running_mean)) / np.sqrt(
+            stats.running_var + stats.eps
+        )
+    worst = int(np.nanargmax(moved)) if np.isfinite(moved).any() else 0
+    layout = ", ".join(["N", "C", *(f"D{axis}" for axis in range(2, rank))])
+    return [
+        f"the model takes float32 of shape ({layout}), channels on axis 1",
+        "values are rounded to float32, by at most 6e-8 of each; "
+        f"the rounded means move results by up to {moved[worst]:.1g} (feature {worst})",
+        *notes(stats, "onnx", f"({layout})" if rank > 2 else ""),
+    ]
+
+
+def _constants(graph: Any) -> Iterator[tuple[str, Any]]:
+    """Tensors whose values are in the model, by name; Identity nodes, which exporters put before shared ones, pass them on."""
+    known = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:  # in the order of computation
+        values = [a.t for a in node.attribute if a.name == "value" and a.HasField("t")]
+        if node.op_type == "Constant" and values and node.output:
+            known[node.output[0]] = values[0]
+        elif node.op_type == "Identity" and node.output and node.input and node.input[0] in known:
+            known[node.output[0]] = known[node.input[0]]
+    yield from known.items()
+
+
+def _is_layer(node: Any, constants: dict[str, Any]) -> bool:
+    return (
+        node.op_type == OPERATOR
+        and node.domain in ("", "ai.onnx")
+        and len(node.input) == 5
+        and len(node.output) > 0
+        and all(name in constants for name in node.input[1:])
+    )
+
+
+def _array(onnx: Any, tensor: Any, path: str) -> npt.NDArray[Any]:
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        raise InputError(
+            f"{printable(path)}: the values of {printable(tensor.name)} lie in another file, which bn does not open; "
+            "save the model in one file"
+        )
+    array: npt.NDArray[Any] = onnx.numpy_helper.to_array(tensor)
+    if array.shape != tuple(tensor.dims):  # a negative size is taken for "what is left"
+        raise ValueError(f"{tensor.name} has the shape {tuple(tensor.dims)}")
+    return array
+
+
+def _attributes(node: Any) -> dict[str, float]:
+    """Eps and momentum, with the operator's own defaults: the shortest decimals that give the float32 in the file."""
+    given = {attribute.name: attribute.f for attribute in node.attribute}
+    eps, momentum = given.get("epsilon", 1e-5), given.get("momentum", 0.9)
+    return {"eps": float(str(np.float32(eps))), "momentum": float(str(np.float32(momentum)))}

@@ -1,0 +1,72 @@
+"""Safetensors: the keys of a PyTorch state_dict in float64, and bn's conventions in the metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bncli.errors import InputError, printable
+from bncli.exchange import state_dict
+from bncli.exchange.common import Exported, check_readable, chosen, package, save, to_stats, unreadable
+from bncli.stats import Stats
+
+TYPES = ("F16", "F32", "F64", "I64")
+CONVENTIONS = ("momentum", "eps", "ddof", "init", "axis")
+METADATA = "bncli"  # the key of the metadata that holds bn's conventions, as JSON
+
+
+def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, inputs: Sequence[str] = ()) -> Exported:
+    """Write the state_dict of nn.BatchNorm; its metadata hold eps, momentum (both ways round), ddof, init, axis, names."""
+    package("safetensors", "safetensors")
+    from safetensors.numpy import save as serialize
+
+    stats = chosen(stats, use)
+    conventions = {name: getattr(stats, name) for name in CONVENTIONS}
+    told = conventions | {"pytorch_momentum": state_dict.settings(stats)["momentum"], "names": stats.names}
+    save(serialize(state_dict.arrays(stats), {"format": "pt", METADATA: json.dumps(told)}), path, force, inputs)
+    return Exported("safetensors", path, use, stats.num_features, state_dict.settings(stats), state_dict.advice(stats))
+
+
+def read(path: str, *, layer: str | None = None, eps: float | None = None, momentum: float | None = None) -> Stats:
+    """Read one layer; `layer` is the prefix of its keys. Only its own tensors are read.
+
+    Raises
+    ------
+    UsageError
+        When several layers are there and none was named, or safetensors is missing.
+    InputError
+        When the file is damaged, or holds no such layer.
+    """
+    safetensors = package("safetensors", "safetensors")
+    check_readable(path)
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
+
+            def get(key: str) -> Any:
+                found = file.get_slice(key).get_dtype()
+                if found not in TYPES:
+                    raise InputError(
+                        f"{printable(path)}: {printable(key)} is of type {found}; bn reads {', '.join(TYPES)}"
+                    )
+                return file.get_tensor(key)
+
+            columns, tracked, name = state_dict.columns(shapes, get, layer, path)
+            held, names = _held((file.metadata() or {}).get(METADATA, "{}"), path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise unreadable(path, "safetensors file", error) from None
+    held |= {"num_batches": tracked}
+    return to_stats(path, "safetensors", columns, held, layer=name or None, names=names, eps=eps, momentum=momentum)
+
+
+def _held(text: str, path: str) -> tuple[dict[str, Any], list[Any] | None]:
+    """Conventions and names from the metadata; both may be missing."""
+    try:
+        told = json.loads(text)
+    except (ValueError, RecursionError):
+        told = None
+    names = told.get("names") if isinstance(told, Mapping) else None
+    if not isinstance(told, Mapping) or not (names is None or isinstance(names, list)):
+        raise InputError(f"{printable(path)}: its metadata {METADATA!r} are damaged; take them out, or write it again")
+    return {name: told[name] for name in CONVENTIONS if name in told}, names

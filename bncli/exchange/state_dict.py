@@ -1,0 +1,79 @@
+"""The keys of nn.BatchNorm in a state_dict, which .pt and .safetensors files share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bncli.errors import InputError, printable
+from bncli.exchange.common import complement, notes, pick
+from bncli.stats import Stats
+
+KEYS = {"running_mean": "running_mean", "running_var": "running_var", "weight": "gamma", "bias": "beta"}
+TRACKED = "num_batches_tracked"
+LAYOUTS = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
+MODULES = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}
+
+
+def arrays(stats: Stats) -> dict[str, npt.NDArray[Any]]:
+    """What nn.BatchNorm keeps: float64 arrays of shape (C,), and the number of batches as a single int64."""
+    found: dict[str, npt.NDArray[Any]] = {key: np.array(getattr(stats, name)) for key, name in KEYS.items()}
+    return found | {TRACKED: np.array(stats.num_batches, np.int64)}
+
+
+def settings(stats: Stats) -> dict[str, Any]:
+    """Eps, and momentum on PyTorch's side: the weight of the NEW value (None: there is none)."""
+    return {"eps": stats.eps, "momentum": None if stats.momentum is None else complement(stats.momentum)}
+
+
+def advice(stats: Stats) -> list[str]:
+    """What to do on PyTorch's side."""
+    rank = len(stats.sample_shape) + 1 if stats.sample_shape else 2
+    given = ", ".join(f"{name}={value!r}" for name, value in settings(stats).items() if value is not None)
+    module = f"nn.{MODULES.get(rank, 'BatchNorm1d')}({stats.num_features}, {given})"
+    return [
+        f"load into {module}: a state_dict holds neither eps nor momentum, and PyTorch's momentum is the weight of the NEW value",
+        "values are float64 and unrounded; a float32 layer rounds them as it loads them, by at most 6e-8 of each",
+        *notes(stats, "torch", LAYOUTS.get(rank, "(N, C)") if rank > 2 else ""),
+    ]
+
+
+def columns(
+    shapes: Mapping[str, tuple[int, ...]], get: Callable[[str], Any], layer: str | None, path: str
+) -> tuple[dict[str, Any], int, str]:
+    """Arrays of one layer of a checkpoint, how many batches it saw, and its name.
+
+    Parameters
+    ----------
+    shapes : key -> shape
+        Of every tensor in the file.
+    get : function
+        Reads the tensor of a key, as an array.
+    layer : str or None
+        The prefix of the layer's keys.
+    """
+    prefixes = {key[: -len("running_mean")]: shape for key, shape in shapes.items() if _is_layer(key, shapes)}
+    layers = {prefix.rstrip("."): shape[0] for prefix, shape in prefixes.items()}
+    name = pick(layers, layer, path, "no running_mean and running_var of one length")
+    prefix = f"{name}." if name else ""
+    found = {column: get(prefix + key) for key, column in KEYS.items() if prefix + key in shapes}
+    return found, _tracked(prefix + TRACKED, shapes, get, path), name
+
+
+def _is_layer(key: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    name, _, last = key.rpartition(".")
+    other = f"{name}.running_var" if name else "running_var"
+    return last == "running_mean" and len(shapes[key]) == 1 and shapes.get(other) == shapes[key]
+
+
+def _tracked(key: str, shapes: Mapping[str, tuple[int, ...]], get: Callable[[str], Any], path: str) -> int:
+    """Batches folded; 0 where the file does not say (PyTorch before 0.4.1)."""
+    if key not in shapes:
+        return 0
+    value = np.asarray(get(key))
+    if value.size != 1 or value.dtype.kind not in "iu":
+        raise InputError(f"{printable(path)}: {printable(key)} is no number of batches")
+    return int(value.reshape(-1)[0])

@@ -1,0 +1,101 @@
+"""PyTorch: the state_dict of one nn.BatchNorm1d/2d/3d, and one such layer of a model's checkpoint.
+
+Written in float64: `load_state_dict` copies into the layer's own type, so that a float32 layer rounds once and a
+float64 layer not at all. Read with `weights_only=True` alone, which runs no code of the file.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from bncli.errors import InputError, UsageError, printable
+from bncli.exchange import state_dict
+from bncli.exchange.common import Exported, check_readable, chosen, package, save, to_stats, unreadable
+from bncli.stats import Stats
+
+OLDEST = (2, 6)  # weights_only=True of older versions can be made to run code (CVE-2025-32434)
+DEEPEST = 20  # dictionaries inside dictionaries
+
+
+def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, inputs: Sequence[str] = ()) -> Exported:
+    """Write a state_dict that `load_state_dict(strict=True)` of nn.BatchNorm takes."""
+    torch = _torch()
+    stats = chosen(stats, use)
+    buffer = io.BytesIO()
+    torch.save({key: torch.from_numpy(values) for key, values in state_dict.arrays(stats).items()}, buffer)
+    save(buffer.getvalue(), path, force, inputs)
+    return Exported("torch", path, use, stats.num_features, state_dict.settings(stats), state_dict.advice(stats))
+
+
+def read(path: str, *, layer: str | None = None, eps: float | None = None, momentum: float | None = None) -> Stats:
+    """Read one layer of a state_dict or of a checkpoint that holds one; `layer` is the prefix of its keys.
+
+    Raises
+    ------
+    UsageError
+        When several layers are there and none was named, or torch is missing or older than 2.6.
+    InputError
+        When the file is damaged, holds Python objects beyond tensors, or no such layer.
+    """
+    torch = _torch()
+    check_readable(path)
+    try:
+        _check_sums(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file makes torch raise whatever it likes
+        raise _refused(path, error) from None
+    tensors = dict(_tensors(torch, content, "", DEEPEST))
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+    def get(key: str) -> Any:
+        tensor = tensors[key]
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_complex():
+            raise InputError(f"{printable(path)}: {printable(key)} is not a plain tensor of real numbers")
+        return (tensor.detach().double() if tensor.is_floating_point() else tensor).numpy()
+
+    columns, tracked, name = state_dict.columns(shapes, get, layer, path)
+    held = {"num_batches": tracked}
+    return to_stats(path, "torch", columns, held, layer=name or None, eps=eps, momentum=momentum)
+
+
+def _check_sums(path: str) -> None:
+    """Raise ValueError when a member of a zip (what torch.save writes since 1.6) was altered; torch.load does not look."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if bad := archive.testzip():
+                raise ValueError(f"its member {bad} does not match its checksum")
+
+
+def _torch() -> Any:
+    torch = package("torch", "torch")
+    found = re.match(r"(\d+)\.(\d+)", torch.__version__)
+    if found and (int(found[1]), int(found[2])) < OLDEST:
+        raise UsageError(
+            f"torch {torch.__version__} is older than 2.6, which reads no file safely; upgrade it: pip install 'bncli[torch]'"
+        )
+    return torch
+
+
+def _refused(path: str, error: Exception) -> InputError:
+    """Say why a file was not read; torch's own message invites to switch the safety off."""
+    if "Weights only" in str(error) or "weights_only" in str(error):
+        return InputError(
+            f"{printable(path)}: refused: it is damaged, or holds Python objects beyond tensors, which could run code; "
+            "give the file of torch.save(model.state_dict(), ...)"
+        )
+    return unreadable(path, "PyTorch file", error)
+
+
+def _tensors(torch: Any, content: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+    """Every tensor in a dictionary and in those inside it, under its keys joined by dots."""
+    if not isinstance(content, dict) or not depth:
+        return
+    for key, value in content.items():
+        if isinstance(key, str) and isinstance(value, torch.Tensor):
+            yield prefix + key, value
+        elif isinstance(key, str):
+            yield from _tensors(torch, value, f"{prefix}{key}.", depth - 1)

@@ -1,0 +1,171 @@
+"""bn export, as a person and a script see it; and the README's examples, run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_helpers import bn, check_refused, good, no_controls, save, table, temporaries, untouched
+from exchange_helpers import check_agrees, check_package_missing, features
+from helpers import peer
+
+import bncli
+from bncli import exchange
+
+ROOT = Path(bncli.__file__).parent.parent
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with s.bn.h5, fitted on images of three channels."""
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "x.npy", table(600).reshape(40, 3, 3, 5))
+    good("fit", "x.npy", "--axis", "1", "--eps", "1e-3", "-o", "s.bn.h5", "-q")
+    return tmp_path
+
+
+@pytest.mark.parametrize("out", ["o.json", "o.npz", "o.csv", "o.weights.h5", "O.JSON"])
+def test_suffix_says_the_format(here: Path, out: str) -> None:
+    result = good("export", "s.bn.h5", "-o", out)
+    name = exchange.format_of(out, None, "write", "--to")
+    assert result.out == f"3 features, running statistics, as {name} in {out}\n"
+    assert exchange.read(out).running_mean.tolist() == bncli.load("s.bn.h5").running_mean.tolist()
+    assert temporaries(here) == []
+
+
+def test_to_wins_over_the_suffix(here: Path) -> None:
+    good("export", "s.bn.h5", "--to", "csv", "-o", "o.json")
+    assert Path("o.json").read_text().startswith("index,running_mean,running_var")
+
+
+def test_what_the_file_does_not_hold_is_said_on_stderr(here: Path) -> None:
+    result = good("export", "s.bn.h5", "-o", "o.weights.h5")
+    for words in ("axis=1, momentum=0.9, epsilon=0.001", "ddof 0", "float64"):
+        assert words in result.err
+    assert all(line.startswith("bn: note: ") for line in result.err.splitlines())
+    assert "s.bn.h5" not in result.err
+    assert good("export", "s.bn.h5", "-o", "o.json").err == ""  # holds everything
+
+
+def test_json_report(here: Path) -> None:
+    result = good("export", "s.bn.h5", "-o", "o.weights.h5", "--json", "--use", "population")
+    report = json.loads(result.out)
+    assert (report["format"], report["output"], report["use"]) == ("keras", "o.weights.h5", "population")
+    assert report["num_features"] == 3
+    assert report["settings"] == {"axis": 1, "momentum": 0.9, "epsilon": 1e-3}
+    assert result.err == "".join(f"bn: note: {note}\n" for note in report["notes"])
+    assert exchange.read("o.weights.h5").running_var.tolist() == bncli.load("s.bn.h5").population_var.tolist()
+
+
+def test_quiet(here: Path) -> None:
+    result = good("export", "s.bn.h5", "-o", "o.weights.h5", "-q")
+    assert (result.out, result.err) == ("", "")
+
+
+def test_output_exists(here: Path) -> None:
+    save(here / "o.npz.npy", np.zeros(3)).rename("o.npz")
+    with untouched(here):
+        check_refused(5, ["export", "s.bn.h5", "-o", "o.npz"], "o.npz", "-f/--force")
+        check_refused(5, ["export", "s.bn.h5", "--to", "json", "-o", "s.bn.h5", "-f"], "also an input")
+        check_refused(74, ["export", "s.bn.h5", "-o", "no/o.npz"], "no/o.npz")
+    good("export", "s.bn.h5", "-o", "o.npz", "-f")
+    assert exchange.read("o.npz").num_features == 3
+
+
+def test_usage(here: Path) -> None:
+    with untouched(here):
+        check_refused(2, ["export", "s.bn.h5", "-o", "o.bin"], "o.bin", "--to", "torch", "onnx", "csv")
+        check_refused(2, ["export", "s.bn.h5", "-o", "o.h5"], "o.h5", "--to")
+        check_refused(2, ["export", "s.bn.h5", "--to", "caffe", "-o", "o.bin"], "caffe", "torch")
+        check_refused(2, ["export", "s.bn.h5", "-o", "o.json", "--rank", "4"], "--rank", "json")
+        check_refused(2, ["export", "s.bn.h5", "-o", "o.csv", "--layer", "a"], "--layer", "csv")
+        check_refused(2, ["export", "s.bn.h5", "-o", "o.npz", "--into", "x.npz"], "--into", "npz")
+        check_refused(2, ["export", "s.bn.h5", "-o", "o.npz", "--use", "best"], "--use")
+        assert bn("export", "s.bn.h5").code == 2
+    check_refused(3, ["export", "x.npy", "-o", "o.json"], "x.npy", "not a readable stats file")
+
+
+def test_imported_statistics_have_no_population(here: Path) -> None:
+    good("export", "s.bn.h5", "-o", "o.weights.h5")
+    good("import", "o.weights.h5", "-o", "i.bn.h5")
+    with untouched(here):
+        check_refused(4, ["export", "i.bn.h5", "-o", "o.json", "--use", "population"], "population")
+
+
+def test_help_lists_every_format() -> None:
+    for command, verb in (("export", "write"), ("import", "read")):
+        lines = good(command, "--help").out.splitlines()
+        for name in exchange.formats(verb):
+            description = exchange.FORMATS[name].description
+            assert [line for line in lines if line.split()[:1] == [name] and line.endswith(description)], name
+    assert "fold" not in exchange.formats("read")
+
+
+def test_every_format_is_in_the_readme_and_has_its_verbs() -> None:
+    section = readme_section()
+    for name, entry in exchange.FORMATS.items():
+        assert f"| `{name}` |" in section
+        module = __import__(f"bncli.exchange.{entry.module}", fromlist=["x"])
+        assert [verb for verb in ("write", "read") if hasattr(module, verb)] == sorted(entry.verbs, reverse=True)
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("torch", ".pt"), ("onnx", ".onnx"), ("safetensors", ".safetensors")])
+def test_package_missing(here: Path, monkeypatch: pytest.MonkeyPatch, name: str, suffix: str) -> None:
+    check_package_missing(monkeypatch, name, suffix)
+    with untouched(here):
+        check_refused(2, ["export", "s.bn.h5", "-o", f"o{suffix}"], f"pip install 'bncli[{name}]'")
+
+
+def test_names_with_controls_are_shown_escaped(here: Path) -> None:
+    features(3).save("s\x1b.bn.h5")
+    result = good("export", "s\x1b.bn.h5", "-o", "o\x1b.npz")
+    assert "o\\x1b.npz" in result.out
+    assert no_controls(result.out)
+
+
+def readme_section() -> str:
+    text = (ROOT / "README.md").read_text()
+    return re.search(r"\n## Other frameworks\n(.*?)\n## ", text, re.DOTALL)[1]  # type: ignore[index]
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("title", ["PyTorch", "ONNX"])
+def test_readme_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, title: str) -> None:
+    """Run the commands and the code of the README as they stand there."""
+    peer("torch" if title == "PyTorch" else "onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "sample_data", "sample_data")
+    text = readme_section().partition("### PyTorch")[2]
+    commands, code = blocks(text, title)
+    good("fit", "sample_data/images.h5", "--axis", "1", "-o", "images.bn.h5", "-q")
+    for line in commands.splitlines():
+        if line.startswith("$ bn "):
+            result = good(*line.removeprefix("$ bn ").split(), "-f")
+            shown = commands.partition(line)[2].partition("$")[0].strip().splitlines()
+            assert all(said in result.out + result.err for said in shown)
+    found: dict[str, Any] = {}
+    exec(compile(code, title, "exec"), found)
+    x = np.load("sample_data/images_heldout.npy").astype(np.float32)
+    check_agrees(found["y"], bncli.load("images.bn.h5"), x)
+
+
+def blocks(text: str, title: str) -> tuple[str, str]:
+    """The commands and the code under a title."""
+    part = text.partition("### ONNX")[0 if title == "PyTorch" else 2]
+    return tuple(re.search(rf"```{kind}\n(.*?)```", part, re.DOTALL)[1] for kind in ("console", "python"))  # type: ignore[index,return-value]
+
+
+def test_starts_light() -> None:
+    """Modules of formats load no framework."""
+    modules = ", ".join(f"bncli.exchange.{entry.module}" for entry in exchange.FORMATS.values())
+    code = f"import sys, {modules}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "bncli.exchange.torch" in loaded
+    assert not {"torch", "onnx", "safetensors", "keras", "sklearn"} & set(loaded)

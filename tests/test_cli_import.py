@@ -1,0 +1,198 @@
+"""bn import, as a person and a script see it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from cli_helpers import bn, check_refused, good, no_controls, on_terminal, plain, save, temporaries, untouched
+from exchange_helpers import check_agrees, check_no_population, data, features, keras_with_torch
+from helpers import peer
+
+import bncli
+from bncli import exchange
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with m.weights.h5, a layer of three channels with eps 1e-3, and x.npy to apply it to."""
+    monkeypatch.chdir(tmp_path)
+    exchange.write(features(3), "m.weights.h5")
+    save(tmp_path / "x.npy", data((20, 5, 4, 3), axis=-1))
+    return tmp_path
+
+
+def test_import_then_apply_and_inspect(here: Path) -> None:
+    result = good("import", "m.weights.h5", "-o", "s.bn.h5")
+    assert result.out.startswith(
+        "3 features of batch_normalization imported from m.weights.h5; no population statistics\n"
+    )
+    assert result.out.endswith("stats in s.bn.h5\n")
+    stats = bncli.load("s.bn.h5")
+    assert stats.running is None
+    assert stats.sample_shape == ()
+    check_no_population(stats)
+    good("apply", "s.bn.h5", "x.npy", "-o", "y.npy")  # of any rank, features on the preset's axis
+    x = np.load("x.npy")
+    original = features(3)
+    expected = original.gamma * (x - original.running_mean) / np.sqrt(original.running_var + 1e-3) + original.beta
+    np.testing.assert_allclose(np.load("y.npy"), expected, rtol=1e-12, atol=1e-12)
+    check_refused(4, ["apply", "s.bn.h5", "x.npy", "-o", "z.npy", "--use", "population"], "population")
+    shown = plain(on_terminal(["inspect", "s.bn.h5"], 120).out)
+    assert "imported from m.weights.h5::batch_normalization" in shown
+    assert "no-population" in shown
+    assert temporaries(here) == []
+
+
+def test_what_the_file_does_not_hold_is_said(here: Path) -> None:
+    result = good("import", "m.weights.h5", "-o", "s.bn.h5")
+    (line,) = result.err.splitlines()
+    assert line.startswith("bn: note: not in the file, so the defaults of keras: ")
+    for words in ("momentum 0.99", "eps 0.001", "ddof 0", "init unit", "axis -1", "--eps and --momentum"):
+        assert words in line
+    result = good("import", "m.weights.h5", "-o", "s.bn.h5", "-f", "--eps", "1e-7", "--momentum", "0.5")
+    assert "eps" not in result.err
+    assert "momentum" not in result.err
+    stats = bncli.load("s.bn.h5")
+    assert (stats.eps, stats.momentum) == (1e-7, 0.5)
+    good("export", "s.bn.h5", "-o", "o.json")
+    result = good("import", "o.json", "-o", "s.bn.h5", "-f")  # holds everything
+    assert result.err == ""
+
+
+def test_provenance(here: Path) -> None:
+    good("import", "m.weights.h5", "-o", "s.bn.h5")
+    record = json.loads(h5py.File("s.bn.h5").attrs["provenance"])
+    assert record["imported"]["format"] == "keras"
+    assert record["imported"]["file"] == "m.weights.h5"
+    assert record["imported"]["layer"] == "batch_normalization"
+    assert record["imported"]["assumed"]["eps"] == 1e-3
+    assert "time" in record
+    (source,) = json.loads(good("inspect", "s.bn.h5", "--json").out)["sources"]
+    assert (source["name"], source["dataset"]) == ("m.weights.h5", "batch_normalization")
+
+
+def test_from_wins_over_the_suffix(here: Path) -> None:
+    Path("m.weights.h5").rename("weights.hdf5")
+    check_refused(2, ["import", "weights.hdf5", "-o", "s.bn.h5"], "weights.hdf5", "--from", "keras")
+    good("import", "weights.hdf5", "--from", "keras", "-o", "s.bn.h5")
+    check_refused(2, ["import", "weights.hdf5", "--from", "fold", "-o", "t.bn.h5"], "fold")
+
+
+def test_quiet(here: Path) -> None:
+    result = good("import", "m.weights.h5", "-o", "s.bn.h5", "-q")
+    assert (result.out, result.err) == ("", "")
+
+
+def test_output_exists(here: Path) -> None:
+    save(here / "s.npy", np.zeros(3)).rename("s.bn.h5")
+    with untouched(here):
+        check_refused(5, ["import", "m.weights.h5", "-o", "s.bn.h5"], "s.bn.h5", "-f/--force")
+        check_refused(5, ["import", "m.weights.h5", "-o", "m.weights.h5", "-f"], "also an input")
+        check_refused(74, ["import", "m.weights.h5", "-o", "no/s.bn.h5"], "no/s.bn.h5")
+    good("import", "m.weights.h5", "-o", "s.bn.h5", "-f")
+    assert bncli.load("s.bn.h5").num_features == 3
+
+
+def test_usage(here: Path) -> None:
+    good("fit", "x.npy", "--axis", "-1", "-o", "f.bn.h5", "-q")
+    good("export", "f.bn.h5", "-o", "o.json", "-q")
+    with untouched(here):
+        check_refused(2, ["import", "m.weights.h5", "-o", "s.bn.h5", "--layer", "conv"], "no layer 'conv'", "--layer")
+        check_refused(2, ["import", "m.weights.h5", "-o", "s.bn.h5", "--eps", "-1"], "eps")
+        check_refused(2, ["import", "m.weights.h5", "-o", "s.bn.h5", "--momentum", "1"], "momentum", "PyTorch")
+        check_refused(2, ["import", "o.json", "-o", "s.bn.h5", "--layer", "x"], "--layer", "json")
+        check_refused(3, ["import", "no.json", "-o", "s.bn.h5"], "no.json", "no such file")
+        check_refused(3, ["import", "x.npy", "--from", "npz", "-o", "s.bn.h5"], "x.npy", ".npz")
+        check_refused(
+            3, ["import", "f.bn.h5", "--from", "keras", "-o", "s.bn.h5"], "f.bn.h5", "no batch-normalization layer"
+        )
+        assert bn("import", "m.weights.h5").code == 2
+
+
+def test_layers_are_listed(here: Path) -> None:
+    with h5py.File("two.weights.h5", "w") as file:
+        for layer, c in (("first", 3), ("se\x1bcond", 4)):
+            for i in range(4):
+                file[f"layers/{layer}/vars/{i}"] = np.ones(c)
+            file[f"layers/{layer}/vars"].attrs["name"] = layer
+    with untouched(here):
+        result = check_refused(2, ["import", "two.weights.h5", "-o", "s.bn.h5"], "2 such layers", "--layer", lines=3)
+    lines = result.err.splitlines()
+    assert lines[-2:] == ["  --layer first: 3 features", "  --layer se\\x1bcond: 4 features"]
+    assert no_controls(result.err)
+    good("import", "two.weights.h5", "-o", "s.bn.h5", "--layer", "first")
+    assert bncli.load("s.bn.h5").num_features == 3
+
+
+@pytest.mark.peer
+def test_pickle_that_would_run_code(here: Path) -> None:
+    torch = peer("torch")
+    from test_exchange_torch import Evil
+
+    torch.save({"running_mean": torch.ones(3), "running_var": torch.ones(3), "x": Evil()}, "evil.pt")
+    with untouched(here):
+        check_refused(3, ["import", "evil.pt", "-o", "s.bn.h5"], "evil.pt", "refused", "could run code")
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".weights.h5", ".onnx"])
+def test_cut_files(here: Path, suffix: str) -> None:
+    for name in ("torch", "safetensors", "onnx"):
+        peer(name)
+    exchange.write(features(3), f"m{suffix}", force=True)
+    whole = Path(f"m{suffix}").read_bytes()
+    Path(f"m{suffix}").write_bytes(whole[: len(whole) // 2])
+    with untouched(here):
+        check_refused(3, ["import", f"m{suffix}", "-o", "s.bn.h5"], f"m{suffix}")
+
+
+@pytest.mark.peer
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")  # Keras' torch backend
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_sample_data_there_and_back(here: Path, framework: str) -> None:
+    """Fit the images of the samples, train on in the framework, import that and apply it to the images held out."""
+    folder = Path(bncli.__file__).parent.parent / "sample_data"
+    with h5py.File(folder / "images.h5") as file:
+        train = np.asarray(next(iter(file.values()))[:64], np.float32)
+    heldout = np.load(folder / "images_heldout.npy").astype(np.float32)
+    if framework == "keras":
+        train, heldout = (np.moveaxis(a, 1, -1).copy() for a in (train, heldout))
+    y = (in_torch if framework == "torch" else in_keras)(train, heldout, folder)
+    suffix = {"torch": "pt", "keras": "weights.h5"}[framework]
+    good("import", f"trained.{suffix}", "-o", "trained.bn.h5", "--eps", "1e-4")
+    stats = bncli.load("trained.bn.h5")
+    check_agrees(y, stats, heldout)
+    save(here / "heldout.npy", heldout)
+    good("apply", "trained.bn.h5", "heldout.npy", "-o", "heldout.norm.npy")
+    np.testing.assert_allclose(np.load("heldout.norm.npy"), y, rtol=1e-5, atol=1e-5)
+
+
+def in_torch(train: Any, heldout: Any, folder: Path) -> Any:
+    torch = peer("torch")
+    good("fit", folder / "images.h5", "--preset", "torch", "--eps", "1e-4", "-o", "i.bn.h5", "-q")
+    good("export", "i.bn.h5", "-o", "i.pt")
+    layer = torch.nn.BatchNorm2d(3, eps=1e-4)
+    layer.load_state_dict(torch.load("i.pt", weights_only=True), strict=True)
+    for batch in torch.from_numpy(train).split(16):
+        layer(batch)
+    torch.save(layer.state_dict(), "trained.pt")
+    with torch.no_grad():
+        return layer.eval()(torch.from_numpy(heldout)).numpy()
+
+
+def in_keras(train: Any, heldout: Any, folder: Path) -> Any:
+    keras = keras_with_torch()
+    good("fit", folder / "images.h5", "--axis", "1", "-o", "i.bn.h5", "-q")
+    good("export", "i.bn.h5", "-o", "i.weights.h5")
+    layer = keras.layers.BatchNormalization(epsilon=1e-4)
+    model = keras.Sequential([keras.Input(train.shape[1:]), layer])
+    model.load_weights("i.weights.h5")
+    for first in range(0, 64, 16):
+        model(train[first : first + 16], training=True)
+    model.save_weights("trained.weights.h5")
+    return model(heldout, training=False).detach().numpy()

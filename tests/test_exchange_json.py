@@ -1,0 +1,185 @@
+"""JSON with the schema of `bn inspect --json`, out and in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from exchange_helpers import (
+    FEATURES,
+    check_damaged,
+    check_no_population,
+    check_other_files_refused,
+    check_round_trip,
+    data,
+    features,
+    fitted,
+)
+
+from bncli import exchange
+from bncli.errors import InputError, UsageError
+from bncli.stats import Stats
+
+CONVENTIONS = ("momentum", "eps", "ddof", "init", "axis", "batch_size", "num_samples", "num_batches", "names")
+
+
+def check_same_record(one: Stats, other: Stats) -> None:
+    """Assert that everything a record keeps beside its running state is the same."""
+    assert {name: getattr(one, name) for name in CONVENTIONS} == {name: getattr(other, name) for name in CONVENTIONS}
+    for name in ("count", "mean", "var"):
+        np.testing.assert_array_equal(getattr(one, f"population_{name}"), getattr(other, f"population_{name}"))
+
+
+@pytest.mark.parametrize("count", FEATURES)
+@pytest.mark.parametrize("suffix", [".json", ".npz", ".csv"])
+def test_round_trip_keeps_everything(tmp_path: Path, count: int, suffix: str) -> None:
+    back = check_round_trip(tmp_path, count, suffix)
+    check_same_record(features(count), back)
+    assert back.provenance["imported"]["assumed"] == {}
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npz", ".csv"])
+def test_names_missing_values_and_momentum_none(tmp_path: Path, suffix: str) -> None:
+    x = data((40, 4))
+    x[:, 2] = np.nan
+    stats = replace(fitted(x, nan="omit", momentum="none"), names=('a "b",\t\n\r', "β", "", "x\x1b"))
+    path = str(tmp_path / f"x{suffix}")
+    exchange.write(stats, path)
+    back = exchange.read(path)
+    check_same_record(stats, back)
+    assert back.momentum is None
+    assert back.flags()[2] == ["missing"]
+    np.testing.assert_array_equal(back.running_var, stats.running_var)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npz", ".csv"])
+def test_population_as_running(tmp_path: Path, suffix: str) -> None:
+    stats = features(3)
+    path = str(tmp_path / f"x{suffix}")
+    report = exchange.write(stats, path, use="population")
+    assert "hold the population statistics" in " ".join(report.notes)
+    back = exchange.read(path)
+    assert back.running_mean.tolist() == stats.population_mean.tolist()
+    assert back.running_var.tolist() == stats.population_var.tolist()
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npz", ".csv"])
+def test_options_win_over_the_file(tmp_path: Path, suffix: str) -> None:
+    path = str(tmp_path / f"x{suffix}")
+    exchange.write(features(3), path)
+    back = exchange.read(path, eps=0.5, momentum=0.25)
+    assert (back.eps, back.momentum) == (0.5, 0.25)
+    for options in ({"eps": -1.0}, {"momentum": 1.0}, {"eps": float("nan")}, {"layer": "x"}):
+        with pytest.raises(UsageError):
+            exchange.read(path, **options)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npz", ".csv"])
+def test_imported_and_exported_again(tmp_path: Path, suffix: str) -> None:
+    """Statistics without a population go out and in as such."""
+    stats = features(3)
+    exchange.write(stats, str(tmp_path / "x.weights.h5"))
+    imported = exchange.read(str(tmp_path / "x.weights.h5"))
+    path = str(tmp_path / f"x{suffix}")
+    exchange.write(imported, path)
+    check_no_population(exchange.read(path))
+
+
+def test_is_what_inspect_prints(tmp_path: Path) -> None:
+    stats = features(3)
+    exchange.write(stats, str(tmp_path / "x.json"))
+    assert json.loads((tmp_path / "x.json").read_text()) == stats.as_dict()
+
+
+def changed(record: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    target: Any = record
+    for key in path[:-1]:
+        target = target[key]
+    if value is KeyError:
+        del target[path[-1]]
+    else:
+        target[path[-1]] = value
+    return record
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("format",), "other"),
+        (("version",), 2),
+        (("num_features",), 4),
+        (("features",), []),
+        (("features",), 7),
+        (("features", 1), 7),
+        (("features", 0, "index"), 1),
+        (("features", 0, "running_mean"), KeyError),
+        (("features", 0, "running_mean"), None),
+        (("features", 0, "running_mean"), "1"),
+        (("features", 0, "running_mean"), [1]),
+        (("features", 0, "running_mean"), 10**400),
+        (("features", 0, "running_var"), -1.0),
+        (("features", 0, "running_var"), True),
+        (("features", 0, "gamma"), None),
+        (("features", 0, "count"), -1),
+        (("features", 0, "count"), 1.5),
+        (("features", 0, "count"), None),
+        (("features", 0, "population_mean"), None),
+        (("features", 0, "population_var"), -1.0),
+        (("features", 0, "name"), 7),
+        (("features", 0, "name"), "\ud800"),
+        (("eps",), KeyError),
+        (("eps",), -1),
+        (("eps",), 10**400),
+        (("eps",), "1e-5"),
+        (("momentum",), 1),
+        (("momentum",), True),
+        (("ddof",), 2),
+        (("init",), "half"),
+        (("axis",), 0),
+        (("axis",), 10**30),
+        (("num_samples",), -1),
+        (("sources",), 7),
+        (("sources",), [7]),
+        (("sources",), [{}]),
+    ],
+)
+def test_hostile(tmp_path: Path, path: tuple[Any, ...], value: Any) -> None:
+    record = changed(features(3).as_dict(), path, value)
+    (tmp_path / "x.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"x\.json"):
+        exchange.read(str(tmp_path / "x.json"))
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "NaN", "Infinity", "null", "3", '"x"', "[]", "{}", '{"a": 1, "a": 2}', "\ufeff{}"]
+)
+def test_texts_that_are_no_record(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(InputError, match=r"x\.json"):
+        exchange.read(str(tmp_path / "x.json"))
+
+
+def test_keys_twice_and_numbers_that_are_no_json(tmp_path: Path) -> None:
+    text = json.dumps(features(3).as_dict())
+    for old, new in (
+        ('"eps": ', '"eps": 1.0, "eps": '),
+        ('"eps": 0.001', '"eps": NaN'),
+        ('"eps": 0.001', '"eps": 1e999'),
+    ):
+        assert old in text
+        (tmp_path / "x.json").write_text(text.replace(old, new))
+        with pytest.raises(InputError, match=r"x\.json"):
+            exchange.read(str(tmp_path / "x.json"))
+
+
+def test_damaged(tmp_path: Path) -> None:
+    exchange.write(features(3), str(tmp_path / "x.json"))
+    check_damaged(tmp_path / "x.json")
+
+
+def test_other_files(tmp_path: Path) -> None:
+    check_other_files_refused(tmp_path, ".json")

@@ -1,0 +1,243 @@
+"""Keras 3 on its torch backend beside `bncli.exchange.keras`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from exchange_helpers import (
+    FEATURES,
+    SHAPES,
+    check_agrees,
+    check_damaged,
+    check_no_population,
+    check_other_files_refused,
+    check_round_trip,
+    check_same_numbers,
+    data,
+    features,
+    fitted,
+    keras_with_torch,
+)
+from helpers import Array
+
+from bncli import exchange
+from bncli.errors import InputError, UsageError
+
+# Keras' torch backend turns tensors into arrays in a way that NumPy 2 deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
+TYPES = {"f4": "float32", "f8": "float64"}
+
+
+@pytest.fixture(scope="module")
+def keras() -> Any:
+    return keras_with_torch()
+
+
+def model_of(keras: Any, x: Array, axis: int = -1, **options: Any) -> Any:
+    dtype = TYPES[x.dtype.str[1:]]
+    layer = keras.layers.BatchNormalization(axis=axis, dtype=dtype, **options)
+    return keras.Sequential([keras.Input(x.shape[1:], dtype=dtype), layer])
+
+
+def inference(model: Any, x: Array) -> Array:
+    """Test mode of a layer, or of a model's only one: the model itself would round its input to float32."""
+    layer = model.layers[-1] if hasattr(model, "layers") else model
+    result: Array = layer(x, training=False).detach().numpy()
+    return result
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("axis", [1, -1])
+def test_exported_and_loaded(keras: Any, tmp_path: Path, shape: tuple[int, ...], axis: int) -> None:
+    x = data(shape, "f4", axis)
+    stats = fitted(x, axis, eps=1e-4)
+    report = exchange.write(stats, str(tmp_path / "bn.weights.h5"))
+    assert report.settings == {"axis": axis, "momentum": 0.9, "epsilon": 1e-4}
+    model = model_of(keras, x, **report.settings)
+    model.load_weights(tmp_path / "bn.weights.h5")
+    fresh = data(shape, "f4", axis, seed=6)
+    check_agrees(inference(model, fresh), stats, fresh)
+
+
+@pytest.mark.peer
+def test_a_float64_layer_holds_the_same_numbers(keras: Any, tmp_path: Path) -> None:
+    """Keras computes inference in float32 whatever the layer's type, so its variables are compared."""
+    x = data((40, 5))
+    stats = fitted(x)
+    exchange.write(stats, str(tmp_path / "bn.weights.h5"))
+    model = model_of(keras, x)
+    model.load_weights(tmp_path / "bn.weights.h5")
+    found = [variable.numpy() for variable in model.layers[-1].weights]
+    np.testing.assert_array_equal(found, [stats.gamma, stats.beta, stats.running_mean, stats.running_var])
+    model.save_weights(tmp_path / "saved.weights.h5")
+    check_same_numbers(exchange.read(str(tmp_path / "saved.weights.h5")), stats)
+
+
+@pytest.mark.peer
+def test_loaded_into_a_functional_model(keras: Any, tmp_path: Path) -> None:
+    x = data((40, 5), "f4")
+    stats = fitted(x, eps=1e-3)
+    exchange.write(stats, str(tmp_path / "bn.weights.h5"))
+    inputs = keras.Input((5,))
+    model = keras.Model(inputs, keras.layers.BatchNormalization(name="mine")(inputs))
+    model.load_weights(tmp_path / "bn.weights.h5")
+    check_agrees(inference(model, x), stats, x)
+
+
+def trained(keras: Any, model: Any, x: Array) -> None:
+    model.compile(optimizer=keras.optimizers.SGD(0.05), loss="mse")
+    model.fit(
+        x,
+        np.ones(model.output_shape[1:], x.dtype) * np.ones((len(x), *[1] * (x.ndim - 1)), x.dtype),
+        batch_size=16,
+        verbose=0,
+    )
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("shape", [(48, 7), (20, 4, 5, 3)])
+def test_imported_after_training(keras: Any, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    x = data(shape, "f4", -1)
+    model = model_of(keras, x, momentum=0.8)
+    trained(keras, model, x)
+    model.save_weights(tmp_path / "bn.weights.h5")
+    stats = exchange.read(str(tmp_path / "bn.weights.h5"))
+    assert (stats.momentum, stats.eps, stats.ddof, stats.init, stats.axis) == (0.99, 1e-3, 0, "unit", -1)
+    assert stats.gamma.tolist() != [1.0] * shape[-1]  # the training moved it
+    check_no_population(stats)
+    check_agrees(inference(model, x), stats, x)
+
+
+@pytest.fixture
+def saved(keras: Any, tmp_path: Path) -> tuple[Any, str]:
+    """A trained model of three such layers, two of them in a model inside it."""
+    inner = keras.Sequential(
+        [keras.layers.BatchNormalization(name="norm"), keras.layers.BatchNormalization(name="deep", scale=False)]
+    )
+    model = keras.Sequential(
+        [keras.Input((6,)), keras.layers.BatchNormalization(name="first"), keras.layers.Dense(4, name="dense"), inner]
+    )
+    trained(keras, model, data((64, 6), "f4"))
+    model.save_weights(tmp_path / "model.weights.h5")
+    return model, str(tmp_path / "model.weights.h5")
+
+
+@pytest.mark.peer
+def test_layer_of_a_model(saved: tuple[Any, str]) -> None:
+    model, path = saved
+    stats = exchange.read(path, layer="first")
+    assert stats.provenance["imported"]["layer"] == "first"
+    x = data((20, 6), "f4", seed=7)
+    check_agrees(inference(model.layers[0], x), stats, x)
+    inner = exchange.read(path, layer="norm")
+    y = data((20, 4), "f4", seed=7)
+    check_agrees(inference(model.layers[2].layers[0], y), inner, y)
+
+
+@pytest.mark.peer
+def test_layers_are_listed(saved: tuple[Any, str]) -> None:
+    for layer in (None, "dense", "deep"):  # deep has three variables: nobody can say which
+        with pytest.raises(UsageError, match=r"(?s)--layer first: 6 features.*--layer norm: 4 features"):
+            exchange.read(saved[1], layer=layer)
+
+
+def test_layers_of_one_name_are_listed_by_path(tmp_path: Path) -> None:
+    path = str(tmp_path / "x.weights.h5")
+    with h5py.File(path, "w") as file:
+        for group in ("layers/a", "layers/b"):
+            for i in range(4):
+                file[f"{group}/vars/{i}"] = np.full(3, float(i + 1))
+            file[f"{group}/vars"].attrs["name"] = "same"
+    with pytest.raises(UsageError, match="--layer layers/a: 3 features"):
+        exchange.read(path, layer="same")
+    assert exchange.read(path, layer="layers/b").running_var.tolist() == [4.0] * 3
+    assert exchange.read(path, layer="b").running_mean.tolist() == [3.0] * 3
+
+
+@pytest.mark.parametrize("count", FEATURES)
+def test_round_trip(tmp_path: Path, count: int) -> None:
+    back = check_round_trip(tmp_path, count, ".weights.h5", eps=1e-3, momentum=0.97)
+    assert (back.eps, back.momentum) == (1e-3, 0.97)
+
+
+def spoil(change: Callable[[h5py.Group], None]) -> Callable[[Path], None]:
+    def apply(path: Path) -> None:
+        with h5py.File(path, "a") as file:
+            group = file["layers/batch_normalization/vars"]
+            del group["2"]
+            change(group)
+
+    return apply
+
+
+def virtual(group: h5py.Group) -> None:
+    layout = h5py.VirtualLayout((3,), "f8")
+    layout[:] = h5py.VirtualSource("other.h5", "x", (3,))
+    group.create_virtual_dataset("2", layout)
+
+
+HOSTILE = {
+    "missing": lambda g: None,
+    "external link": lambda g: g.__setitem__("2", h5py.ExternalLink("/etc/hostname", "/x")),
+    "soft link": lambda g: g.__setitem__("2", h5py.SoftLink("/layers/batch_normalization/vars/2")),
+    "virtual": virtual,
+    "external storage": lambda g: g.create_dataset("2", (3,), "f8", external=[("/etc/hostname", 0, 24)]),
+    "huge and unwritten": lambda g: g.create_dataset("2", (3,), "f8", chunks=(1,)),
+    "compressed": lambda g: g.create_dataset("2", data=np.ones(3), compression="gzip"),
+    "text": lambda g: g.create_dataset("2", data=[b"a", b"b", b"c"]),
+    "integers": lambda g: g.create_dataset("2", data=[1, 2, 3]),
+    "never written": lambda g: g.create_dataset("2", (3,), "f8"),
+    "another length": lambda g: g.create_dataset("2", data=np.ones(4)),
+    "two dimensions": lambda g: g.create_dataset("2", data=np.ones((3, 1))),
+    "group": lambda g: g.create_group("2"),
+    "infinite": lambda g: g.create_dataset("2", data=[1, np.inf, 1.0]),
+}
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+def test_hostile(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "x.weights.h5"
+    exchange.write(features(3), str(path))
+    spoil(HOSTILE[how])(path)
+    with pytest.raises(InputError, match=r"x\.weights\.h5"):
+        exchange.read(str(path))
+
+
+def test_twelve_orders_of_magnitude_more_than_the_file_has(tmp_path: Path) -> None:
+    path = str(tmp_path / "x.weights.h5")
+    with h5py.File(path, "w") as file:
+        for i in range(4):
+            file.create_dataset(f"layers/b/vars/{i}", (10**12,), "f8", chunks=(1000,))
+    with pytest.raises(InputError, match="not stored as Keras stores it"):
+        exchange.read(path)
+    assert os.path.getsize(path) < 100_000
+
+
+def test_a_heap_that_libhdf5_would_walk_for_ever(tmp_path: Path) -> None:
+    path = tmp_path / "x.weights.h5"
+    exchange.write(features(3), str(path))
+    content = bytearray(path.read_bytes())
+    heap = content.index(b"GCOL")
+    free = heap + 16 + 16 + 24  # after the header and the layer's name, padded to 24 bytes
+    assert int.from_bytes(content[free : free + 2], "little") == 0
+    content[free + 8 : free + 16] = (200).to_bytes(8, "little")  # the rest reads as entries without a size
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="heap of texts is damaged"):
+        exchange.read(str(path))
+
+
+def test_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "x.weights.h5"
+    exchange.write(features(3), str(path))
+    check_damaged(path)
+
+
+def test_other_files(tmp_path: Path) -> None:
+    check_other_files_refused(tmp_path, ".weights.h5")

@@ -1,0 +1,220 @@
+"""ONNX's checker, onnxruntime and torch's exporter beside `bncli.exchange.onnx`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from exchange_helpers import (
+    FEATURES,
+    SHAPES,
+    check_agrees,
+    check_damaged,
+    check_no_population,
+    check_other_files_refused,
+    check_package_missing,
+    check_round_trip,
+    data,
+    features,
+    fitted,
+)
+from helpers import Array, peer
+
+from bncli import exchange
+from bncli.errors import InputError, MismatchError, UsageError
+
+pytestmark = pytest.mark.peer
+
+
+@pytest.fixture(scope="module")
+def onnx() -> Any:
+    return peer("onnx")
+
+
+def run(path: str, x: Array) -> Array:
+    runtime = peer("onnxruntime")
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {session.get_inputs()[0].name: x})
+    result: Array = y
+    return result
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("use", ["running", "population"])
+def test_exported_and_run(onnx: Any, tmp_path: Path, shape: tuple[int, ...], use: str) -> None:
+    x = data(shape, "f4")
+    stats = fitted(x, eps=1e-4, momentum=0.8)
+    path = str(tmp_path / "bn.onnx")
+    exchange.write(stats, path, use=use)
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    (node,) = model.graph.node
+    assert {a.name: np.float32(a.f) for a in node.attribute} == {
+        "epsilon": np.float32(1e-4),
+        "momentum": np.float32(0.8),
+    }
+    assert model.opset_import[0].version >= 15
+    for size in (1, 11):  # any batch, and any size behind the channels
+        fresh = data((size, shape[1], *(n + size for n in shape[2:])), "f4", seed=6)
+        check_agrees(run(path, fresh), stats, fresh, use=use)
+
+
+@pytest.mark.parametrize("rank", [2, 3, 4, 5, 8])
+def test_rank(onnx: Any, tmp_path: Path, rank: int) -> None:
+    stats = fitted(data((60, 3)))
+    path = str(tmp_path / "bn.onnx")
+    assert exchange.write(stats, path, rank=rank).settings["rank"] == rank
+    x = data((2, 3, *[4] * (rank - 2)), "f4")
+    check_agrees(run(path, x), stats, x, axis=1)
+
+
+def test_rank_that_is_none(tmp_path: Path) -> None:
+    for rank in (1, 0, -4, 9):
+        with pytest.raises(UsageError, match=f"--rank {rank}"):
+            exchange.write(features(3), str(tmp_path / "bn.onnx"), rank=rank)
+
+
+def test_features_on_the_last_axis(onnx: Any, tmp_path: Path) -> None:
+    x = data((20, 4, 5, 3), "f4", axis=-1)
+    stats = fitted(x, axis=-1)
+    path = str(tmp_path / "bn.onnx")
+    assert "axis -1, the other side expects them on axis 1: (N, C, D2, D3)" in " ".join(
+        exchange.write(stats, path).notes
+    )
+    y = run(path, np.moveaxis(x, -1, 1).copy())
+    check_agrees(np.moveaxis(y, 1, -1), stats, x)
+
+
+def test_rounding_is_told(onnx: Any, tmp_path: Path) -> None:
+    x = data((40, 3))
+    x[:, 1] = 1e5 + np.random.default_rng(1).normal(size=40)
+    stats = fitted(x, gamma=1, beta=0)
+    (said,) = [note for note in exchange.write(stats, str(tmp_path / "bn.onnx")).notes if "float32, by" in note]
+    moved = abs(float(np.float32(stats.running_mean[1])) - stats.running_mean[1]) / np.sqrt(stats.running_var[1] + 1e-5)
+    assert f"by up to {moved:.1g} (feature 1)" in said
+
+
+def test_numbers_beyond_float32(onnx: Any, tmp_path: Path) -> None:
+    with pytest.raises(MismatchError, match=r"running_mean of feature 0 is .*float32"):
+        exchange.write(fitted(data((20, 2)) * 1e60), str(tmp_path / "bn.onnx"))
+    assert not (tmp_path / "bn.onnx").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_imported_from_a_trained_model(onnx: Any, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """A model trained in torch, written by torch's own exporter and run by onnxruntime."""
+    torch = peer("torch")
+    from test_exchange_torch import module, trained
+
+    x = data(shape, "f4")
+    layer = module(torch, x, 1e-3)
+    trained(torch, layer, x)
+    path = str(tmp_path / "model.onnx")
+    torch.onnx.export(layer.eval(), (torch.from_numpy(x),), path, dynamo=False)
+    stats = exchange.read(path)
+    assert (stats.momentum, stats.eps, stats.ddof, stats.axis) == (0.9, 1e-3, 0, 1)
+    check_no_population(stats)
+    check_agrees(run(path, x), stats, x)
+
+
+def two_layers(onnx: Any, path: str, **options: Any) -> Any:
+    """A model of two nodes, the second without a name; its numbers come through Identity and Constant nodes."""
+    helper, numbers = onnx.helper, onnx.numpy_helper.from_array
+    x, y = (helper.make_tensor_value_info(n, 1, ["N", 3]) for n in "xy")
+    rows = np.array([[1, 2, 3], [0, 1, 2], [4, 5, 6], [7, 8, 9]], "f4")
+    nodes = [
+        helper.make_node("Identity", ["mean"], ["same"]),
+        helper.make_node("Constant", [], ["fixed"], value=numbers(rows[3])),
+        helper.make_node("BatchNormalization", ["x", "scale", "bias", "mean", "var"], ["h"], name="one", **options),
+        helper.make_node("BatchNormalization", ["h", "scale", "bias", "same", "fixed"], ["y"], **options),
+    ]
+    initializers = [numbers(row, name) for row, name in zip(rows, ("scale", "bias", "mean", "var"), strict=True)]
+    graph = helper.make_graph(nodes, "g", [x], [y], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
+    onnx.save(model, path)
+    return model
+
+
+def test_layers_are_listed_and_chosen(onnx: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "x.onnx")
+    two_layers(onnx, path)
+    with pytest.raises(UsageError, match=r"(?s)--layer one: 3 features.*--layer y: 3 features"):
+        exchange.read(path)
+    first, second = exchange.read(path, layer="one"), exchange.read(path, layer="y")
+    assert (first.momentum, first.eps) == (0.9, 1e-5)  # the operator's own defaults
+    assert first.running_mean.tolist() == second.running_mean.tolist() == [4, 5, 6]
+    assert first.gamma.tolist() == [1, 2, 3]
+    x = data((20, 3), "f4")
+    check_agrees(run(path, x), second, first.normalize(x), axis=1)
+
+
+def test_attributes_are_read(onnx: Any, tmp_path: Path) -> None:
+    two_layers(onnx, str(tmp_path / "x.onnx"), epsilon=0.002, momentum=0.6)
+    stats = exchange.read(str(tmp_path / "x.onnx"), layer="one")
+    assert (stats.eps, stats.momentum) == (0.002, 0.6)
+    stats = exchange.read(str(tmp_path / "x.onnx"), layer="one", eps=0.5, momentum=0.25)
+    assert (stats.eps, stats.momentum) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize("count", FEATURES)
+def test_round_trip(onnx: Any, tmp_path: Path, count: int) -> None:
+    back = check_round_trip(tmp_path, count, ".onnx", "f4")
+    assert (back.eps, back.momentum) == (1e-3, 0.97)
+
+
+def test_values_in_another_file(onnx: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "x.onnx")
+    model = two_layers(onnx, path)
+    onnx.save(model, path, save_as_external_data=True, location="x.data", size_threshold=0)
+    with pytest.raises(InputError, match="lie in another file"):
+        exchange.read(path, layer="one")
+
+
+def test_models_without_a_layer(onnx: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "x.onnx")
+    model = two_layers(onnx, path)
+    del model.graph.initializer[:]
+    onnx.save(model, path)
+    with pytest.raises(InputError, match="no BatchNormalization node whose numbers are in the file"):
+        exchange.read(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.dims.append(10**12),
+        lambda t: t.dims.__setitem__(0, 10**18),
+        lambda t: t.dims.__setitem__(0, -3),
+        lambda t: t.ClearField("raw_data"),
+        lambda t: setattr(t, "data_type", 8),
+        lambda t: setattr(t, "data_type", 9999),
+        lambda t: setattr(t, "raw_data", np.float32([1, np.inf, 1]).tobytes()),
+        lambda t: t.dims.append(1),
+    ],
+)
+def test_hostile_tensors(onnx: Any, tmp_path: Path, change: Any) -> None:
+    path = str(tmp_path / "x.onnx")
+    exchange.write(features(3), path)
+    model = onnx.load(path)
+    change(model.graph.initializer[2])
+    onnx.save(model, path)
+    with pytest.raises(InputError, match=r"x\.onnx"):
+        exchange.read(path)
+
+
+def test_damaged(onnx: Any, tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    exchange.write(features(3), str(path))
+    check_damaged(path)
+
+
+def test_other_files(onnx: Any, tmp_path: Path) -> None:
+    check_other_files_refused(tmp_path, ".onnx")
+
+
+def test_package_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_package_missing(monkeypatch, "onnx", ".onnx")

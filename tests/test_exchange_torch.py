@@ -1,0 +1,247 @@
+"""PyTorch's own modules beside `bncli.exchange.torch`."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from exchange_helpers import (
+    FEATURES,
+    SHAPES,
+    check_agrees,
+    check_damaged,
+    check_no_population,
+    check_other_files_refused,
+    check_package_missing,
+    check_round_trip,
+    data,
+    features,
+    fitted,
+)
+from helpers import Array, peer
+
+from bncli import exchange
+from bncli.errors import InputError, UsageError
+
+pytestmark = pytest.mark.peer
+
+
+@pytest.fixture(scope="module")
+def torch() -> Any:
+    return peer("torch")
+
+
+def module(torch: Any, x: Array, eps: float) -> Any:
+    kinds = {2: torch.nn.BatchNorm1d, 3: torch.nn.BatchNorm1d, 4: torch.nn.BatchNorm2d, 5: torch.nn.BatchNorm3d}
+    return kinds[x.ndim](x.shape[1], eps=eps, dtype={"f4": torch.float32, "f8": torch.float64}[x.dtype.str[1:]])
+
+
+def inference(torch: Any, layer: Any, x: Array) -> Array:
+    with torch.no_grad():
+        result: Array = layer.eval()(torch.from_numpy(x)).numpy()
+    return result
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("use", ["running", "population"])
+def test_exported_and_loaded_strictly(torch: Any, tmp_path: Path, shape: tuple[int, ...], dtype: str, use: str) -> None:
+    x = data(shape, dtype)
+    stats = fitted(x, eps=1e-4)
+    path = str(tmp_path / "bn.pt")
+    exchange.write(stats, path, use=use)
+    state = torch.load(path, weights_only=True)
+    assert state["num_batches_tracked"].dtype == torch.int64
+    assert state["num_batches_tracked"].item() == stats.num_batches
+    layer = module(torch, x, 1e-4)
+    layer.load_state_dict(state, strict=True)
+    fresh = data(shape, dtype, seed=6)
+    check_agrees(inference(torch, layer, fresh), stats, fresh, use=use)
+
+
+def trained(torch: Any, model: Any, x: Array) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for batch in torch.from_numpy(x).split(16):
+        optimizer.zero_grad()
+        model(batch).square().sub(2).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_imported_after_training(torch: Any, tmp_path: Path, shape: tuple[int, ...], dtype: str) -> None:
+    x = data(shape, dtype)
+    layer = module(torch, x, 1e-3)
+    trained(torch, layer, x)
+    path = str(tmp_path / "bn.pth")
+    torch.save(layer.state_dict(), path)
+    stats = exchange.read(path, eps=1e-3)
+    assert (stats.momentum, stats.eps, stats.ddof, stats.init, stats.axis) == (0.9, 1e-3, 1, "unit", 1)
+    assert stats.num_batches == -(-len(x) // 16)
+    assert stats.gamma.tolist() != [1.0] * shape[1]  # the training moved it
+    check_no_population(stats)
+    check_agrees(inference(torch, layer, x), stats, x)
+
+
+@pytest.fixture
+def checkpoint(torch: Any, tmp_path: Path) -> tuple[Any, str]:
+    """A trained model of two layers, in a checkpoint beside other things."""
+    nn = torch.nn
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 6), nn.Sequential(nn.BatchNorm1d(6, affine=False)))
+    trained(torch, model, data((64, 4), "f4"))
+    path = str(tmp_path / "model.pt")
+    torch.save({"epoch": 3, "state_dict": model.state_dict(), "history": [1.0, 2.0]}, path)
+    return model, path
+
+
+def test_layer_of_a_checkpoint(torch: Any, checkpoint: tuple[Any, str]) -> None:
+    model, path = checkpoint
+    stats = exchange.read(path, layer="state_dict.0")
+    x = data((20, 4), "f4", seed=7)
+    check_agrees(inference(torch, model[0], x), stats, x)
+
+
+def test_layers_are_listed(checkpoint: tuple[Any, str]) -> None:
+    for layer in (None, "conv1", "0"):  # two names end in .0
+        with pytest.raises(UsageError) as error:
+            exchange.read(checkpoint[1], layer=layer)
+        assert "--layer state_dict.0: 4 features" in str(error.value)
+        assert "--layer state_dict.2.0: 6 features" in str(error.value)
+
+
+def test_layer_without_weight_and_bias(torch: Any, checkpoint: tuple[Any, str]) -> None:
+    model, path = checkpoint
+    stats = exchange.read(path, layer="2.0")
+    assert (stats.gamma.tolist(), stats.beta.tolist()) == ([1.0] * 6, [0.0] * 6)
+    assert stats.provenance["imported"]["assumed"]["gamma"] == 1
+    x = data((20, 6), "f4")
+    check_agrees(inference(torch, model[2][0], x), stats, x)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_narrow_types(torch: Any, tmp_path: Path, dtype: str) -> None:
+    layer = torch.nn.BatchNorm1d(3).to(getattr(torch, dtype))
+    layer.running_mean.copy_(torch.tensor([0.1, 2.5, -7]))
+    torch.save(layer.state_dict(), tmp_path / "x.pt")
+    assert exchange.read(str(tmp_path / "x.pt")).running_mean.tolist() == layer.running_mean.double().tolist()
+
+
+@pytest.mark.parametrize("count", FEATURES)
+def test_round_trip(torch: Any, tmp_path: Path, count: int) -> None:
+    back = check_round_trip(tmp_path, count, ".pt", eps=1e-3, momentum=0.97)
+    assert (back.eps, back.momentum, back.num_batches) == (1e-3, 0.97, 3)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("where", ["all", "inside"])
+def test_pickle_that_would_run_code_does_not(
+    torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool, where: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = Evil() if where == "all" else torch.nn.BatchNorm1d(3).state_dict() | {"extra": Evil()}
+    torch.save(content, "evil.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match="could run code"):
+        exchange.read("evil.pt")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["evil.pt"]
+
+
+def test_plain_pickle_and_whole_model(torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("plain.pt").write_bytes(pickle.dumps(Evil()))
+    torch.save(torch.nn.BatchNorm1d(3), "model.pt")
+    for name in ("plain.pt", "model.pt"):
+        with pytest.raises(InputError, match=name):
+            exchange.read(name)
+    assert not Path("ran").exists()
+
+
+def test_content_that_is_no_layer(torch: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "x.pt")
+    one = torch.ones(3)
+    for content in (
+        torch.ones(3),
+        [one],
+        {},
+        {"running_mean": one},
+        {"running_mean": one, "running_var": torch.ones(4)},
+        {"running_mean": torch.ones(3, 1), "running_var": torch.ones(3, 1)},
+        {"running_mean": one, "running_var": -one},
+        {"running_mean": one * np.inf, "running_var": one},
+        {"running_mean": one * np.nan, "running_var": one},
+        {"running_mean": one, "running_var": one, "weight": torch.ones(4)},
+        {"running_mean": one, "running_var": one, "weight": one * np.nan},
+        {"running_mean": one, "running_var": one, "num_batches_tracked": torch.tensor(-1)},
+        {"running_mean": one, "running_var": one, "num_batches_tracked": one},
+        {"running_mean": one.to_sparse(), "running_var": one.to_sparse()},
+        {"running_mean": one.to("meta"), "running_var": one.to("meta")},
+        {"running_mean": one.to(torch.complex64), "running_var": one.to(torch.complex64)},
+    ):
+        torch.save(content, path)
+        with pytest.raises(InputError, match=r"x\.pt"):
+            exchange.read(path)
+
+
+def test_nested_in_itself(torch: Any, tmp_path: Path) -> None:
+    content: dict[str, Any] = {"bn": torch.nn.BatchNorm1d(2).state_dict()}
+    content["again"] = content
+    torch.save(content, tmp_path / "x.pt")
+    assert exchange.read(str(tmp_path / "x.pt"), layer="bn").num_features == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged(torch: Any, tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    exchange.write(features(3), str(path))
+    check_damaged(path, checksums=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_other_files(torch: Any, tmp_path: Path) -> None:
+    check_other_files_refused(tmp_path, ".pt")
+
+
+def test_package_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_package_missing(monkeypatch, "torch", ".pt")
+
+
+def test_package_too_old(torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exchange.write(features(3), str(tmp_path / "x.pt"))
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
+    with pytest.raises(UsageError, match=r"2\.5\.1.*older than 2\.6"):
+        exchange.read(str(tmp_path / "x.pt"))
+
+
+def test_notes_say_what_to_set(torch: Any, tmp_path: Path) -> None:
+    stats = fitted(data((20, 8, 6, 3)), axis=-1, momentum=0.7, eps=1e-3, gamma=1, beta=0)
+    report = exchange.write(stats, str(tmp_path / "x.pt"))
+    assert report.settings == {"eps": 1e-3, "momentum": 0.3}
+    said = " ".join(report.notes)
+    for words in (
+        "nn.BatchNorm2d(3, eps=0.001, momentum=0.3)",
+        "ddof 0",
+        "ddof 1",
+        "axis -1",
+        "(N, C, H, W)",
+        "float64",
+    ):
+        assert words in said
+    x = data((30, 3))
+    x[:, 1] = 2
+    x[:, 2] *= 1e39
+    said = " ".join(exchange.write(fitted(x, eps=0.0, momentum="none"), str(tmp_path / "x.pt")).notes)
+    for words in (
+        "momentum is none",
+        "feature 1 is with variance 0 and eps 0",
+        "feature 2 is with numbers beyond float32",
+    ):
+        assert words in said

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +19,8 @@ from bncli.errors import InputError, printable
 Value = int | float | str | tuple[int, ...]
 DIGEST = "digest"
 SEAL = b"\nbn sha256 "
+SEAL_BYTES = len(SEAL) + 64 + 1
+LARGE = 64 << 20  # bytes; a smaller file is read before it is looked at
 PLAIN = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING)
 UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError)  # from h5py
 
@@ -54,6 +59,7 @@ def unpack(image: bytes, where: str) -> tuple[dict[str, npt.NDArray[Any]], dict[
     where = printable(where)
     image = _unsealed(image, where)
     try:
+        check_heaps(image)
         with h5py.File(h5py.h5f.open_file_image(image, flags=h5py.h5f.ACC_RDONLY)) as file:
             _check_digest_is_there(file, where)
             arrays = _arrays(file, where)
@@ -67,7 +73,11 @@ def unpack(image: bytes, where: str) -> tuple[dict[str, npt.NDArray[Any]], dict[
 
 
 def check_file(path: str) -> None:
-    """Raise InputError when a file that can be opened is not one that `pack` made; of a large one little is read."""
+    """Raise InputError when a large file is not one that `pack` made, before it is read whole."""
+    with open(path, "rb") as content:
+        content.seek(-min(os.path.getsize(path), SEAL_BYTES), os.SEEK_END)
+        if SEAL in content.read() or os.path.getsize(path) < LARGE:
+            return
     try:
         with open(path, "rb"), h5py.File(path, "r") as file:
             _check_digest_is_there(file, printable(path))
@@ -105,6 +115,24 @@ def _unsealed(content: bytes, where: str) -> bytes:
     if content != image + _seal(image):
         raise InputError(f"{where}: damaged: its bytes do not match their checksum; use a copy, or fit again")
     return image
+
+
+def check_heaps(content: bytes) -> None:
+    """Raise ValueError for a damaged heap of texts (GCOL), which makes libhdf5 2.0.0 walk on the spot for ever.
+
+    Layout: HDF5 file format specification, III.E: a header of 16 bytes with the size of the whole, then entries of
+    index, count and size; index 0 is the space that is left, whose size counts its own header.
+    """
+    for match in re.finditer(rb"GCOL\x01\0\0\0", content):
+        place, end = (
+            match.start() + 16,
+            match.start() + int.from_bytes(content[match.end() : match.end() + 8], "little"),
+        )
+        while place + 16 <= min(end, len(content)):
+            index, size = struct.unpack_from("<H6xQ", content, place)
+            if size == 0 and index == 0:
+                raise ValueError("its heap of texts is damaged")
+            place += 16 + -(-size // 8) * 8 if index else size
 
 
 def _check_digest_is_there(file: h5py.File, where: str) -> None:

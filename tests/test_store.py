@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -184,10 +186,12 @@ def image_of(tmp_path: Path, build: Any) -> bytes:
         lambda f: f.attrs.update(empty=h5py.Empty("f4"), many=["a", "b"]),
     ],
 )
-def test_other_hdf5_files_are_told_apart(tmp_path: Path, build: Any) -> None:
+def test_other_hdf5_files_are_told_apart(tmp_path: Path, build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     image = image_of(tmp_path, build)
     with pytest.raises(InputError, match=r"s: an HDF5 file, but not a stats file .*bn fit"):
         store.unpack(image, "s")
+    store.check_file(str(tmp_path / "other.h5"))  # small: read whole, and refused as above
+    monkeypatch.setattr(store, "LARGE", 0)
     with pytest.raises(InputError, match="not a stats file"):
         store.check_file(str(tmp_path / "other.h5"))
 
@@ -227,3 +231,26 @@ def test_names_are_escaped() -> None:
     with pytest.raises(InputError) as caught:
         store.unpack(b"", "s\x1b[31m")
     assert "s\\x1b[31m: not a readable stats file" in str(caught.value)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_damaged_heap_does_not_hang(tmp_path: Path, sealed: bool) -> None:
+    """In a child with a time limit: libhdf5 walks on the spot for ever where a size in its heap of texts is 0."""
+    image = bytearray(store.pack({"a": np.arange(3.0)}, {"text": "words"}))
+    if not sealed:
+        image = bytearray(unsealed(bytes(image)))
+    start = image.index(b"GCOL") + 16
+    free = next(
+        at
+        for at in range(start, len(image), 8)
+        if image[at : at + 8] == bytes(8) and image[at + 8 : at + 16] != bytes(8)
+    )
+    image[free + 8 : free + 16] = bytes(8)
+    path = tmp_path / "s.bn.h5"
+    path.write_bytes(bytes(image))
+    code = "import sys; from bncli.cli import main; main(['inspect', sys.argv[1]])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 3
+    assert "damaged" in done.stderr

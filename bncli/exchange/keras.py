@@ -8,8 +8,6 @@ is not needed. Written in float64: `load_weights` copies into the layer's own ty
 from __future__ import annotations
 
 import io
-import re
-import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,11 +15,10 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from bncli import files
+from bncli import files, store
 from bncli.errors import InputError, printable
 from bncli.exchange.common import Exported, chosen, notes, pick, save, to_stats, unreadable
 from bncli.stats import Stats
-from bncli.store import UNREADABLE
 
 VARIABLES = {"0": "gamma", "1": "beta", "2": "running_mean", "3": "running_var"}
 LARGEST = 16 << 30
@@ -55,14 +52,14 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
     """
     content = files.read_bytes(path, LARGEST)
     try:
-        _check_heaps(content)
+        store.check_heaps(content)
         with h5py.File(io.BytesIO(content), "r") as file:
             groups = _layers(file)
             name = pick(
                 {n: group["0"].shape[0] for n, group in groups.items()}, layer, path, "no vars 0, 1, 2, 3 of one length"
             )
             columns = {column: _read(groups[name][key], len(content), path) for key, column in VARIABLES.items()}
-    except UNREADABLE as error:
+    except store.UNREADABLE as error:
         raise unreadable(path, "HDF5 file of Keras weights", error) from None
     return to_stats(path, "keras", columns, {}, layer=name, eps=eps, momentum=momentum)
 
@@ -74,24 +71,6 @@ def _advice(stats: Stats, settings: dict[str, Any]) -> list[str]:
         "values are float64 and unrounded; a float32 layer rounds them as it loads them, by at most 6e-8 of each",
         *notes(stats, "keras", ""),
     ]
-
-
-def _check_heaps(content: bytes) -> None:
-    """Raise ValueError for a damaged heap of texts (GCOL), which makes libhdf5 2.0.0 walk on the spot for ever.
-
-    Layout: HDF5 file format specification, III.E: a header of 16 bytes with the size of the whole, then entries of
-    index, count and size; index 0 is the space that is left, whose size counts its own header.
-    """
-    for match in re.finditer(rb"GCOL\x01\0\0\0", content):
-        place, end = (
-            match.start() + 16,
-            match.start() + int.from_bytes(content[match.end() : match.end() + 8], "little"),
-        )
-        while place + 16 <= min(end, len(content)):
-            index, size = struct.unpack_from("<H6xQ", content, place)
-            if size == 0 and index == 0:
-                raise ValueError("its heap of texts is damaged")
-            place += 16 + -(-size // 8) * 8 if index else size
 
 
 def _layers(file: h5py.File) -> dict[str, h5py.Group]:

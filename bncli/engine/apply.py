@@ -351,7 +351,15 @@ def _open_sink(job: Job, temporary: str, spec: ApplySpec) -> Sink:
     if dataset is None:
         return Hdf5Sink(temporary, NPY_DATASET, job.shape, job.dtype, like=None, budget=spec.max_memory // 2)
     with Hdf5Source(path, dataset, budget=spec.max_memory, allow_unwritten=spec.allow_unwritten) as like:
-        return Hdf5Sink(temporary, dataset, job.shape, job.dtype, like=like, budget=spec.max_memory // 2)
+        return Hdf5Sink(
+            temporary,
+            dataset,
+            job.shape,
+            job.dtype,
+            like=like,
+            budget=spec.max_memory // 2,
+            workers=spec.workers or available(),
+        )
 
 
 def _others(job: Job, sink: Sink, spec: ApplySpec, report: Applied) -> None:

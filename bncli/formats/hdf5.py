@@ -9,6 +9,8 @@ import contextlib
 import errno
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from typing import Any
 
 import h5py
@@ -17,7 +19,7 @@ import numpy.typing as npt
 from h5py import h5d, h5g, h5p, h5s, h5t
 
 from bncli.errors import BnError, InputError, printable
-from bncli.formats.hdf5_chunks import ChunkTable, boxes
+from bncli.formats.hdf5_chunks import ChunkTable, Decoder, boxes, encode
 from bncli.formats.hdf5_layouts import Chunked, Constant, Contiguous, Memory, Reader
 from bncli.formats.hdf5_vetting import (
     UNREADABLE,
@@ -218,6 +220,8 @@ class Hdf5Sink:
         numbers of the input (`scale_factor`, `add_offset`, `_FillValue`) are left out. None: a contiguous dataset.
     budget : int
         Bytes to buffer at most.
+    workers : int
+        Threads that compress gzip, shuffle and fletcher32 chunks.
 
     Raises
     ------
@@ -236,6 +240,7 @@ class Hdf5Sink:
         *,
         like: Hdf5Source | None,
         budget: int,
+        workers: int = 1,
     ) -> None:
         self.dataset, self._shape, self._dtype = "/" + dataset.strip("/"), shape, np.dtype(dtype)
         layout = h5p.create(h5p.DATASET_CREATE)
@@ -251,12 +256,16 @@ class Hdf5Sink:
         self._step = min(step, self._segment)
         self._buffer = np.empty(self._step, self._dtype)
         self._held = self._written = 0
+        self._pool: ThreadPoolExecutor | None = None
         self._disk = Disk(temp)
         try:
             with self.writing():
                 self.file = h5py.File(self._disk, "w", rdcc_nbytes=0)
                 limits = like.maxshape() if chunks and like else shape
                 self._id = self._create(layout, limits)
+                self._filters, self._chunks = filters_of(self._id), chunks
+                if chunks and self._filters and Decoder.knows(self._filters):
+                    self._pool = ThreadPoolExecutor(workers, thread_name_prefix="bn-write")
                 if like:
                     copy_attributes(like.dataset_id(), self._id, skip=SCALING)
         except BaseException:
@@ -285,17 +294,23 @@ class Hdf5Sink:
             raise ValueError(
                 f"only {self._written + self._held} values were written to a dataset of shape {self._shape}"
             )
+        self._stop()
         with self.writing():
             self.file.close()
         self._disk.close()
 
     def abandon(self) -> None:
         """Let go of the file after a failure; nothing more is written, and nothing is raised."""
+        self._stop()
         self._disk.failure = self._disk.failure or OSError("abandoned")
         with contextlib.suppress(Exception):
             self.file.close()
         with contextlib.suppress(OSError):
             self._disk.close()
+
+    def _stop(self) -> None:
+        if self._pool:
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -329,13 +344,32 @@ class Hdf5Sink:
         done = 0
         for start, extent in boxes(self._shape, self._written, values.size):
             count = math.prod(extent)
+            part = values[done : done + count].reshape(extent)
             with self.writing():
-                place = self._id.get_space()
-                place.select_hyperslab(start, extent)
-                self._id.write(h5s.create_simple(extent), place, values[done : done + count].reshape(extent))
+                if self._pool:
+                    self._store_chunks(self._pool, start, part)
+                else:
+                    place = self._id.get_space()
+                    place.select_hyperslab(start, extent)
+                    self._id.write(h5s.create_simple(extent), place, part)
             done += count
         self._written += values.size
         self._held = 0
+
+    def _store_chunks(self, pool: ThreadPoolExecutor, start: tuple[int, ...], part: npt.NDArray[Any]) -> None:
+        """Compress whole chunks in the pool, each by itself, and write them as they are; HDF5 would do it one by one."""
+        assert self._chunks is not None
+        chunks = self._chunks
+        places = list(product(*(range(0, n, c) for n, c in zip(part.shape, chunks, strict=True))))
+
+        def encoded(place: tuple[int, ...]) -> bytes:
+            inside = part[tuple(slice(p, p + c) for p, c in zip(place, chunks, strict=True))]
+            whole = np.zeros(chunks, part.dtype)  # an edge chunk is stored whole
+            whole[tuple(slice(0, n) for n in inside.shape)] = inside
+            return encode(self._filters, whole.reshape(-1).view(np.uint8))
+
+        for place, data in zip(places, pool.map(encoded, places), strict=True):
+            self._id.write_direct_chunk(tuple(s + p for s, p in zip(start, place, strict=True)), data)
 
 
 def _utf8(text: str | bytes) -> str:

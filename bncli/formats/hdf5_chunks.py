@@ -86,6 +86,36 @@ class Decoder:
         return _inflate(data, self.chunk_bytes + 4 * checksums)
 
 
+def encode(filters: list[Filter], data: npt.NDArray[np.uint8]) -> bytes:
+    """Return the bytes that a chunk is stored as: the filters that `Decoder` knows, in their order."""
+    for f in filters:
+        if f.code == SHUFFLE:
+            data = shuffle(data, f.values[0])
+        elif f.code == DEFLATE:
+            data = np.frombuffer(zlib.compress(data.data, f.values[0]), np.uint8)
+        else:
+            checksum = np.frombuffer(fletcher32(data).to_bytes(4, "little"), np.uint8)
+            data = np.concatenate([data, checksum])
+    return data.tobytes()
+
+
+def shuffle(data: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """Store all first bytes of the elements, then all second bytes and so on; the inverse of `unshuffle`.
+
+    >>> shuffle(np.array([1, 2, 3, 4, 9], np.uint8), 2)
+    array([1, 3, 2, 4, 9], dtype=uint8)
+    """
+    count = data.size // size if size > 1 else 0
+    if count < 2:
+        return data
+    stored = np.empty_like(data)
+    elements = data[: count * size].reshape(count, size)
+    for k in range(size):
+        stored[k * count : (k + 1) * count] = elements[:, k]
+    stored[count * size :] = data[count * size :]
+    return stored
+
+
 def _inflate(data: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     stream = zlib.decompressobj()
     try:

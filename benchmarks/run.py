@@ -1,97 +1,286 @@
-"""Time bn side by side with peers: python benchmarks/run.py [--quick]
+"""Time bn side by side with peers: python benchmarks/run.py [--quick] [--only NAME]
 
-Every contestant runs on a small and on a large file of the same kind, in turn for several rounds; start-up is taken out
-by subtracting the small file's time. Printed are medians, the rate, and the ratio to `cat FILE > /dev/null`. The files are
-float32 of shape (N, 256) with mean 3 and sd 1, written to a temporary folder, and stay in the page cache.
+Every contestant of a task runs in turn, for several rounds, on a large and on a small file of the same kind; start-up is
+taken out by subtracting the small file's time. Printed are medians and ratios, and for fits how far each result is from
+the exact population variance. Data is made in a temporary folder and stays in the page cache. A peer that is not
+installed is left out and named.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import h5py
 import numpy as np
 
-FEATURES = 256
-NUMPY_LOOP = """
+PYTHON = sys.executable
+BN = [PYTHON, "-c", "from bncli.cli import main; main()"]
+BATCHES = """
 import sys, numpy as np
-x, r, v = np.load(sys.argv[1], mmap_mode="r"), 0, 0
+x = np.load(sys.argv[1], mmap_mode="r")
+"""
+# each prints the population variance it arrives at, where it has one, as JSON
+NUMPY_LOOP = (
+    BATCHES
+    + """
+r = v = 0.0
+axes = tuple(i for i in range(x.ndim) if i != int(sys.argv[2]))
 for i in range(0, len(x), 256):
     b = x[i : i + 256]
-    r, v = 0.9 * r + 0.1 * b.mean(0), 0.9 * v + 0.1 * b.var(0)
+    r, v = 0.9 * r + 0.1 * b.mean(axes), 0.9 * v + 0.1 * b.var(axes)
 """
-PARTIAL_FIT = """
-import sys, numpy as np
+)
+PARTIAL_FIT = (
+    BATCHES
+    + """
+import json
 from sklearn.preprocessing import StandardScaler
-x, s = np.load(sys.argv[1], mmap_mode="r"), StandardScaler()
+s = StandardScaler()
 for i in range(0, len(x), 1024):
     s.partial_fit(x[i : i + 1024])
+print(json.dumps(s.var_.tolist()))
 """
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+)
+DASK = """
+import json, sys, numpy as np, dask.array as da
+x = da.from_array(np.load(sys.argv[1], mmap_mode="r"), chunks=(65536, -1))
+mean, var = da.compute(x.mean(0), x.var(0))
+print(json.dumps(var.tolist()))
+"""
+TORCH = (
+    BATCHES
+    + """
+import torch
+torch.set_num_threads(2)
+kind = torch.nn.BatchNorm1d if x.ndim == 2 else torch.nn.BatchNorm2d
+layer = kind(x.shape[1]).train()
+with torch.no_grad():
+    for i in range(0, len(x), 256):
+        layer(torch.from_numpy(np.array(x[i : i + 256])).float())
+"""
+)
+H5PY_LOOP = """
+import sys, h5py
+with h5py.File(sys.argv[1]) as f:
+    d, r, v = f["x"], 0.0, 0.0
+    for i in range(0, len(d), 256):
+        b = d[i : i + 256]
+        r, v = 0.9 * r + 0.1 * b.mean(0), 0.9 * v + 0.1 * b.var(0)
+"""
+COPY = 'cp "$0" "$0.copy" && sync "$0.copy"'
 
 
-def contestants(out: Path) -> dict[str, list[str]]:
-    """Name -> command; the file's name is appended."""
-    python = sys.executable
-    found = {
-        "cat": ["cat"],
-        "bn fit": [python, "-c", "from bncli.cli import main; main()", "fit", "-q", "-f", "-o", str(out)],
-        "NumPy loop (the origin's)": [python, "-c", NUMPY_LOOP],
-    }
-    try:
-        import sklearn  # noqa: F401 - only whether it is there
+@dataclass
+class Task:
+    """One kind of work: the data, who does it (FILE stands for the data), and what the ratios are to."""
 
-        found["scikit-learn partial_fit"] = [python, "-c", PARTIAL_FIT]
-    except ImportError:
-        print("scikit-learn is not installed: left out", file=sys.stderr)
+    name: str
+    make: Callable[[Path, int], None]
+    samples: int
+    runners: dict[str, list[str]]
+    base: str
+    small: int = 16
+    times: dict[str, list[float]] = field(default_factory=dict)
+
+
+def save_npy(shape: tuple[int, ...], dtype: str) -> Callable[[Path, int], None]:
+    """Write a .npy file of values about 100 with sd 20; `shape` is that of a sample."""
+
+    def make(path: Path, samples: int) -> None:
+        rng = np.random.default_rng(0)
+        with open(path, "wb") as file:
+            header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (samples, *shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for first in range(0, samples, 4096):
+                count = min(4096, samples - first)
+                values = rng.standard_normal((count, *shape), np.float32) * 20 + 100
+                file.write(values.clip(0, 255).astype(dtype).tobytes())
+
+    return make
+
+
+def save_hdf5(chunk_rows: int) -> Callable[[Path, int], None]:
+    """Write an HDF5 file of (N, 256) float32, gzip-4 and shuffle."""
+
+    def make(path: Path, samples: int) -> None:
+        rng = np.random.default_rng(0)
+        with h5py.File(path, "w") as file:
+            chunks = (min(chunk_rows, samples), 256)
+            dataset = file.create_dataset("x", (samples, 256), "f4", chunks=chunks, compression=4, shuffle=True)
+            for first in range(0, samples, 16384):
+                count = min(16384, samples - first)
+                dataset[first : first + count] = rng.standard_normal((count, 256), np.float32)
+
+    return make
+
+
+def bn(*options: str, workers: int = 2, kernel: str = "") -> list[str]:
+    """A bn fit with this many workers; kernel numpy does without the compiled one."""
+    prefix = ["env", f"BN_KERNEL={kernel}"] if kernel else []
+    return [*prefix, *BN, "fit", "FILE", "-q", "-f", "-o", "OUT.bn.h5", "-j", str(workers), *options]
+
+
+def peer(code: str, *packages: str, arguments: tuple[str, ...] = ()) -> list[str]:
+    """A peer's command, or an empty one where a package is missing."""
+    missing = [p for p in packages if importlib.util.find_spec(p) is None]
+    if missing:
+        print(f"{', '.join(missing)} not installed: left out", file=sys.stderr)
+        return []
+    return [PYTHON, "-c", code, "FILE", *arguments]
+
+
+def tasks(scale: float) -> list[Task]:
+    """All tasks; `scale` shrinks the data."""
+
+    def size(samples: int) -> int:
+        return max(4096, int(samples * scale))
+
+    both = {"bn -j 2": bn(), "bn -j 1": bn(workers=1), "bn -j 2, NumPy kernel": bn(kernel="numpy")}
+    both["bn -j 1, NumPy kernel"] = bn(workers=1, kernel="numpy")
+    axis1 = {"bn -j 2": bn("--axis", "1"), "bn -j 2, NumPy kernel": bn("--axis", "1", kernel="numpy")}
+    cat = {"cat": ["cat", "FILE"]}
+    found = [
+        Task(
+            "fit (N, 256) float32 .npy",
+            save_npy((256,), "f4"),
+            size(1 << 20),
+            cat
+            | both
+            | {"torch BatchNorm1d, 2 threads": peer(TORCH, "torch")}
+            | {"NumPy loop (the origin's)": peer(NUMPY_LOOP, arguments=("1",))}
+            | {"scikit-learn partial_fit": peer(PARTIAL_FIT, "sklearn"), "dask.array": peer(DASK, "dask")},
+            "cat",
+        ),
+        Task("fit (N, 4) float32 .npy", save_npy((4,), "f4"), size(1 << 26), cat | both, "cat"),
+        Task(
+            "fit (N, 3, 64, 64) float32 .npy",
+            save_npy((3, 64, 64), "f4"),
+            size(20_000),
+            axis1 | {"torch BatchNorm2d, 2 threads": peer(TORCH, "torch")},
+            "bn -j 2",
+            small=8,
+        ),
+        Task(
+            "fit (N, 3, 64, 64) uint8 .npy",
+            save_npy((3, 64, 64), "u1"),
+            size(40_000),
+            axis1 | {"torch BatchNorm2d, 2 threads": peer(TORCH, "torch")},
+            "bn -j 2",
+            small=8,
+        ),
+    ]
+    for rows in (1024, 16384):
+        peers = {"h5py and NumPy loop": peer(H5PY_LOOP)} if rows == 1024 or scale < 1 else {}
+        name = f"fit gzip-4 and shuffle, chunks ({rows}, 256)"
+        found.append(Task(name, save_hdf5(rows), size(1 << 18), both | peers, "bn -j 2", small=4))
+    apply = [*BN, "apply", "STATS", "FILE", "-q", "-f", "-o", "OUT.npy"]
+    runners = {"cp and sync": ["sh", "-c", COPY, "FILE"], "bn apply -j 2": [*apply, "-j", "2"]}
+    found.append(Task("apply (N, 256) float32 .npy", save_npy((256,), "f4"), size(1 << 20), runners, "cp and sync"))
     return found
-
-
-def write_data(path: Path, samples: int) -> None:
-    """A .npy file of normal values."""
-    rng = np.random.default_rng(0)
-    with open(path, "wb") as file:
-        header = {"descr": "<f4", "fortran_order": False, "shape": (samples, FEATURES)}
-        np.lib.format.write_array_header_1_0(file, header)
-        for first in range(0, samples, 1 << 16):
-            count = min(1 << 16, samples - first)
-            file.write((rng.standard_normal((count, FEATURES), np.float32) + 3).tobytes())
 
 
 def seconds(command: list[str], path: Path) -> float:
     """Wall time of one run."""
+    stats, out = path.with_suffix(".stats"), path.with_name("out")
+    words = {"FILE": str(path), "STATS": str(stats), "OUT.npy": f"{out}.npy", "OUT.bn.h5": f"{out}.bn.h5"}
+    command = [words.get(word, word) for word in command]
+    if str(stats) in command and not stats.exists():
+        subprocess.run([*BN, "fit", str(path), "-q", "-o", str(stats)], check=True)
     start = time.perf_counter()
-    subprocess.run([*command, str(path)], check=True, stdout=subprocess.DEVNULL, env=os.environ | ONE_THREAD)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
-def main() -> None:
-    """Make the data, run everybody in turn, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smaller files and fewer rounds: under a minute")
-    quick = parser.parse_args().quick
-    samples, rounds = (1 << 17, 3) if quick else (1 << 20, 7)
+def run(task: Task, rounds: int) -> None:
+    """Run one task and print its table."""
     with tempfile.TemporaryDirectory() as folder:
-        small, large = Path(folder, "small.npy"), Path(folder, "large.npy")
-        write_data(small, samples // 16)
-        write_data(large, samples)
+        large, small = Path(folder, "large.npy"), Path(folder, "small.npy")
+        task.make(large, task.samples)
+        task.make(small, task.samples // task.small)
         size = large.stat().st_size - small.stat().st_size
-        runners = contestants(Path(folder, "out.bn.h5"))
+        runners = {name: command for name, command in task.runners.items() if command}
         times: dict[str, list[float]] = {name: [] for name in runners}
         for _ in range(rounds):
             for name, command in runners.items():
                 times[name].append(seconds(command, large) - seconds(command, small))
     medians = {name: statistics.median(values) for name, values in times.items()}
-    print(f"float32 .npy of {size / 2**30:.2f} GiB in the page cache, one thread each, {rounds} rounds\n")
-    print(f"{'':28}{'seconds':>9}{'GB/s':>8}{'× cat':>8}")
+    print(f"\n{task.name}: {size / 2**20:,.0f} MiB on disk, {rounds} rounds")
+    print(f"  {'':30}{'seconds':>9}{'GB/s':>8}   time over {task.base}")
     for name, median in medians.items():
-        print(f"{name:28}{median:9.3f}{size / median / 1e9:8.2f}{median / medians['cat']:8.1f}")
+        print(f"  {name:30}{median:9.3f}{size / median / 1e9:8.2f}{median / medians[task.base]:10.2f}")
+
+
+def start_up(rounds: int) -> None:
+    """Print how long bn takes to begin."""
+    with tempfile.TemporaryDirectory() as folder:
+        data, stats = Path(folder, "x.npy"), Path(folder, "x.bn.h5")
+        np.save(data, np.random.default_rng(0).standard_normal((1000, 30)))
+        subprocess.run([*BN, "fit", str(data), "-q", "-o", str(stats)], check=True)
+        pairs = [
+            ("bn inspect", [*BN, "inspect", str(stats)], "import numpy, h5py"),
+            ("bn --help", [*BN, "--help"], "import click"),
+        ]
+        print(f"\nstart-up, {3 * rounds} rounds")
+        for name, command, imports in pairs:
+            other = [PYTHON, "-c", imports]
+            ours, theirs = ([seconds(c, data) for _ in range(3 * rounds)] for c in (command, other))
+            ratio = statistics.median(ours) / statistics.median(theirs)
+            print(f"  {name:30}{statistics.median(ours):9.3f}{ratio:8.2f} times python -c '{imports}'")
+
+
+def accuracy() -> None:
+    """Print how far each population variance is from the exact one, on float32 data with mean 10,000 and sd 0.1."""
+    from fractions import Fraction
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.npy")
+        x = (np.random.default_rng(0).standard_normal((20_000, 3)) * 0.1 + 1e4).astype(np.float32)
+        np.save(path, x)
+        exact = []
+        for column in x.T.astype(float).tolist():
+            values = [Fraction(v) for v in column]
+            mean = sum(values) / len(values)
+            exact.append(sum((v - mean) ** 2 for v in values) / len(values))
+        found = {"NumPy float32 var": x.var(axis=0).tolist()}
+        done = subprocess.run([*BN, "fit", str(path), "--json", "-o", f"{folder}/s"], capture_output=True, text=True)
+        found["bn"] = [f["population_var"] for f in json.loads(done.stdout)["features"]]
+        for name, code, package in (("scikit-learn", PARTIAL_FIT, "sklearn"), ("dask.array", DASK, "dask")):
+            if importlib.util.find_spec(package):
+                out = subprocess.run([PYTHON, "-c", code, str(path)], capture_output=True, text=True, check=True)
+                found[name] = json.loads(out.stdout)
+    print("\naccuracy: worst relative error of the variance, float32 with mean 10,000 and sd 0.1")
+    for name, values in found.items():
+        worst = max(abs(float((Fraction(v) - e) / e)) for v, e in zip(values, exact, strict=True))
+        print(f"  {name:30}{worst:9.1e}")
+
+
+def main() -> None:
+    """Run the tasks asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--quick", action="store_true", help="small data and one round: under a minute, not for judging"
+    )
+    parser.add_argument("--only", metavar="NAME", default="", help="only the tasks whose name holds this")
+    options = parser.parse_args()
+    rounds = 1 if options.quick else 5
+    print(f"{os.cpu_count()} CPUs, Python {sys.version.split()[0]}, NumPy {np.__version__}, h5py {h5py.__version__}")
+    for task in tasks(1 / 64 if options.quick else 1):
+        if options.only in task.name:
+            run(task, rounds)
+    if not options.only:
+        start_up(rounds)
+        accuracy()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncli.errors import MismatchError, UsageError
+from bncli.errors import UsageError
 from bncli.kernels import BLOCK_ROWS, Missing, Place, block_moments, stored_moments
 from bncli.moments import Moments
 
@@ -73,9 +73,7 @@ class Layout:
         Raises
         ------
         UsageError
-            For axis 0.
-        MismatchError
-            For an axis that the array does not have.
+            For axis 0, or an axis that the array does not have.
         """
         axis = feature_axis(len(shape), axis)
         return cls(math.prod(shape[1:axis]), shape[axis], math.prod(shape[axis + 1 :]))
@@ -179,7 +177,7 @@ def feature_axis(rank: int, axis: int) -> int:
     if axis == 0 or axis == -rank:
         raise UsageError("axis 0 counts the samples; features lie on another axis (1, or -1 for the last)")
     if not -rank < axis < rank:
-        raise MismatchError(
+        raise UsageError(
             f"axis {axis} does not exist in data of {rank} dimensions; use 1 to {rank - 1}, or -1 for the last"
         )
     return axis % rank
@@ -198,7 +196,23 @@ def _run_moments(values: Values, runs: int, rows: int, block: int, columns: int,
     """Moments of shape (runs, columns) of consecutive runs of (rows, columns) values, in blocks of `block` rows."""
     if rows % block == 0:
         return _even_run_moments(values, runs, rows // block, block, columns, missing)
-    # rare: the last block of each run is shorter, so the runs are taken one after the other
+    # the last block of each run is shorter: all whole blocks in one call, all last ones in another
+    whole = rows // block * block
+    at_once = PIECE_VALUES // (rows * columns)
+    if not at_once:
+        return _long_run_moments(values, runs, rows, block, columns, missing)
+    blocks, lasts = [], []
+    for run in range(0, runs, at_once):
+        count = min(at_once, runs - run)
+        x = values(run * rows * columns, count * rows * columns).reshape(count, rows, columns)
+        blocks.append(Moments.of(block_moments(x[:, :whole].reshape(-1, block, columns), missing)))
+        lasts.append(Moments.of(block_moments(x[:, whole:], missing)))
+    joined = Moments.concatenate(blocks).map(lambda v: v.reshape(runs, -1, columns).swapaxes(0, 1))
+    return joined.reduce().merge(Moments.concatenate(lasts))
+
+
+def _long_run_moments(values: Values, runs: int, rows: int, block: int, columns: int, missing: Missing) -> Moments:
+    """As `_run_moments` where one run is more than is read at a time."""
     whole = rows // block * block
     parts = []
     for run in range(runs):

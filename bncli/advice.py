@@ -40,7 +40,7 @@ def _constant(stats: Stats) -> str:
     if not constant.any():
         return ""
     verb = "is" if constant.sum() == 1 else "are"
-    return f"{_count(constant)} {verb} constant: {_worst(stats, constant.astype(np.float64))}; apply gives beta for the same value"
+    return f"{_count(constant)} {verb} constant: {_worst(stats, constant.astype(np.float64))}; any other value in new data will be scaled by 1/sqrt(eps), or by 1 where eps is 0"
 
 
 def _eps(stats: Stats) -> str:
@@ -69,7 +69,7 @@ def _missing(stats: Stats) -> str:
     absent = int((expected - stats.population_count).sum())
     if absent:
         texts.append(
-            f"{absent:,} values were missing or left out, most of them in {_worst(stats, expected - stats.population.count)}"
+            f"{'1 value was' if absent == 1 else f'{absent:,} values were'} missing or left out, most in {_worst(stats, expected - stats.population.count)}"
         )
     return "; ".join(texts)
 

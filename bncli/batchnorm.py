@@ -266,6 +266,8 @@ def per_feature(values: npt.ArrayLike, features: int, name: str) -> Floats:
 
 def real_array(x: npt.ArrayLike) -> npt.NDArray[Any]:
     """x as an array of a type bn computes with (bool, integers, floats), of two or more dimensions."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise InputError("a masked array is refused; fill it with NaN (x.filled(np.nan))")
     array = np.asarray(x)
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise InputError(

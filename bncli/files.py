@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -100,7 +101,8 @@ def read_bytes(path: str, limit: int) -> bytes:
 
 def _failed(path: str, error: OSError) -> WriteError:
     reason = error.strerror or str(error)
-    return WriteError(f"{printable(path)}: cannot be written: {reason}; free some space or give another place with -o")
+    cure = "free some space or give" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "give"
+    return WriteError(f"{printable(path)}: cannot be written: {reason}; {cure} another place with -o")
 
 
 def _set_mode(temporary: str, target: str) -> None:

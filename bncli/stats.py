@@ -174,26 +174,24 @@ class Stats:
     ) -> npt.NDArray[Any]:
         """Test mode: y = gamma · (x - mean) / sqrt(var + eps) + beta; see `batchnorm.normalize`."""
         mean, var = self.statistics(use)
-        x = self.check_array(x, axis)
-        return batchnorm.normalize(
-            x, mean, var, self.gamma, self.beta, self.eps, self.axis if axis is None else axis, dtype
-        )
+        array, axis = self._fitting(x, axis)
+        y = batchnorm.normalize(array, mean, var, self.gamma, self.beta, self.eps, axis, dtype)
+        return y.reshape(np.shape(x))
 
     def denormalize(
         self, y: npt.ArrayLike, use: str = "running", axis: int | None = None, dtype: npt.DTypeLike | None = None
     ) -> npt.NDArray[Any]:
         """The inverse of `normalize`; see `batchnorm.denormalize`."""
         mean, var = self.statistics(use)
-        y = self.check_array(y, axis)
-        return batchnorm.denormalize(
-            y, mean, var, self.gamma, self.beta, self.eps, self.axis if axis is None else axis, dtype
-        )
+        array, axis = self._fitting(y, axis)
+        x = batchnorm.denormalize(array, mean, var, self.gamma, self.beta, self.eps, axis, dtype)
+        return x.reshape(np.shape(y))
 
-    def check_array(self, x: npt.ArrayLike, axis: int | None) -> npt.NDArray[Any]:
-        """The array, checked to fit these statistics; one dimension is read as (N, 1)."""
-        array = np.asarray(x)
-        self.check_shape(array.shape if array.ndim != 1 else (len(array), 1), axis, "the array")
-        return array
+    def _fitting(self, x: npt.ArrayLike, axis: int | None) -> tuple[npt.NDArray[Any], int]:
+        """The array, checked to fit these statistics, and its feature axis; one dimension is read as (N, 1)."""
+        array = x if isinstance(x, np.ndarray) else np.asarray(x)
+        array = array.reshape(-1, 1) if array.ndim == 1 else array
+        return array, self.check_shape(array.shape, axis, "the array")
 
     def check_shape(self, shape: tuple[int, ...], axis: int | None, where: str) -> int:
         """Return the feature axis of data of this shape (samples first).

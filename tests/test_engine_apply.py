@@ -12,6 +12,8 @@ import numpy.typing as npt
 import pytest
 from cli_helpers import contents, save, save_h5, temporaries, untouched
 
+import bncli
+import bncli.advice
 from bncli import batchnorm
 from bncli.engine import apply as engine
 from bncli.engine.apply import Applied, ApplySpec, apply
@@ -234,7 +236,6 @@ def test_overflow_is_counted_and_refused(here: Path, out: str) -> None:
         ((5, 4), {}, {}, "4 features"),
         ((5, 3, 3), {}, {}, "3 dimensions"),
         ((5, 3), {"features": 3, "sample_shape": (3, 2, 2), "axis": 1}, {}, "2 dimensions"),
-        ((5, 3), {}, {"axis": 2}, "axis 2 does not exist"),
     ],
 )
 def test_what_does_not_fit(here: Path, shape: tuple[int, ...], stats: Any, options: Any, words: str) -> None:
@@ -335,3 +336,54 @@ def test_nothing_is_left_after_any_error(here: Path, out: str, error: type[BaseE
     with untouched(here), pytest.raises(error):
         apply(stats_of(), ["a.npy", "b.npy"] if out == "out/" else ["a.npy"], out, ApplySpec(), fail)
     assert temporaries(here) == []
+
+
+def test_an_axis_that_does_not_exist_is_a_usage_error(here: Path) -> None:
+    np.save("x.npy", np.ones((5, 3)))
+    with pytest.raises(UsageError, match="axis 2 does not exist"):
+        apply(stats_of(), ["x.npy"], "y.npy", ApplySpec(axis=2))
+    assert not Path("y.npy").exists()
+
+
+def test_a_constant_is_compared_with_what_the_fitted_data_held(here: Path) -> None:
+    """Not with the running mean, which an init of unit leaves elsewhere."""
+    x = np.random.default_rng(0).standard_normal((100, 2))
+    x[:, 1] = 5.0
+    np.save("x.npy", x)
+    with pytest.warns(bncli.advice.BnWarning):
+        stats = bncli.fit("x.npy", preset="torch", axis=-1)
+    assert stats.running_mean[1] != 5
+    assert run(stats, ["x.npy"], "same.npy").blown_up == 0
+    x[3, 1] = 6
+    np.save("other.npy", x)
+    assert run(stats, ["other.npy"], "y.npy").blown_up == 1
+
+
+def test_features_without_statistics_are_counted(here: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((50, 3))
+    x[:, 1] = np.nan
+    np.save("x.npy", x)
+    with pytest.warns(bncli.advice.BnWarning):
+        stats = bncli.fit("x.npy", nan="omit")
+    x[:, 1] = 1
+    np.save("y.npy", x)
+    report = run(stats, ["y.npy"], "z.npy")
+    assert (report.undefined, report.non_finite) == (50, 0)
+    assert np.isnan(np.load("z.npy")).sum() == 50
+
+
+def test_a_chunk_that_fit_takes_apply_takes_too(here: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((40_000, 12))
+    save_h5(Path("x.h5"), x, chunks=(40_000, 12), compression="gzip", compression_opts=1)
+    stats = bncli.fit("x.h5", max_memory="4M")
+    run(stats, ["x.h5"], "y.h5", max_memory=4 << 20)
+    with h5py.File("y.h5") as file:
+        np.testing.assert_array_equal(file["x"][...], stats.normalize(x))
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".csv", ".zarr"])
+def test_a_format_that_bn_does_not_write_is_refused(here: Path, suffix: str) -> None:
+    np.save("x.npy", np.ones((5, 3)))
+    with pytest.raises(UsageError, match=suffix):
+        apply(stats_of(), ["x.npy"], "y" + suffix, ApplySpec())
+    assert not Path("y" + suffix).exists()

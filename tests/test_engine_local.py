@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import h5py
 import helpers
 import numpy as np
 import pytest
@@ -586,3 +587,60 @@ class TestInputs:
         fit(np.random.default_rng(0).random((1000, 2)), progress=lambda *a: told.append(a))
         assert told[-1] == (1000, 1000, 16000)
         assert [t[0] for t in told] == sorted(t[0] for t in told)
+
+
+class TestWhatPythonUsersPass:
+    def test_nested_lists_are_one_array(self) -> None:
+        stats = fit([[1.0, 2.0], [3.0, 6.0]])
+        assert stats.population_mean.tolist() == [2.0, 4.0]
+
+    def test_momentum_none_means_none(self) -> None:
+        stats = fit(np.array([[1.0], [3.0], [8.0]]), momentum=None, batch_size=2)
+        assert stats.momentum is None
+        assert stats.running_mean.tolist() == [4.0]
+
+    def test_masked_arrays_are_refused(self) -> None:
+        masked = np.ma.masked_greater(np.arange(6.0).reshape(3, 2), 3)
+        with pytest.raises(InputError, match="masked"):
+            fit(masked)
+        with pytest.raises(InputError, match="masked"):
+            fit(np.arange(6.0).reshape(3, 2)).normalize(masked)
+
+    def test_an_open_dataset_is_read_as_its_file(self, tmp_path: Path) -> None:
+        x = np.random.default_rng(0).standard_normal((40, 2))
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            file.create_dataset("group/x", data=x).attrs["feature_names"] = ["a", "b"]
+        with h5py.File(tmp_path / "x.h5") as file:
+            stats = fit(file["group/x"])
+        assert stats.names == ("a", "b")
+        assert stats.num_samples == 40
+
+    def test_names_and_gamma_in_python_s_own_types(self) -> None:
+        stats = fit(np.arange(6.0).reshape(3, 2), names=["a", "b"], gamma="2", beta=np.array([1.0, 2.0]))
+        assert stats.names == ("a", "b")
+        assert stats.gamma.tolist() == [2.0, 2.0]
+        assert stats.beta.tolist() == [1.0, 2.0]
+
+    def test_one_dimension_goes_through(self) -> None:
+        x = np.array([1.0, 2.0, 6.0])
+        stats = fit(x, eps=0.0)
+        y = stats.normalize(x)
+        assert y.shape == (3,)
+        np.testing.assert_allclose(stats.denormalize(y), x, rtol=1e-15)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"eps": "1e-3"},
+            {"batch_size": 2.5},
+            {"axis": "1"},
+            {"rows": slice(0, 2)},
+            {"momentum": "abc"},
+            {"fill_value": "1"},
+            {"batch_size": 10**30},
+            {"epsilon": 1},
+        ],
+    )
+    def test_options_of_the_wrong_kind_are_usage_errors(self, options: dict[str, object]) -> None:
+        with pytest.raises(UsageError):
+            fit(np.arange(6.0).reshape(3, 2), **options)

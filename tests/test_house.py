@@ -20,6 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the top down: a module imports only from rooms below its own, or from its own room
 LEVELS = [
+    ["__main__"],
     ["cli"],
     ["render"],
     ["engine", "exchange"],

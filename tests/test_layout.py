@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bncli import layout as layout_module
-from bncli.errors import MismatchError, UsageError
+from bncli.errors import UsageError
 from bncli.kernels import Missing
 from bncli.layout import Layout, Values, feature_axis
 from bncli.moments import Moments
@@ -61,7 +61,7 @@ class TestShapes:
             with pytest.raises(UsageError, match="axis 0 counts the samples"):
                 feature_axis(4, axis)
         for axis in (4, -5):
-            with pytest.raises(MismatchError, match="does not exist"):
+            with pytest.raises(UsageError, match="does not exist"):
                 feature_axis(4, axis)
 
 

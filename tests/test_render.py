@@ -239,7 +239,9 @@ def test_momentum_in_words(momentum: float | None, words: str) -> None:
 def test_apply_summary_says_what_there_is_to_say() -> None:
     quiet = Applied(["y.npy"], 1000, 3000)
     assert summary.apply_summary(quiet, ApplySpec()) == "1,000 samples normalised with the running statistics: y.npy"
-    report = Applied(["a", "b\x1b"], 1, 3, 1, 2, 3, 0, [f"x.h5::/{i}\x1b" for i in range(5)], [])
+    report = Applied(
+        ["a", "b\x1b"], 1, 3, non_finite=1, filled=2, blown_up=3, others=[f"x.h5::/{i}\x1b" for i in range(5)]
+    )
     lines = summary.apply_summary(report, ApplySpec(inverse=True, use="population")).splitlines()
     assert lines[0] == "1 sample brought back with the population statistics: a and 1 more"
     assert lines[1] == "1 value NaN or infinite: passed through"

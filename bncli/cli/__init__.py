@@ -67,6 +67,9 @@ def cli() -> None:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run bn and leave the process with one of the exit codes of the README."""
     args = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the life of the process
     signal.signal(signal.SIGTERM, _terminate)
     _steady_stdout()
     with _bn_warnings():

@@ -39,11 +39,10 @@ def merge(
       bn merge 'part-*.bn.h5' -o all.bn.h5 --population-only
     """
     from bncli.engine.merge import merge_files
+    from bncli.engine.plan import number_or_address
     from bncli.render.summary import json_text, merge_summary
 
-    given = {
-        name: None if x is None else options.number_or_address(x) for name, x in (("gamma", gamma), ("beta", beta))
-    }
+    given = {name: None if x is None else number_or_address(x) for name, x in (("gamma", gamma), ("beta", beta))}
     merged, paths = merge_files(stats, output, population_only=population_only, force=force, **given)
     if as_json:
         click.echo(json_text(merged.as_dict()))

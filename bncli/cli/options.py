@@ -26,17 +26,9 @@ def parse_number(text: str, option: str) -> float | int:
     raise UsageError(f"--{option} {text!r} is not a number")
 
 
-def number_or_address(text: str) -> float | str:
-    """A number, else the address of an array."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
 def fit_spec(given: dict[str, Any]) -> FitSpec:
     """FitSpec from the options of `bn fit`."""
-    from bncli.engine.plan import FitSpec
+    from bncli.engine.plan import FitSpec, number_or_address
 
     momentum = given.pop("momentum")
     if momentum not in (None, "none"):

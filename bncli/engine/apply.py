@@ -27,6 +27,7 @@ from bncli.stats import Stats
 
 SUFFIXES = {".npy": "npy", ".h5": "hdf5", ".hdf5": "hdf5", ".hdf": "hdf5"}
 Progress = Callable[[int, "int | None", int], None]  # samples done, samples in all, bytes done
+FOREIGN = {".npz", ".csv", ".tsv", ".txt", ".json", ".zarr", ".parquet", ".mat", ".pt", ".safetensors", ".onnx"}
 NPY_DATASET = "/data"  # where an array without a name goes in an HDF5 file
 
 
@@ -55,13 +56,15 @@ class Applied:
     Attributes
     ----------
     outputs : list of str
-    samples, values : int
+    samples, values, bytes_read : int
     non_finite : int
         NaN and infinite inputs, passed through.
     filled : int
         Values equal to the fill value, now NaN.
     blown_up : int
         Values that differ from the only one that the fitted data had.
+    undefined : int
+        Values of features without statistics, now NaN.
     overflowed : int
         Values that do not fit the output's type.
     others : list of str
@@ -73,9 +76,11 @@ class Applied:
     outputs: list[str] = field(default_factory=list)
     samples: int = 0
     values: int = 0
+    bytes_read: int = 0
     non_finite: int = 0
     filled: int = 0
     blown_up: int = 0
+    undefined: int = 0
     overflowed: int = 0
     others: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
@@ -176,7 +181,10 @@ def plan(stats: Stats, inputs: Sequence[str], out: str, spec: ApplySpec) -> list
     for entry in taken:
         path, _ = split(entry.address)
         output = os.path.join(out, os.path.basename(path)) if into_folder else out
-        kind = SUFFIXES.get(os.path.splitext(output)[1].lower()) or kind_of(path)
+        suffix = os.path.splitext(output)[1].lower()
+        if suffix in FOREIGN:
+            raise UsageError(f"{printable(output)}: bn apply writes .npy and HDF5 (.h5, .hdf5), not {suffix}")
+        kind = SUFFIXES.get(suffix) or kind_of(path)
         with open_source(entry.address, budget=spec.max_memory, allow_unwritten=spec.allow_unwritten) as source:
             jobs.append(_job(stats, source, output, kind, (entry.start, entry.stop), spec))
     outputs = [os.path.realpath(job.output) for job in jobs]
@@ -234,13 +242,15 @@ def _apply_one(
 ) -> None:
     fill = spec.fill_value
     with Joined(
-        [job.address], rows=job.rows, budget=spec.max_memory // 2, allow_unwritten=spec.allow_unwritten, fill=fill
+        [job.address], rows=job.rows, budget=spec.max_memory, allow_unwritten=spec.allow_unwritten, fill=fill
     ) as data:
         if data.shape[0] != job.shape[0]:
             path = split(job.address)[0]
             raise InputError(f"{printable(path)}: changed while it was being read; run again when nobody writes to it")
         layout = Layout.of(data.shape, job.axis)
-        transform = Transform(affine, layout, job.dtype, spec.inverse, stats.constant, Missing(False, data.fill))
+        constant = np.flatnonzero(stats.constant) if not spec.inverse else np.empty(0, np.intp)
+        only = stats.population_mean[constant]  # the one value that such a feature had
+        transform = Transform(affine, layout, job.dtype, spec.inverse, constant, only, Missing(False, data.fill))
         sink = _open_sink(job, temporary, spec)
         runs = _runs(layout, data)
         try:
@@ -249,13 +259,15 @@ def _apply_one(
                 report.add(counts)
                 if progress:
                     done = first + count
-                    progress(report.samples + done // layout.sample_size, total, done * data.dtype.itemsize)
+                    size = done * data.dtype.itemsize
+                    progress(report.samples + done // layout.sample_size, total, report.bytes_read + size)
             data.check_unchanged()
             _others(job, sink, spec, report)
             sink.finish()
         except BaseException:
             sink.abandon()
             raise
+    report.bytes_read += data.shape[0] * layout.sample_size * data.dtype.itemsize
     report.samples += data.shape[0]
     report.values += data.shape[0] * layout.sample_size
 
@@ -295,20 +307,23 @@ class Transform:
         layout: Layout,
         dtype: np.dtype[Any],
         inverse: bool,
-        constant: npt.NDArray[np.bool_],
+        constant: npt.NDArray[np.intp],
+        only: npt.NDArray[np.float64],
         missing: Missing,
     ) -> None:
         self._affine, self._layout, self._dtype, self._inverse = affine, layout, dtype, inverse
-        self._constant = np.flatnonzero(constant) if not inverse else np.empty(0, np.intp)
+        self._constant, self._only = constant, only[:, None]
         self._missing = missing
 
     def __call__(self, x: npt.NDArray[Any], first: int) -> tuple[npt.NDArray[Any], Counter[str]]:
         """Transform values x, of shape (n,), that begin at position `first`; counts are named as in `Applied`."""
-        layout, affine, constant = self._layout, self._affine, self._constant
+        layout, affine, constant, only = self._layout, self._affine, self._constant, self._only
         if x.size % layout.row_size or first % layout.row_size:  # a part of a row: every value is a row of its own
             feature = np.arange(first, first + x.size) % layout.row_size // layout.positions
             affine, x = affine[feature], x.reshape(1, x.size, 1)
-            constant = np.flatnonzero(np.isin(feature, constant))
+            place = np.searchsorted(self._constant, feature).clip(max=max(0, self._constant.size - 1))
+            found = self._constant[place] == feature if self._constant.size else np.zeros(feature.size, bool)
+            constant, only = np.flatnonzero(found), self._only[place[found]]
         else:
             x = x.reshape(-1, layout.features, layout.positions)
         y = affine.denormalize(x) if self._inverse else affine.normalize(x)
@@ -318,7 +333,7 @@ class Transform:
             y[missing] = np.nan
             counts["filled"] = int(np.count_nonzero(missing))
         result = round_to(y, self._dtype)
-        self._count(x, result, affine, constant, counts)
+        self._count(x, result, affine, constant, only, counts)
         return result.reshape(-1), counts
 
     def _count(
@@ -327,6 +342,7 @@ class Transform:
         result: npt.NDArray[Any],
         affine: Affine,
         constant: npt.NDArray[np.intp],
+        only: npt.NDArray[np.float64],
         counts: Counter[str],
     ) -> None:
         if not np.isfinite(result).all():  # rare, so one pass over the result is the common cost
@@ -335,8 +351,9 @@ class Transform:
             if self._missing.fill is not None:
                 bad &= present(x, self._missing)
             counts["non_finite"] = int(np.count_nonzero(bad))
+            counts["undefined"] = int(np.isnan(affine.mean + affine.sd).sum()) * (x.size // x.shape[1])
         if constant.size:
-            differs = (x[:, constant] != affine.mean[constant]) & np.isfinite(x[:, constant])
+            differs = (x[:, constant] != only) & np.isfinite(x[:, constant])
             if self._missing.fill is not None:
                 differs &= present(x[:, constant], self._missing)
             counts["blown_up"] = int(np.count_nonzero(differs))
@@ -349,7 +366,7 @@ def _open_sink(job: Job, temporary: str, spec: ApplySpec) -> Sink:
 
     path, dataset = split(job.address)
     if dataset is None:
-        return Hdf5Sink(temporary, NPY_DATASET, job.shape, job.dtype, like=None, budget=spec.max_memory // 2)
+        return Hdf5Sink(temporary, NPY_DATASET, job.shape, job.dtype, like=None, budget=spec.max_memory // 4)
     with Hdf5Source(path, dataset, budget=spec.max_memory, allow_unwritten=spec.allow_unwritten) as like:
         return Hdf5Sink(
             temporary,
@@ -357,7 +374,7 @@ def _open_sink(job: Job, temporary: str, spec: ApplySpec) -> Sink:
             job.shape,
             job.dtype,
             like=like,
-            budget=spec.max_memory // 2,
+            budget=spec.max_memory // 4,
             workers=spec.workers or available(),
         )
 

@@ -84,12 +84,12 @@ def fit(
     Parameters
     ----------
     source : address, list of addresses, array, or iterable of arrays
-        FILE or FILE::/path; an array with samples along axis 0; or an iterable whose items are batches, each folded
-        as it comes.
+        FILE or FILE::/path; an array (or nested lists of numbers, or an open h5py dataset) with samples along axis 0;
+        or an iterable whose items are batches, each folded as it comes.
     progress : function, optional
         Called with the samples done, the samples there are (None when unknown) and the bytes done.
     **options
-        As on the command line: momentum (a number, or "none"), eps, batch_size, axis, init, ddof, preset, gamma, beta,
+        As on the command line: momentum (a number, or "none" or None), eps, batch_size, axis, init, ddof, preset, gamma, beta,
         names, dataset, rows ("A:B" or a pair), nan, fill_value, max_memory (bytes).
 
     Returns
@@ -114,9 +114,19 @@ def fit(
         return fit_files([os.fspath(source)], spec, progress=progress)
     if isinstance(source, (list, tuple)) and source and all(isinstance(item, (str, os.PathLike)) for item in source):
         return fit_files([str(os.fspath(item)) for item in source], spec, progress=progress)
-    if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
+    if type(source).__module__.partition(".")[0] == "h5py":  # read as the file is: in pieces, with its names
+        return fit_files([f"{cast(Any, source).file.filename}::{cast(Any, source).name}"], spec, progress=progress)
+    nested = isinstance(source, (list, tuple)) and not any(hasattr(item, "shape") for item in source)
+    if nested or hasattr(source, "__array__"):
         return _fit_joined(
-            Joined(np.asarray(source), rows=spec.rows, budget=spec.max_memory, fill=spec.fill_value), spec, progress
+            Joined(
+                ArraySource(cast("npt.ArrayLike", source)).array,
+                rows=spec.rows,
+                budget=spec.max_memory,
+                fill=spec.fill_value,
+            ),
+            spec,
+            progress,
         )
     if isinstance(source, Iterable):
         return _fit_batches(cast("Iterable[npt.NDArray[Any]]", source), spec, progress)
@@ -125,9 +135,11 @@ def fit(
 
 def make_spec(options: dict[str, Any]) -> FitSpec:
     """FitSpec from keyword options, in the words of the command line."""
-    from bncli.engine.plan import parse_rows, parse_size
+    from bncli.engine.plan import number_or_address, parse_rows, parse_size
 
     known = dict(options)
+    if "momentum" in known and known["momentum"] is None:
+        known["momentum"] = "none"  # as `Stats.momentum` says it
     if isinstance(known.get("rows"), str):
         known["rows"] = parse_rows(known["rows"])
     if isinstance(known.get("max_memory"), str):
@@ -135,7 +147,13 @@ def make_spec(options: dict[str, Any]) -> FitSpec:
     unknown = sorted(set(known) - set(FitSpec.__dataclass_fields__))
     if unknown:
         raise UsageError(f"unknown option {unknown[0]!r}; there are {', '.join(FitSpec.__dataclass_fields__)}")
-    return FitSpec(**known)
+    for name in ("gamma", "beta"):
+        if isinstance(known.get(name), str):
+            known[name] = number_or_address(known[name])
+    try:
+        return FitSpec(**known)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"an option has a value of the wrong kind: {error}") from None
 
 
 def open_inputs(addresses: Sequence[str], spec: FitSpec) -> Joined:
@@ -429,11 +447,12 @@ def _affine_and_names(
         affine_parameter(value, features, name, spec.max_memory)
         for name, value in (("gamma", spec.gamma), ("beta", spec.beta))
     )
-    if spec.names:
-        names = read_names(spec.names)
+    if spec.names is not None:
+        names = read_names(spec.names) if isinstance(spec.names, str) else tuple(map(str, spec.names))
     if names is not None and len(names) != features:
-        if spec.names:
-            raise MismatchError(f"{printable(spec.names)}: {len(names)} names for {features} features")
+        if spec.names is not None:
+            where = f"{printable(spec.names)}: " if isinstance(spec.names, str) else ""
+            raise MismatchError(f"{where}{len(names)} names for {features} features")
         warnings.warn(
             f"the dataset's {len(names)} feature names are not used: the data has {features} features",
             BnWarning,

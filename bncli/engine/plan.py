@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from bncli.errors import UsageError
 from bncli.layout import Layout
 from bncli.stats import PRESETS, check_conventions
 
 DEFAULT_MEMORY = 128 << 20
+
+
+KINDS: dict[str, tuple[type, ...]] = {
+    "eps": (float, int, np.floating, np.integer),
+    "ddof": (int, np.integer),
+    "axis": (int, np.integer),
+    "batch_size": (int, np.integer),
+    "workers": (int, np.integer),
+    "max_memory": (int, np.integer),
+    "fill_value": (float, int, np.floating, np.integer),
+    "rows": (tuple,),
+}
 
 
 @dataclass(frozen=True)
@@ -24,8 +38,8 @@ class FitSpec:
         Weight of the old value when a batch is folded.
     gamma, beta : float or str
         A number, or the address of an array of shape (C,).
-    names : str, optional
-        Address or file of feature names.
+    names : str or sequence of str, optional
+        Address or file of feature names, or the names.
     rows : (int or None, int or None)
         Python slice of the joined samples.
     workers : int
@@ -45,7 +59,7 @@ class FitSpec:
     rows: tuple[int | None, int | None] = (None, None)
     gamma: float | str = 1.0
     beta: float | str = 0.0
-    names: str | None = None
+    names: str | Sequence[str] | None = None
     nan: str = "error"
     fill_value: float | int | None = None
     workers: int = 0
@@ -53,8 +67,14 @@ class FitSpec:
     allow_unwritten: bool = False
 
     def __post_init__(self) -> None:
+        for name, kinds in KINDS.items():
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+                raise UsageError(f"{name} {value!r} is not {' or '.join(k.__name__ for k in kinds)}")
         if self.batch_size < 1:
             raise UsageError(f"--batch-size {self.batch_size}: a batch needs at least one sample")
+        if self.batch_size >= 1 << 62:
+            raise UsageError(f"--batch-size {self.batch_size}: larger than any data")
         if self.nan not in ("error", "omit"):
             raise UsageError(f"nan {self.nan!r} is neither 'error' nor 'omit'")
         if self.preset is not None and self.preset not in PRESETS:
@@ -190,6 +210,14 @@ def parse_size(text: str) -> int:
     if not size >= 0 or math.isinf(size):
         raise UsageError(f"{text!r} is not a size such as 128M or 1G")
     return int(size)
+
+
+def number_or_address(text: str) -> float | str:
+    """A number, else the address of an array."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def options_record(spec: FitSpec) -> dict[str, Any]:

@@ -21,6 +21,10 @@ class ArraySource(Source):
     """
 
     def __init__(self, values: npt.ArrayLike) -> None:
+        if isinstance(values, np.ma.MaskedArray):
+            raise InputError(
+                "a masked array is refused; fill it with NaN (x.filled(np.nan)) and leave those out: nan='omit'"
+            )
         array = np.asarray(values)
         self.address = "array"
         self.notes = []
@@ -30,6 +34,7 @@ class ArraySource(Source):
             )
         self.shape = check_shape(array.shape, "array")
         self.dtype = array.dtype.newbyteorder("=")
+        self.array = array
         self._flat = np.ascontiguousarray(array).reshape(-1)
 
     def read(self, first: int, out: npt.NDArray[Any]) -> None:

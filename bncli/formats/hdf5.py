@@ -167,7 +167,7 @@ class Hdf5Source(Source):
         if size > self._budget:
             raise InputError(
                 f"{self._where}: one chunk of shape {self.chunks} takes {size} bytes, more than the {self._budget} of "
-                f"--max-memory; give --max-memory {-(-size // 1_000_000)}MB or rechunk the file"
+                f"--max-memory; give --max-memory {-(-size // (1 << 20))}M or rechunk the file"
             )
         table = ChunkTable(self._id, self.file_shape, self.chunks)
         if table.missing and not self._allow_unwritten:

@@ -53,7 +53,7 @@ def read_names(address: str) -> tuple[str, ...]:
         return read_strings(path, dataset)
     content = files.read_bytes(path, NAMES_LIMIT)
     try:
-        return tuple(content.decode("utf-8-sig").splitlines())
+        return _lines(content.decode("utf-8-sig"))
     except UnicodeDecodeError:
         pass
     if _is_hdf5(path):
@@ -61,6 +61,11 @@ def read_names(address: str) -> tuple[str, ...]:
             f"--names {printable(path)}: an HDF5 file; say which dataset holds the names: {printable(path)}{SEPARATOR}/names"
         )
     raise InputError(f"--names {printable(path)}: not a text file in UTF-8 with one name a line")
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    """Lines as a text editor shows them; `splitlines` would also cut at characters that a name may hold."""
+    return tuple(line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")) if text else ()
 
 
 def _is_hdf5(path: str) -> bool:

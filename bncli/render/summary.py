@@ -110,10 +110,14 @@ def apply_summary(report: Applied, spec: ApplySpec) -> str:
         lines.append(f"{_count(report.non_finite, 'value')} NaN or infinite: passed through")
     if report.filled:
         lines.append(f"{_count(report.filled, 'value')} equal to the fill value: now NaN")
+    if report.undefined:
+        lines.append(
+            f"{_count(report.undefined, 'value')} of features without statistics (missing in the fit): now NaN"
+        )
     if report.blown_up:
         lines.append(
             f"{_count(report.blown_up, 'value')} of features that were constant in the fitted data differ from that constant: "
-            "they are scaled by 1/sqrt(eps)"
+            "they are scaled by 1/sqrt(var + eps), as much as 1/sqrt(eps)"
         )
     if report.others and not spec.copy_others:
         lines.append(f"not copied: {_list(report.others)} (--copy-others takes them along)")

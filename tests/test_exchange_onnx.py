@@ -70,7 +70,7 @@ def test_rank(onnx: Any, tmp_path: Path, rank: int) -> None:
     check_agrees(run(path, x), stats, x, axis=1)
 
 
-def test_rank_that_is_none(tmp_path: Path) -> None:
+def test_rank_that_is_none(onnx: Any, tmp_path: Path) -> None:
     for rank in (1, 0, -4, 9):
         with pytest.raises(UsageError, match=f"--rank {rank}"):
             exchange.write(features(3), str(tmp_path / "bn.onnx"), rank=rank)

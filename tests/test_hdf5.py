@@ -322,8 +322,8 @@ def test_the_cache_keeps_to_its_budget(tmp_path: Path) -> None:
         for first in [*range(0, 7000, 333), *range(7000, 0, -333)]:
             source.read(first, out)
             kept = sum(v.nbytes + hdf5_chunks.ENTRY_BYTES for v in cache._kept.values())
-            assert kept <= budget
-            assert cache._room == budget - kept
+            assert kept <= budget // 2  # the other half is for decoding
+            assert cache._room == budget // 2 - kept
 
 
 def test_a_chunk_larger_than_the_budget_is_refused_before_reading(tmp_path: Path, inflated: list[int]) -> None:

@@ -279,7 +279,7 @@ def _runs(layout: Layout, data: Joined) -> list[tuple[int, int]]:
     if layout.sample_size > 8 * PIECE_VALUES:
         size = PIECE_VALUES
     elif data.rows_together > 1:  # what is decoded together goes to one worker, where it is not too much
-        size = max(size, min(data.rows_together * layout.sample_size, 16 * PIECE_VALUES))
+        size = max(size, min(data.rows_together * layout.sample_size, 2 * PIECE_VALUES))
         size = size // layout.sample_size * layout.sample_size
     return [(first, min(size, total - first)) for first in range(0, total, size)]
 

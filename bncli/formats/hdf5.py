@@ -19,7 +19,7 @@ import numpy.typing as npt
 from h5py import h5d, h5g, h5p, h5s, h5t
 
 from bncli.errors import BnError, InputError, printable
-from bncli.formats.hdf5_chunks import ChunkTable, Decoder, boxes, encode
+from bncli.formats.hdf5_chunks import ENTRY_BYTES, ChunkTable, Decoder, boxes, encode
 from bncli.formats.hdf5_layouts import Chunked, Constant, Contiguous, Memory, Reader
 from bncli.formats.hdf5_vetting import (
     UNREADABLE,
@@ -175,9 +175,10 @@ class Hdf5Source(Source):
                 f"{self._where}: chunk at {table.start(table.first_missing())} was never written ({table.missing} of "
                 f"{math.prod(table.grid)} are missing); {self._unwritten_cure()}"
             )
-        return Chunked(
-            self._where, self._raw, self._id, table, self.file_shape, self._stored, self._fill(), self._budget
-        )
+        # half is enough to keep a row of chunks where it fits, and decoding holds a chunk two more times
+        row = math.prod(table.grid[1:]) * (size + ENTRY_BYTES)
+        kept = self._budget // 2 if row <= self._budget // 2 else self._budget
+        return Chunked(self._where, self._raw, self._id, table, self.file_shape, self._stored, self._fill(), kept)
 
     def _unwritten_cure(self) -> str:
         return f"its writer may have died. --allow-unwritten reads the fill value {self._fill()} there"
@@ -364,9 +365,11 @@ class Hdf5Sink:
 
         def encoded(place: tuple[int, ...]) -> bytes:
             inside = part[tuple(slice(p, p + c) for p, c in zip(place, chunks, strict=True))]
-            whole = np.zeros(chunks, part.dtype)  # an edge chunk is stored whole
-            whole[tuple(slice(0, n) for n in inside.shape)] = inside
-            return encode(self._filters, whole.reshape(-1).view(np.uint8))
+            whole = inside
+            if inside.shape != chunks:  # an edge chunk is stored whole
+                whole = np.zeros(chunks, part.dtype)
+                whole[tuple(slice(0, n) for n in inside.shape)] = inside
+            return encode(self._filters, np.ascontiguousarray(whole).reshape(-1).view(np.uint8))
 
         for place, data in zip(places, pool.map(encoded, places), strict=True):
             self._id.write_direct_chunk(tuple(s + p for s, p in zip(start, place, strict=True)), data)

@@ -143,7 +143,9 @@ def test_layer_of_a_model(saved: tuple[Any, str]) -> None:
 
 @pytest.mark.peer
 def test_layers_are_listed(saved: tuple[Any, str]) -> None:
-    for layer in (None, "dense", "deep"):  # deep has three variables: nobody can say which
+    with pytest.raises(InputError, match="deep: gamma or beta is not in the file"):  # nobody can say which
+        exchange.read(saved[1], layer="deep")
+    for layer in (None, "dense"):
         with pytest.raises(UsageError, match=r"(?s)--layer first: 6 features.*--layer norm: 4 features"):
             exchange.read(saved[1], layer=layer)
 
@@ -241,3 +243,29 @@ def test_damaged(tmp_path: Path) -> None:
 
 def test_other_files(tmp_path: Path) -> None:
     check_other_files_refused(tmp_path, ".weights.h5")
+
+
+@pytest.mark.peer
+def test_a_layer_without_scale_is_named_and_not_passed_over(keras: Any, tmp_path: Path) -> None:
+    layers = [keras.layers.BatchNormalization(name="a"), keras.layers.BatchNormalization(name="bare", scale=False)]
+    keras.Sequential([keras.Input((4,)), *layers]).save_weights(tmp_path / "m.weights.h5")
+    path = str(tmp_path / "m.weights.h5")
+    with pytest.raises(UsageError, match=r"holds several layers.*bare"):
+        exchange.read(path)
+    with pytest.raises(InputError, match="bare: gamma or beta is not in the file"):
+        exchange.read(path, layer="bare")
+    assert exchange.read(path, layer="a").num_features == 4
+
+
+@pytest.mark.peer
+def test_layers_of_nested_models_go_by_the_names_that_the_user_gave(keras: Any, tmp_path: Path) -> None:
+    inputs = keras.Input((3,))
+    out = inputs
+    for name, mean in (("b1", 1.0), ("b2", 2.0)):
+        block = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization(name="bn")], name=name)
+        block.layers[0].set_weights([np.ones(3), np.zeros(3), np.full(3, mean), np.ones(3)])
+        out = block(out)
+    keras.Model(inputs, out).save_weights(tmp_path / "m.weights.h5")
+    for name, mean in (("b1/bn", 1.0), ("b2/bn", 2.0)):
+        stats = exchange.read(str(tmp_path / "m.weights.h5"), layer=name)
+        assert stats.running_mean.tolist() == [mean] * 3

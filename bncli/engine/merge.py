@@ -222,8 +222,8 @@ def _batch_size(parts: Sequence[Stats], names: Sequence[str], told: bool) -> int
 
 
 def _tell_conventions(parts: Sequence[Stats], names: Sequence[str]) -> None:
-    """Warn where eps or ddof, which the population's merge does not need, are not the same in all parts."""
-    for what in ("eps", "ddof"):
+    """Warn where eps, ddof or init, which the population's merge does not need, are not the same in all parts."""
+    for what in ("eps", "ddof", "init"):
         kept = getattr(parts[0], what)
         others = [
             f"{name} has {getattr(p, what)}" for p, name in zip(parts, names, strict=True) if getattr(p, what) != kept

@@ -195,6 +195,9 @@ def to_stats(
     record = provenance(list(sources) or [{"name": path, "dataset": layer, "format": format}])
     try:
         arrays = {name: vector(values, name) for name, values in columns.items()}
+        if len({len(a) for a in arrays.values()}) > 1:
+            lengths = ", ".join(f"{name} {len(a)}" for name, a in arrays.items())
+            raise MismatchError(f"the numbers of values differ: {lengths}")
         if (np.isnan(arrays["running_mean"]) != np.isnan(arrays["running_var"])).any():
             raise MismatchError("a feature has one of running_mean and running_var without the other")
         count = len(arrays["running_mean"])

@@ -8,7 +8,7 @@ is not needed. Written in float64: `load_weights` copies into the layer's own ty
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import h5py
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli import files, store
-from bncli.errors import InputError, printable
+from bncli.errors import InputError, UsageError, printable
 from bncli.exchange.common import Exported, chosen, notes, pick, save, to_stats, unreadable
 from bncli.stats import Stats
 
@@ -54,7 +54,8 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
     try:
         store.check_heaps(content)
         with h5py.File(io.BytesIO(content), "r") as file:
-            groups = _layers(file)
+            groups = _layers(file, VARIABLES)
+            _refuse_incomplete(_layers(file, ("0", "1", "2")), layer, len(groups), path)
             name = pick(
                 {n: group["0"].shape[0] for n, group in groups.items()}, layer, path, "no vars 0, 1, 2, 3 of one length"
             )
@@ -73,26 +74,50 @@ def _advice(stats: Stats, settings: dict[str, Any]) -> list[str]:
     ]
 
 
-def _layers(file: h5py.File) -> dict[str, h5py.Group]:
-    """Groups of four variables of one length, under the layer's own name where that is unique, else under their path."""
+def _layers(file: h5py.File, variables: Iterable[str]) -> dict[str, h5py.Group]:
+    """Groups of these variables, all of one length, under the layer's own name.
+
+    Where that is not unique the names of the models around it stand before it ("block1/bn"), else it is the path.
+    """
     groups: dict[str, h5py.Group] = {}
+    names: dict[str, str] = {}
 
     def visit(path: str, item: h5py.Dataset | h5py.Group) -> None:  # no link out of the file is followed
-        if path.rpartition("/")[2] == "vars" and isinstance(item, h5py.Group) and _is_layer(item):
-            groups[path.removesuffix("vars").rstrip("/")] = item
+        at, _, last = path.rpartition("/")
+        if last == "vars" and isinstance(item, h5py.Group):
+            names[at] = str(item.attrs.get("name", at))
+            if _is_layer(item, set(variables)):
+                groups[at] = item
 
     file.visititems(visit)
-    own = {path: str(group.attrs.get("name", path)) for path, group in groups.items()}
-    unique = {path for path, name in own.items() if list(own.values()).count(name) == 1}
-    return {own[path] if path in unique else path: group for path, group in groups.items()}
+    own = {at: names[at] for at in groups}
+    full = {at: "/".join(names[p] for p in _ancestors(at) if p in names) for at in groups}
+    chosen = {at: next((n[at] for n in (own, full) if list(n.values()).count(n[at]) == 1), at) for at in groups}
+    return {chosen[at]: group for at, group in groups.items()}
 
 
-def _is_layer(group: h5py.Group) -> bool:
-    if set(group) != set(VARIABLES) or any(
-        group.get(key, getlink=True).__class__ is not h5py.HardLink for key in VARIABLES
-    ):
+def _ancestors(path: str) -> list[str]:
+    """The path and what it lies in, outermost first, without the root."""
+    parts = path.split("/")
+    return ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
+
+
+def _refuse_incomplete(layers: dict[str, h5py.Group], layer: str | None, others: int, path: str) -> None:
+    """Refuse layers of three variables: one of gamma and beta is missing, and the file does not say which."""
+    meant = [name for name in layers if layer is not None and (name == layer or name.endswith(f"/{layer}"))]
+    if not layers or (layer is not None and not meant) or (layer is None and others > 1):  # then those are listed
+        return
+    named = ", ".join(printable(name) for name in (meant or layers))
+    reason = "gamma or beta is not in the file (scale=False or center=False), and it does not say which"
+    if meant or not others:
+        raise InputError(f"{printable(path)}: {named}: {reason}; save the layer with both, as 1 or 0")
+    raise UsageError(f"{printable(path)}: holds several layers; say which with --layer. Of {named} {reason}")
+
+
+def _is_layer(group: h5py.Group, variables: set[str]) -> bool:
+    if set(group) != variables or any(group.get(key, getlink=True).__class__ is not h5py.HardLink for key in variables):
         return False
-    shapes = {item.shape if isinstance(item := group[key], h5py.Dataset) else None for key in VARIABLES}
+    shapes = {item.shape if isinstance(item := group[key], h5py.Dataset) else None for key in variables}
     return len(shapes) == 1 and len(shapes.pop() or ()) == 1
 
 

@@ -73,7 +73,10 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
         if not model.opset_import:  # the last thing in a file; without it parsing still succeeds
             raise ValueError("it names no opset, so it was cut short")
         constants = dict(_constants(model.graph))
-        nodes = {node.name or node.output[0]: node for node in model.graph.node if _is_layer(node, constants)}
+        found = [node for node in model.graph.node if _is_layer(node, constants)]
+        given = [node.name for node in found]
+        # an output has one node; names may be empty, or stand twice
+        nodes = {n.name if n.name and given.count(n.name) == 1 else n.output[0]: n for n in found}
         widths = {name: int(np.prod(constants[node.input[1]].dims)) for name, node in nodes.items()}
         if not all(isinstance(name, str) for name in nodes):  # protobuf gives bytes where they are no UTF-8
             raise ValueError("the name of a node is no text")
@@ -168,6 +171,8 @@ def _array(onnx: Any, tensor: Any, path: str) -> npt.NDArray[Any]:
 
 def _attributes(node: Any) -> dict[str, float]:
     """Eps and momentum, with the operator's own defaults: the shortest decimals that give the float32 in the file."""
+    if any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute):
+        raise ValueError("the node is in training mode: it normalises with the batch, not with these numbers")
     given = {attribute.name: attribute.f for attribute in node.attribute}
     eps, momentum = given.get("epsilon", 1e-5), given.get("momentum", 0.9)
     return {"eps": float(str(np.float32(eps))), "momentum": float(str(np.float32(momentum)))}

@@ -233,3 +233,9 @@ def test_public_names_are_there() -> None:
     assert set(dir(bncli)) == set(bncli.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = bncli.nonsense
+
+
+def test_help_fits_eighty_columns() -> None:
+    for name, command in {"": cli.cli, **commands()}.items():
+        context = click.Context(command, info_name=name, terminal_width=80)
+        assert max(map(len, command.get_help(context).splitlines())) <= 80, name

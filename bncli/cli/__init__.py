@@ -56,9 +56,9 @@ def cli() -> None:
     """Normalization statistics of arrays that are larger than memory.
 
     \b
-    bn fit train.h5                             per-feature mean and variance, in one pass
-    bn inspect train.bn.h5                      look at them
-    bn apply train.bn.h5 new.npy -o out.npy     normalise other data in exactly the same way
+    bn fit train.h5                           mean and variance, in one pass
+    bn inspect train.bn.h5                    look at them
+    bn apply train.bn.h5 new.npy -o out.npy   normalise data in the same way
 
     Inputs are .npy files and HDF5 datasets, FILE or FILE::/path/in/file.
     """

@@ -32,7 +32,7 @@ def export(stats: str, output: str, as_json: bool, quiet: bool, **given: Any) ->
       bn export train.bn.h5 -o bn1.pt
       bn export train.bn.h5 -o bn1.onnx --rank 4
       bn export train.bn.h5 -o bn1.weights.h5 --use population
-      bn export train.bn.h5 --to fold --into model.safetensors --layer conv1 -o folded.safetensors
+      bn export bn1.bn.h5 --to fold --into m.safetensors -o folded.safetensors
     """
     from bncli.exchange import write
     from bncli.render.summary import export_summary, json_text

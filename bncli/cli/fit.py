@@ -47,19 +47,19 @@ def fit(
     """Compute per-feature statistics of INPUT... in one pass and store them in a small file.
 
     \b
-    running    = M * running + (1 - M) * batch       batch by batch, M = --momentum
-    population = mean and variance of every value    always stored beside it
+    running    = M * running + (1 - M) * batch     batch by batch, M = --momentum
+    population = mean and variance of every value  always stored beside it
 
     M is the weight of the OLD value, as in CS231n, Keras and ONNX; PyTorch's momentum is 1 - M.
     With --momentum none the running statistics are the population's.
 
     \b
     Examples:
-      bn fit train.h5                          the only dataset of two or more dimensions
-      bn fit train.h5::/x --momentum 0.99      one of several
-      bn fit 'part-*.npy' -o all.bn.h5         many files as one data set
-      bn fit images.h5 --axis 1                images (N, C, H, W): features are the channels
-      bn fit train.npy --preset torch          what nn.BatchNorm would hold after one pass
+      bn fit train.h5                      the only dataset of 2 or more axes
+      bn fit train.h5::/x --momentum 0.99  one of several
+      bn fit 'part-*.npy' -o all.bn.h5     many files as one data set
+      bn fit images.h5 --axis 1            images (N, C, H, W)
+      bn fit train.npy --preset torch      what nn.BatchNorm would hold
     """
     from bncli.engine.local import fit_to_file, look
     from bncli.render.progress import progress

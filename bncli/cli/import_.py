@@ -31,7 +31,7 @@ def import_(file: str, output: str, force: bool, quiet: bool, **given: Any) -> N
     \b
     Examples:
       bn import model.pt --layer layer1.0.bn1 -o bn1.bn.h5
-      bn import model.weights.h5 --layer batch_normalization_3 --eps 1e-3 -o bn3.bn.h5
+      bn import model.weights.h5 --layer norm_3 --eps 1e-3 -o bn3.bn.h5
       bn import model.onnx --layer /bn1/BatchNormalization -o bn1.bn.h5
     """
     from bncli.exchange import read_to_file

@@ -30,8 +30,9 @@ def merge(
 
     \b
     population   whatever the order
-    running      as one recurrence, in the order given, from fits of the same momentum, eps, ddof and init;
-                 that of one fit of the whole where every part but the last holds whole batches
+    running      as one recurrence, in the order given, from fits of the same
+                 momentum, eps, ddof and init; that of one fit of the whole
+                 where every part but the last holds whole batches
 
     \b
     Examples:

@@ -123,7 +123,5 @@ FORMATS = {
     "json": Format("json", "what 'bn inspect --json' prints", (".json",)),
     "npz": Format("npz", "NumPy archive, one array per field", (".npz",)),
     "csv": Format("csv", "text table, one column per field", (".csv",)),
-    "fold": Format(
-        "fold", "scale and shift (.npz, .safetensors), or a layer's weights with them folded in", (), ("write",)
-    ),
+    "fold": Format("fold", "scale and shift, or a layer's weights with them folded in", (), ("write",)),
 }

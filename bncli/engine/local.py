@@ -1,10 +1,10 @@
-"""Fitting on this machine: segments one after the other, folded in order."""
+"""Fitting on this machine: what was asked for, looked at, folded and kept."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,65 +12,21 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli import compiled, files
-from bncli.advice import BnWarning, advice
+from bncli.advice import BnWarning
 from bncli.batchnorm import per_feature
-from bncli.engine.plan import Conventions, FitSpec, Segment, check_batch, options_record, segments
-from bncli.engine.workers import Readers, available, in_order
+from bncli.engine.fold import Fold, finish, fold_segment, folds
+from bncli.engine.plan import Conventions, FitSpec, Segment, check_batch, options_record
 from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.formats.address import expand, split
 from bncli.formats.array import ArraySource
 from bncli.formats.joined import Input, Joined
 from bncli.formats.values import read_names, read_vector
-from bncli.kernels import Missing, present
-from bncli.layout import Layout, Values
-from bncli.moments import Moments, Running
+from bncli.kernels import Missing
+from bncli.layout import Layout
 from bncli.stats import Stats, provenance
 
-EXACT_INTEGERS = 2**53  # float64 holds every integer up to here
 ROUNDED = "integers beyond 2^53 were rounded to float64"
 Progress = Callable[[int, "int | None", int], None]  # samples done, samples in all, bytes done
-
-
-@dataclass
-class Fold:
-    """What has been accumulated so far: the population, the running statistics and the counts beside them."""
-
-    population: Moments
-    running: Running
-    samples: int = 0
-    batches: int = 0
-    left_out: int = 0
-    rounded: bool = False  # holds integers that float64 rounds
-
-    @classmethod
-    def empty(cls, features: int) -> Fold:
-        """Nothing yet."""
-        return cls(Moments.empty(features), Running.empty(features))
-
-    @classmethod
-    def of(cls, batches: Moments, samples: int, conventions: Conventions) -> Fold:
-        """Consecutive batches, given as Moments of shape (B, C), of `samples` samples together."""
-        folded = int((batches.count >= 2).any(axis=1).sum())
-        running = Running.of(batches, conventions.ddof).reduce(conventions.momentum)
-        return cls(batches.reduce(), running, samples, folded, len(batches.count) - folded)
-
-    def add(self, later: Fold, conventions: Conventions) -> None:
-        """Fold what follows."""
-        self.population = self.population.merge(later.population)
-        self.running = self.running.merge(later.running, conventions.momentum)
-        self.samples += later.samples
-        self.batches += later.batches
-        self.left_out += later.left_out
-
-    def join(self, later: Fold, momentum: float | None) -> Fold:
-        """Both together; the batches of `later` follow these."""
-        return Fold(
-            self.population.merge(later.population),
-            self.running.merge(later.running, momentum),
-            self.samples + later.samples,
-            self.batches + later.batches,
-            self.left_out + later.left_out,
-        )
 
 
 def fit(
@@ -265,15 +221,12 @@ def _fit_joined(data: Joined, spec: FitSpec, progress: Progress | None) -> Stats
     # glibc gives memory back to the system at every fall in use, and page faults then cost a third of the run;
     # having freed a large block once, it keeps as much
     np.empty(24 << 20, np.uint8)
-    notes = list(data.notes)
-    for part in _folds(data, layout, spec, conventions):
-        fold.add(part, conventions)
-        if part.rounded and ROUNDED not in notes:
-            notes.append(ROUNDED)
+    for part in folds(data, layout, spec, conventions):
+        fold = fold.join(part, conventions.momentum)
         if progress:
             progress(fold.samples, data.shape[0], fold.samples * data.sample_size * data.dtype.itemsize)
     data.check_unchanged()
-    for note in notes:
+    for note in data.notes + [ROUNDED] * fold.rounded:
         warnings.warn(note, BnWarning, stacklevel=3)
     return finish(
         fold,
@@ -297,7 +250,6 @@ def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: P
             "rows cannot be taken from an iterable of batches; leave them out of it, or give an array or files"
         )
     layout: Layout | None = None
-    rounded = False
     fold = Fold.empty(0)
     conventions = spec.conventions()
     sample_shape: tuple[int, ...] = ()
@@ -312,14 +264,13 @@ def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: P
             raise MismatchError(f"a batch has samples of shape {batch.shape[1:]}, the batches before {sample_shape}")
         data = Joined(np.asarray(item), budget=spec.max_memory, fill=spec.fill_value)
         missing = Missing(spec.nan == "omit", data.fill)
-        part = _fold(data, layout, Segment(0, 1, len(item)), missing, conventions)
-        fold.add(part, conventions)
-        rounded |= part.rounded
+        part = fold_segment(data, layout, Segment(0, 1, len(item)), missing, conventions)
+        fold = fold.join(part, conventions.momentum)
         if progress:
             progress(fold.samples, None, 0)
     if layout is None:
         raise InputError("there is no batch to fit")
-    if rounded:
+    if fold.rounded:
         warnings.warn(ROUNDED, BnWarning, stacklevel=3)
     gamma, beta, names = _affine_and_names(spec, layout.features, None)
     return finish(
@@ -335,90 +286,6 @@ def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: P
         kernel=compiled.NAME,
         provenance=provenance([]),
     )
-
-
-def segment_moments(data: Joined, layout: Layout, segment: Segment, missing: Missing) -> Moments:
-    """Moments of shape (batches, C) of a segment's batches.
-
-    Raises
-    ------
-    InputError
-        Naming file, sample and feature of a value that is not finite, or of values whose squares do not fit a float64.
-    """
-    start = segment.first * layout.sample_size
-
-    batches = layout.moments(Values(data.read, data.stored, start), segment.batches, segment.samples, missing)
-    bad = ~np.isfinite(batches.m2)
-    if bad.any():
-        values = segment.batches * segment.samples * layout.sample_size
-        raise _explain(data, layout, start, values, missing, int(np.flatnonzero(bad.any(axis=0))[0]))
-    return batches
-
-
-def _explain(data: Joined, layout: Layout, start: int, count: int, missing: Missing, feature: int) -> InputError:
-    """Find the value that has no variance: the first non-finite one, else say that magnitudes do not fit."""
-    at_once = 1 << 20
-    for first in range(start, start + count, at_once):
-        values = data.read(first, min(at_once, start + count - first))
-        bad = np.flatnonzero(present(values, missing) & ~np.isfinite(values))
-        if bad.size:
-            position = first + int(bad[0])
-            address, sample = data.locate(position)
-            feature = position % layout.row_size // layout.positions
-            value = values[bad[0]]
-            return InputError(
-                f"{printable(address)}: sample {sample}, {_feature(data.names, feature)} is {value}; "
-                "leave such values out with --nan omit"
-            )
-    address, sample = data.locate(start)
-    return InputError(
-        f"{printable(address)}: {_feature(data.names, feature)}: values from sample {sample} on are too large or too close "
-        "together for their squares to fit a float64 (beyond 1e150, or a spread below 1e-150); rescale them"
-    )
-
-
-def _feature(names: tuple[str, ...] | None, index: int) -> str:
-    named = f" ({printable(names[index])})" if names and index < len(names) else ""
-    return f"feature {index}{named}"
-
-
-def _folds(data: Joined, layout: Layout, spec: FitSpec, conventions: Conventions) -> Iterator[Fold]:
-    """The folds of all segments, in order, computed by the workers."""
-    missing = Missing(spec.nan == "omit", data.fill)
-    cut = list(segments(layout, data.shape[0], spec.batch_size))
-    workers = data.workers(min(spec.workers or available(), len(cut)))
-    # segments of one chunk go to one worker, as long as there is enough for all
-    together = min(-(-2 * data.rows_together // (cut[0].batches * cut[0].samples)), -(-len(cut) // (4 * workers)))
-    with Readers(data, workers) as readers:
-
-        def work(task: list[Segment]) -> list[Fold]:
-            return [_fold(readers.mine(), layout, segment, missing, conventions) for segment in task]
-
-        for folds in in_order(work, [cut[i : i + together] for i in range(0, len(cut), together)], workers):
-            yield from folds
-
-
-def _fold(data: Joined, layout: Layout, segment: Segment, missing: Missing, conventions: Conventions) -> Fold:
-    batches = segment_moments(data, layout, segment, missing)
-    fold = Fold.of(batches, segment.batches * segment.samples, conventions)
-    fold.rounded = _holds_large_integers(data, segment, fold.population)
-    return fold
-
-
-def _holds_large_integers(data: Joined, segment: Segment, population: Moments) -> bool:
-    """Whether a segment holds integers beyond 2^53; its values are looked at only where the moments allow for some."""
-    if not any(i.dtype.kind in "iu" and i.dtype.itemsize == 8 for i in data.inputs):
-        return False
-    with np.errstate(invalid="ignore"):
-        reach = np.abs(population.mean) + np.sqrt(population.m2)  # no value lies farther from 0
-    if not (reach >= EXACT_INTEGERS).any():
-        return False
-    start, count = segment.first * data.sample_size, segment.batches * segment.samples * data.sample_size
-    for first in range(start, start + count, 1 << 20):
-        values = data.read(first, min(1 << 20, start + count - first))
-        if int(values.max()) > EXACT_INTEGERS or int(values.min()) < -EXACT_INTEGERS:  # before float64 rounds them
-            return True
-    return False
 
 
 def affine_parameter(
@@ -460,46 +327,6 @@ def _affine_and_names(
         )
         names = None
     return gamma, beta, names
-
-
-def finish(fold: Fold, conventions: Conventions, *, names: tuple[str, ...] | None, **rest: Any) -> Stats:
-    """The record of what was folded; `rest` are fields of Stats. Warns of what a person should know.
-
-    Raises
-    ------
-    InputError
-        When no feature has a variance, or one has a variance that does not fit a float64.
-    """
-    if not (fold.running.k > 0).any():
-        raise InputError(
-            f"no feature has two values in a batch; a variance needs two values per feature ({fold.samples} samples read)"
-        )
-    if not np.isfinite(fold.population.m2).all():
-        feature = int(np.flatnonzero(~np.isfinite(fold.population.m2))[0])
-        raise InputError(
-            f"{_feature(names, feature)}: its values are too large or too close together for their squares to fit a float64; rescale them"
-        )
-    if conventions.momentum is None:
-        folded = np.broadcast_to(fold.running.k[0], fold.population.count.shape) > 0
-        mean = np.where(folded, fold.population.mean, np.nan)
-        var = np.where(folded, fold.population.variance(conventions.ddof), np.nan)
-    else:
-        mean, var = fold.running.read(conventions.init, conventions.momentum)
-    stats = Stats(
-        mean,
-        var,
-        population=fold.population,
-        running=fold.running,
-        num_samples=fold.samples,
-        num_batches=fold.batches,
-        num_left_out=fold.left_out,
-        names=names,
-        **vars(conventions),
-        **rest,
-    )
-    for text in advice(stats):
-        warnings.warn(text, BnWarning, stacklevel=4)
-    return stats
 
 
 def _source_record(address: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from bncli import files
 from bncli.advice import BnWarning
-from bncli.engine.local import Fold, affine_parameter, finish
+from bncli.engine.fold import Fold, finish
+from bncli.engine.local import affine_parameter
 from bncli.engine.plan import DEFAULT_MEMORY, Conventions
 from bncli.errors import MismatchError, UsageError, printable
 from bncli.formats.address import expand, split

@@ -86,6 +86,29 @@ def test_cut_anywhere(tmp_path: Path, count: int) -> None:
             exchange.read(str(path))
 
 
+def test_the_checksum(tmp_path: Path) -> None:
+    """A damaged one is no missing one; without its column a table is believed."""
+    path = tmp_path / "x.csv"
+    exchange.write(features(3), str(path))
+    text = path.read_text()
+    for i in range(len("bncli_sha256")):
+        title = "bncli_sha256"[:i] + "#" + "bncli_sha256"[i + 1 :]
+        path.write_text(text.replace("bncli_sha256", title))
+        with pytest.raises(InputError, match=r"x\.csv: damaged: its values do not match its checksum"):
+            exchange.read(str(path))
+    for old, new in (("0.001", "0.002"), ("debias", "zeros"), ("momentum", "momemtum"), (",gamma,", ",gamna,")):
+        assert old in text
+        path.write_text(text.replace(old, new))
+        with pytest.raises(InputError, match=r"x\.csv: damaged: .*take the checksum out"):
+            exchange.read(str(path))
+    rows = [row.split(",") for row in text.splitlines()]
+    column = rows[0].index("bncli_sha256")
+    path.write_text(
+        "".join(",".join(row[:column] + row[column + 1 :]) + "\n" for row in rows).replace("0.001", "0.002")
+    )
+    assert exchange.read(str(path)).eps == 0.002
+
+
 def test_damaged(tmp_path: Path) -> None:
     exchange.write(features(3), str(tmp_path / "x.csv"))
     check_damaged(tmp_path / "x.csv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +93,31 @@ def test_imported_and_exported_again(tmp_path: Path, suffix: str) -> None:
 def test_is_what_inspect_prints(tmp_path: Path) -> None:
     stats = features(3)
     exchange.write(stats, str(tmp_path / "x.json"))
-    assert json.loads((tmp_path / "x.json").read_text()) == stats.as_dict()
+    record = json.loads((tmp_path / "x.json").read_text())
+    digest = record.pop("sha256")
+    assert record == stats.as_dict()
+    assert digest == hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def test_the_checksum(tmp_path: Path) -> None:
+    """It holds for the values, however they are written; without it a record is believed."""
+    path = tmp_path / "x.json"
+    exchange.write(features(3), str(path))
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(record.items())), indent=2))
+    check_same_record(features(3), exchange.read(str(path)))
+    record["features"][1]["running_mean"] = 7.5
+    path.write_text(json.dumps(record))
+    with pytest.raises(
+        InputError, match=r"x\.json: damaged: its values do not match its checksum.*take the checksum out"
+    ):
+        exchange.read(str(path))
+    path.write_text(json.dumps({"shb256" if key == "sha256" else key: value for key, value in record.items()}))
+    with pytest.raises(InputError, match=r"x\.json: .*no key 'shb256'"):
+        exchange.read(str(path))
+    del record["sha256"]
+    path.write_text(json.dumps(record))
+    assert exchange.read(str(path)).running_mean[1] == 7.5
 
 
 def changed(record: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from exchange_helpers import (
 )
 from helpers import Array
 
-from bncli import exchange
+from bncli import exchange, store
 from bncli.errors import InputError, UsageError
 
 # Keras' torch backend turns tensors into arrays in a way that NumPy 2 deprecates
@@ -171,6 +171,7 @@ def test_round_trip(tmp_path: Path, count: int) -> None:
 
 def spoil(change: Callable[[h5py.Group], None]) -> Callable[[Path], None]:
     def apply(path: Path) -> None:
+        path.write_bytes(store.unsealed(path.read_bytes(), "x"))  # as Keras writes it
         with h5py.File(path, "a") as file:
             group = file["layers/batch_normalization/vars"]
             del group["2"]
@@ -225,7 +226,7 @@ def test_twelve_orders_of_magnitude_more_than_the_file_has(tmp_path: Path) -> No
 def test_a_heap_that_libhdf5_would_walk_for_ever(tmp_path: Path) -> None:
     path = tmp_path / "x.weights.h5"
     exchange.write(features(3), str(path))
-    content = bytearray(path.read_bytes())
+    content = bytearray(store.unsealed(path.read_bytes(), "x"))
     heap = content.index(b"GCOL")
     free = heap + 16 + 16 + 24  # after the header and the layer's name, padded to 24 bytes
     assert int.from_bytes(content[free : free + 2], "little") == 0
@@ -233,6 +234,24 @@ def test_a_heap_that_libhdf5_would_walk_for_ever(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(InputError, match="heap of texts is damaged"):
         exchange.read(str(path))
+
+
+def test_the_seal(tmp_path: Path) -> None:
+    """A damaged one is no missing one; a copy by another tool has none, and is believed."""
+    path = tmp_path / "x.weights.h5"
+    stats = features(3)
+    exchange.write(stats, str(path))
+    whole = path.read_bytes()
+    for at in range(len(whole) - store.SEAL_BYTES, len(whole)):
+        for number in (whole.index(stats.running_mean.tobytes()), at):  # with a changed number, and by itself
+            damaged = bytearray(whole)
+            damaged[at] ^= 0x10
+            damaged[number] ^= 0x02
+            path.write_bytes(damaged)
+            with pytest.raises(InputError, match=r"x\.weights\.h5: damaged: its bytes do not match their checksum"):
+                exchange.read(str(path))
+    path.write_bytes(whole[: -store.SEAL_BYTES])
+    check_same_numbers(exchange.read(str(path)), stats)
 
 
 def test_damaged(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from exchange_helpers import (
     check_other_files_refused,
     check_package_missing,
     check_round_trip,
+    check_same_numbers,
     data,
     features,
     fitted,
@@ -203,6 +204,30 @@ def test_hostile_tensors(onnx: Any, tmp_path: Path, change: Any) -> None:
     onnx.save(model, path)
     with pytest.raises(InputError, match=r"x\.onnx"):
         exchange.read(path)
+
+
+def test_the_checksum(onnx: Any, tmp_path: Path) -> None:
+    """A damaged one is no missing one; without any a model is believed, and where it was moved its values are compared."""
+    path = str(tmp_path / "x.onnx")
+    exchange.write(features(3), path)
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    parts = [model.graph.node[0], *model.graph.initializer]
+    moved = onnx.compose.add_prefix(model, "a_")
+    onnx.save(moved, path)
+    check_same_numbers(exchange.read(path), features(3), "f4")
+    changed = np.frombuffer(parts[1].raw_data, "f4").copy()
+    changed[0] += 1
+    parts[1].raw_data = changed.tobytes()
+    for part in (None, *parts[:-1]):
+        if part is not None:
+            part.ClearField("doc_string")
+        onnx.save(model, path)
+        with pytest.raises(InputError, match=r"x\.onnx: damaged: its values do not match its checksum"):
+            exchange.read(path)
+    parts[-1].ClearField("doc_string")
+    onnx.save(model, path)
+    assert exchange.read(path).gamma[0] == changed[0]
 
 
 def test_damaged(onnx: Any, tmp_path: Path) -> None:

@@ -128,6 +128,33 @@ def test_types(torch: Any, tmp_path: Path) -> None:
         exchange.read(path)
 
 
+def test_the_checksum(torch: Any, tmp_path: Path) -> None:
+    """A damaged one is no missing one; without any of bn's metadata a file is believed."""
+    from safetensors import safe_open
+    from safetensors.numpy import load_file, save_file
+
+    path = str(tmp_path / "x.safetensors")
+    exchange.write(features(3), path)
+    with safe_open(path, "numpy") as file:
+        told = file.metadata()["bncli"]
+    tensors = load_file(path)
+    tensors["weight"][0] += 1
+    for metadata in (
+        {"bncli": told},
+        {"bnclu": told},
+        {"bncli": told.replace("bncli_", "bnclu_")},
+        {"bncli": told.replace("pytorch_momentum", "pytorch-momentum")},
+        {"bnclu": told.replace("bncli_", "bnclu_")},
+        {"bnclu": told.replace("pytorch_momentum", "pytorch-momentum")},
+    ):
+        save_file(tensors, path, metadata)
+        with pytest.raises(InputError, match=r"x\.safetensors: .*damaged"):
+            exchange.read(path)
+    tensors = load_file(path)
+    save_file(tensors, path, {"format": "pt"})
+    assert exchange.read(path).gamma[0] == tensors["weight"][0]
+
+
 def test_damaged(torch: Any, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     exchange.write(features(3), str(path))

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from bncli import files
-from bncli.errors import BnError, InputError, MismatchError, UsageError, printable
+from bncli import files, store
+from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.moments import Moments
 from bncli.stats import PRESETS, Preset, Stats, check_conventions, provenance
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
+Momentum = float | Literal["none"] | None  # as an option: None is not given
 LISTED = 100  # layers named in a message
 DEFAULTS = Preset(momentum=0.9, eps=1e-5, ddof=0, init="debias", axis=-1)  # bn's own, for formats without a preset
 COUNTS = ("batch_size", "num_samples", "num_batches")
@@ -107,6 +109,22 @@ def _fits_float32(stats: Stats) -> npt.NDArray[np.bool_]:
     return np.asarray(~beyond.any(axis=0))
 
 
+def conventions(stats: Stats, names: Iterable[str] = KINDS) -> dict[str, Any]:
+    """One value per convention, of the type that it is read as; momentum is None where there is none."""
+    values = {name: getattr(stats, name) for name in names}
+    return {name: None if value is None else KINDS[name](value) for name, value in values.items()}
+
+
+def checksum(columns: Mapping[str, Any], held: Mapping[str, Any], names: Sequence[Any] | None = None) -> str:
+    """SHA-256 of every number, convention and name of a file, as `to_stats` takes them: `store.digest`, in hexadecimal.
+
+    It is of the values, not of the bytes, and so holds where another tool writes the same values in its own way.
+    """
+    arrays = {name: np.asarray(values, np.float64) for name, values in columns.items()}
+    plain = {name: np.where(np.isnan(a), np.nan, a) for name, a in arrays.items()}  # one NaN, whatever its bits
+    return store.digest(plain, {"held": json.dumps([held, names], sort_keys=True)})
+
+
 def check_readable(path: str) -> None:
     """Raise InputError when a path is missing, not a regular file, or cannot be opened."""
     if not os.path.isfile(path):
@@ -121,6 +139,14 @@ def unreadable(path: str, kind: str, error: object) -> InputError:
     reason = printable(" ".join(str(error).split()))[:200]
     return InputError(
         f"{printable(path)}: not a readable {kind}: {reason or type(error).__name__}; write or copy it again"
+    )
+
+
+def damaged(path: str) -> InputError:
+    """The error for a file whose values are not those of its checksum."""
+    return InputError(
+        f"{printable(path)}: damaged: its values do not match its checksum; copy or export it again, or take the checksum "
+        "out if you changed them yourself"
     )
 
 
@@ -163,10 +189,11 @@ def to_stats(
     held: Mapping[str, Any],
     *,
     eps: float | None,
-    momentum: float | None,
+    momentum: Momentum,
     layer: str | None = None,
     names: Sequence[Any] | None = None,
     sources: Sequence[dict[str, Any]] = (),
+    told: str | None = None,
 ) -> Stats:
     """Stats from what a file holds; conventions from the options, then the file, then the preset.
 
@@ -177,17 +204,21 @@ def to_stats(
     held : name -> value
         Conventions that the file holds: momentum, eps, ddof, init, axis, and COUNTS.
     eps, momentum
-        Options; None is not given.
+        Options; None is not given, a momentum of "none" is that there is none.
+    told : str, optional
+        The `checksum` that the file bears.
 
     Raises
     ------
     UsageError
         When an option has no meaning.
     InputError
-        When the values in the file have none.
+        When the values in the file have none, or do not match its checksum.
     """
-    check_conventions(momentum, DEFAULTS.eps if eps is None else eps, 0, "debias")
-    options = {name: value for name, value in (("eps", eps), ("momentum", momentum)) if value is not None}
+    weight = None if momentum == "none" else momentum
+    check_conventions(weight, DEFAULTS.eps if eps is None else eps, 0, "debias")
+    given = (("eps", eps, eps), ("momentum", momentum, weight))
+    options = {name: value for name, said, value in given if said is not None}
     known = {**held, **options}
     preset = vars(PRESETS.get({"safetensors": "torch"}.get(format, format), DEFAULTS))
     assumed = {name: value for name, value in preset.items() if name not in known}
@@ -195,6 +226,8 @@ def to_stats(
     record = provenance(list(sources) or [{"name": path, "dataset": layer, "format": format}])
     try:
         arrays = {name: vector(values, name) for name, values in columns.items()}
+        if told is not None and told != checksum(arrays, held, names):
+            raise damaged(path)
         if len({len(a) for a in arrays.values()}) > 1:
             lengths = ", ".join(f"{name} {len(a)}" for name, a in arrays.items())
             raise MismatchError(f"the numbers of values differ: {lengths}")
@@ -211,7 +244,7 @@ def to_stats(
             provenance=record | {"imported": {"format": format, "file": path, "layer": layer, "assumed": assumed}},
             **preset | {name: _convention(name, value) for name, value in known.items()},
         )
-    except (BnError, TypeError, ValueError) as error:
+    except (MismatchError, UsageError, TypeError, ValueError) as error:
         raise InputError(f"{printable(path)}: {printable(error)}; it holds no statistics that bn can use") from None
 
 

@@ -11,11 +11,13 @@ import numpy as np
 
 from bncli import files
 from bncli.exchange import fields
-from bncli.exchange.common import KINDS, Exported, chosen, save, to_stats, unreadable
+from bncli.exchange.common import KINDS, Exported, Momentum, checksum, chosen, conventions, save, to_stats, unreadable
 from bncli.stats import Stats
+from bncli.store import resembles
 
 LARGEST = 4 << 30
 INDEX = "index"
+CHECKSUM = "bncli_sha256"
 COUNT = "num_features"  # the last column, so that a cut file shows
 NONE = "none"
 
@@ -24,17 +26,19 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
     """Write a table whose floats round-trip exactly; NaN is `nan`."""
     stats = chosen(stats, use)
     columns = {INDEX: np.arange(stats.num_features)} | fields.columns(stats)
-    conventions = fields.conventions(stats)
-    constant = [NONE if value is None else value for value in conventions.values()] + [stats.num_features]
+    held = conventions(stats)
+    names = stats.names if stats.names and any(stats.names) else None
+    told = checksum({name: columns[name] for name in fields.COLUMNS}, held, names)
+    constant = [told, *(NONE if value is None else value for value in held.values()), stats.num_features]
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*columns, *conventions, COUNT])
+    writer.writerow([*columns, CHECKSUM, *held, COUNT])
     writer.writerows([*row, *constant] for row in zip(*(c.tolist() for c in columns.values()), strict=True))
     save(out.getvalue().encode(), path, force, inputs)
-    return Exported("csv", path, use, stats.num_features, conventions, fields.advice(use))
+    return Exported("csv", path, use, stats.num_features, held, fields.advice(use))
 
 
-def read(path: str, *, eps: float | None = None, momentum: float | None = None) -> Stats:
+def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> Stats:
     """Read a table with the columns running_mean and running_var; every other column may be missing.
 
     Raises
@@ -49,13 +53,13 @@ def read(path: str, *, eps: float | None = None, momentum: float | None = None) 
         fields.check_there(columns, path)
         _check_whole(columns, text)
         held = {name: _convention(name, columns[name]) for name in KINDS if name in columns}
+        told = _checksum(columns)
         numbers = {name: [float(text) for text in columns[name]] for name in fields.COLUMNS if name in columns}
     except (ValueError, csv.Error) as error:
         raise unreadable(path, "CSV table of statistics", error) from None
     names = columns.get(fields.NAMES)
-    return to_stats(
-        path, "csv", numbers, held, names=names if names and any(names) else None, eps=eps, momentum=momentum
-    )
+    given = names if names and any(names) else None
+    return to_stats(path, "csv", numbers, held, names=given, eps=eps, momentum=momentum, told=told)
 
 
 def _columns(text: str) -> dict[str, list[str]]:
@@ -81,8 +85,14 @@ def _check_whole(columns: dict[str, list[str]], text: str) -> None:
         raise ValueError("its rows are not in the order of their index, or not all there")
 
 
+def _checksum(columns: dict[str, list[str]]) -> str | None:
+    """The checksum, where there is a column of it; one that matches nothing where its title is damaged."""
+    titles = [title for title in columns if resembles(title, CHECKSUM)]
+    return _convention(CHECKSUM, columns.get(CHECKSUM, [""])) if titles else None
+
+
 def _convention(name: str, texts: list[str]) -> Any:
     """The value that all rows share."""
     if len(set(texts)) > 1:
         raise ValueError(f"{name} differs from row to row")
-    return None if name == "momentum" and texts[0] == NONE else KINDS[name](texts[0])
+    return None if name == "momentum" and texts[0] == NONE else KINDS.get(name, str)(texts[0])

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.errors import InputError, printable
-from bncli.exchange.common import KINDS
 from bncli.stats import Stats
 
 # what is read back; scale and shift, which follow from them, are for whoever reads the file
@@ -23,11 +22,6 @@ def columns(stats: Stats) -> dict[str, npt.NDArray[Any]]:
     found: dict[str, npt.NDArray[Any]] = {} if stats.names is None else {NAMES: np.array(stats.names)}
     found |= {name: stats.population_count if name == "count" else getattr(stats, name) for name in COLUMNS}
     return found | {"scale": scale, "shift": shift}
-
-
-def conventions(stats: Stats) -> dict[str, Any]:
-    """One value per convention; momentum is None where there is none."""
-    return {name: getattr(stats, name) for name in KINDS}
 
 
 def advice(use: str) -> list[str]:

@@ -1,7 +1,8 @@
-"""JSON with the schema of `bn inspect --json`, whose floats round-trip exactly."""
+"""JSON with the schema of `bn inspect --json`, whose floats round-trip exactly, and its checksum."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -9,20 +10,23 @@ from typing import Any
 
 from bncli import files
 from bncli.exchange import fields
-from bncli.exchange.common import KINDS, Exported, chosen, save, to_stats, unreadable
+from bncli.exchange.common import KINDS, Exported, Momentum, chosen, conventions, damaged, save, to_stats, unreadable
 from bncli.stats import FORMAT, FORMAT_VERSION, Stats
 
 LARGEST = 4 << 30
+CHECKSUM = "sha256"
+KEYS = {"format", "version", *KINDS, "num_features", "num_parameters", "sources", "features", "learning"}
 
 
 def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, inputs: Sequence[str] = ()) -> Exported:
-    """Write the record that `bn inspect --json` prints."""
+    """Write the record that `bn inspect --json` prints, and beside it the SHA-256 of it."""
     stats = chosen(stats, use)
-    save(json.dumps(stats.as_dict(), allow_nan=False).encode(), path, force, inputs)
-    return Exported("json", path, use, stats.num_features, fields.conventions(stats), fields.advice(use))
+    record = stats.as_dict()
+    save(json.dumps(record | {CHECKSUM: _checksum(record)}, allow_nan=False).encode(), path, force, inputs)
+    return Exported("json", path, use, stats.num_features, conventions(stats), fields.advice(use))
 
 
-def read(path: str, *, eps: float | None = None, momentum: float | None = None) -> Stats:
+def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> Stats:
     """Read what `write`, `bn inspect --json` or `bn fit --json` wrote.
 
     Raises
@@ -32,7 +36,10 @@ def read(path: str, *, eps: float | None = None, momentum: float | None = None) 
     """
     try:
         record = json.loads(files.read_bytes(path, LARGEST), object_pairs_hook=_once, parse_constant=_no_number)
+        told, record = record.get(CHECKSUM), {key: value for key, value in record.items() if key != CHECKSUM}
         features = _features(record)
+        if told is not None and told != _checksum(record):
+            raise damaged(path)
         columns = {name: [_number(feature[name]) for feature in features] for name in fields.COLUMNS}
         held = {name: record[name] for name in KINDS}
         names = [feature["name"] for feature in features]
@@ -46,8 +53,15 @@ def read(path: str, *, eps: float | None = None, momentum: float | None = None) 
     return to_stats(path, "json", columns, held, names=given, sources=sources, eps=eps, momentum=momentum)
 
 
+def _checksum(record: Any) -> str:
+    """Of everything in the record, whatever the order of its keys and the space between them."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
 def _features(record: Any) -> list[Any]:
     """The list of features, checked to be all of them and in their order."""
+    if unknown := sorted(set(record) - KEYS):  # it may be the checksum's
+        raise ValueError(f"bn knows no key {unknown[0]!r} in it")
     if record["format"] != FORMAT or record["version"] != FORMAT_VERSION:
         raise ValueError(f"its format is {record['format']!r} {record['version']!r}, not {FORMAT!r} {FORMAT_VERSION}")
     found = [feature["index"] for feature in record["features"]]

@@ -2,7 +2,8 @@
 
 Layout: Keras keeps the variables of a layer under `.../<class>_<number>/vars/0, 1, …`, with the layer's own name as an
 attribute of `vars`; BatchNormalization's are gamma, beta, moving_mean and moving_variance. Plain HDF5, so Keras itself
-is not needed. Written in float64: `load_weights` copies into the layer's own type.
+is not needed. Written in float64: `load_weights` copies into the layer's own type. Behind the HDF5 file stands the seal of
+a stats file, which Keras passes over; HDF5 can crash or hang over damaged bytes, so it is checked before HDF5 reads any.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from bncli import files, store
 from bncli.errors import InputError, UsageError, printable
-from bncli.exchange.common import Exported, chosen, notes, pick, save, to_stats, unreadable
+from bncli.exchange.common import Exported, Momentum, chosen, notes, pick, save, to_stats, unreadable
 from bncli.stats import Stats
 
 VARIABLES = {"0": "gamma", "1": "beta", "2": "running_mean", "3": "running_var"}
@@ -35,12 +36,12 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
             variables.create_dataset(key, data=getattr(stats, name), track_times=False)
         file.create_group("vars")
         file.flush()
-        save(file.id.get_file_image(), path, force, inputs)
+        save(store.sealed(file.id.get_file_image()), path, force, inputs)
     settings = {"axis": stats.axis, "momentum": stats.momentum, "epsilon": stats.eps}
     return Exported("keras", path, use, stats.num_features, settings, _advice(stats, settings))
 
 
-def read(path: str, *, layer: str | None = None, eps: float | None = None, momentum: float | None = None) -> Stats:
+def read(path: str, *, layer: str | None = None, eps: float | None = None, momentum: Momentum = None) -> Stats:
     """Read one BatchNormalization; `layer` is its name as saved, or its path in the file.
 
     Raises
@@ -50,7 +51,7 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
     InputError
         When the file is damaged, or holds no such layer.
     """
-    content = files.read_bytes(path, LARGEST)
+    content = store.unsealed(files.read_bytes(path, LARGEST), printable(path))
     try:
         store.check_heaps(content)
         with h5py.File(io.BytesIO(content), "r") as file:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bncli import files
 from bncli.exchange import fields
-from bncli.exchange.common import KINDS, Exported, chosen, save, to_stats, unreadable
+from bncli.exchange.common import KINDS, Exported, Momentum, chosen, conventions, save, to_stats, unreadable
 from bncli.stats import Stats
 
 LARGEST = 4 << 30  # of the file, and of a member
@@ -29,15 +29,15 @@ HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.re
 def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, inputs: Sequence[str] = ()) -> Exported:
     """Write an archive that `numpy.load` opens; a momentum of none is NaN."""
     stats = chosen(stats, use)
-    conventions = fields.conventions(stats)
-    single = conventions | {"momentum": math.nan if stats.momentum is None else stats.momentum}
+    held = conventions(stats)
+    single = held | {"momentum": math.nan if stats.momentum is None else stats.momentum}
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **fields.columns(stats), **{k: np.array(v) for k, v in single.items()})
     save(buffer.getvalue(), path, force, inputs)
-    return Exported("npz", path, use, stats.num_features, conventions, fields.advice(use))
+    return Exported("npz", path, use, stats.num_features, held, fields.advice(use))
 
 
-def read(path: str, *, eps: float | None = None, momentum: float | None = None) -> Stats:
+def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> Stats:
     """Read an archive with running_mean and running_var; every other field may be missing.
 
     Raises

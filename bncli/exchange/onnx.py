@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from bncli import files
 from bncli.errors import InputError, MismatchError, UsageError, printable
-from bncli.exchange.common import Exported, chosen, notes, package, pick, save, to_stats, unreadable
+from bncli.exchange.common import Exported, Momentum, checksum, chosen, notes, package, pick, save, to_stats, unreadable
 from bncli.stats import Stats
 
 OPSET = 15
@@ -22,6 +22,7 @@ LARGEST = 2 << 30  # protobuf's own limit
 OPERATOR = "BatchNormalization"
 INPUTS = ("gamma", "beta", "running_mean", "running_var")  # after the data, in the operator's order
 HIGHEST_RANK = 8
+SIGN = "bncli sha256 "  # before the checksum, in the doc_string of the node and of each of its tensors
 
 
 def write(
@@ -55,7 +56,7 @@ def write(
     return Exported("onnx", path, use, stats.num_features, settings, _advice(stats, arrays, rank))
 
 
-def read(path: str, *, layer: str | None = None, eps: float | None = None, momentum: float | None = None) -> Stats:
+def read(path: str, *, layer: str | None = None, eps: float | None = None, momentum: Momentum = None) -> Stats:
     """Read one BatchNormalization node; `layer` is its name, or that of its output where it has none.
 
     Raises
@@ -83,10 +84,11 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
         name = pick(widths, layer, path, f"no {OPERATOR} node whose numbers are in the file")
         tensors = [constants[key] for key in nodes[name].input[1:5]]
         columns = dict(zip(INPUTS, (_array(onnx, tensor, path) for tensor in tensors), strict=True))
-        held = {"axis": 1} | _attributes(nodes[name])
+        held = _conventions(nodes[name])
+        told = _checksum([nodes[name].doc_string, *(tensor.doc_string for tensor in tensors)])
     except (DecodeError, ValueError, TypeError, LookupError) as error:
         raise unreadable(path, "ONNX model", error) from None
-    return to_stats(path, "onnx", columns, held, layer=name, eps=eps, momentum=momentum)
+    return to_stats(path, "onnx", columns, held, layer=name, eps=eps, momentum=momentum, told=told)
 
 
 def _float32(values: npt.NDArray[np.float64], name: str) -> npt.NDArray[np.float32]:
@@ -110,6 +112,8 @@ def _model(onnx: Any, arrays: dict[str, npt.NDArray[np.float32]], rank: int, sta
     attributes = {"epsilon": stats.eps} | ({} if stats.momentum is None else {"momentum": stats.momentum})
     node = helper.make_node(OPERATOR, ["x", *INPUTS], ["y"], name=OPERATOR, **attributes)
     initializers = [onnx.numpy_helper.from_array(values, name) for name, values in arrays.items()]
+    for part in (node, *initializers):
+        part.doc_string = SIGN + checksum(arrays, _conventions(node))
     return helper.make_model(
         helper.make_graph([node], "batch_normalization", [x], [y], initializers),
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -169,10 +173,17 @@ def _array(onnx: Any, tensor: Any, path: str) -> npt.NDArray[Any]:
     return array
 
 
-def _attributes(node: Any) -> dict[str, float]:
+def _checksum(texts: list[str]) -> str | None:
+    """The checksum that every part bears, so that damage to one does not hide it; None where none bears any."""
+    if not any(text.startswith(SIGN) for text in texts):
+        return None
+    return texts[0].removeprefix(SIGN) if len(set(texts)) == 1 else ""  # which matches nothing
+
+
+def _conventions(node: Any) -> dict[str, Any]:
     """Eps and momentum, with the operator's own defaults: the shortest decimals that give the float32 in the file."""
     if any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute):
         raise ValueError("the node is in training mode: it normalises with the batch, not with these numbers")
     given = {attribute.name: attribute.f for attribute in node.attribute}
     eps, momentum = given.get("epsilon", 1e-5), given.get("momentum", 0.9)
-    return {"eps": float(str(np.float32(eps))), "momentum": float(str(np.float32(momentum)))}
+    return {"axis": 1, "eps": float(str(np.float32(eps))), "momentum": float(str(np.float32(momentum)))}

@@ -8,12 +8,28 @@ from typing import Any
 
 from bncli.errors import InputError, printable
 from bncli.exchange import state_dict
-from bncli.exchange.common import Exported, check_readable, chosen, package, save, to_stats, unreadable
+from bncli.exchange.common import (
+    Exported,
+    Momentum,
+    check_readable,
+    checksum,
+    chosen,
+    conventions,
+    package,
+    save,
+    to_stats,
+    unreadable,
+)
 from bncli.stats import Stats
 
 TYPES = ("F16", "F32", "F64", "I64")
 CONVENTIONS = ("momentum", "eps", "ddof", "init", "axis")
 METADATA = "bncli"  # the key of the metadata that holds bn's conventions, as JSON
+CHECKSUM = "bncli_sha256"  # in that JSON
+MARKS = (
+    METADATA,
+    "pytorch_momentum",
+)  # in three places of the metadata, so that damage to one does not hide the checksum
 
 
 def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, inputs: Sequence[str] = ()) -> Exported:
@@ -22,13 +38,15 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
     from safetensors.numpy import save as serialize
 
     stats = chosen(stats, use)
-    conventions = {name: getattr(stats, name) for name in CONVENTIONS}
-    told = conventions | {"pytorch_momentum": state_dict.settings(stats)["momentum"], "names": stats.names}
-    save(serialize(state_dict.arrays(stats), {"format": "pt", METADATA: json.dumps(told)}), path, force, inputs)
+    arrays, held = state_dict.arrays(stats), conventions(stats, CONVENTIONS)
+    columns = {column: arrays[key] for key, column in state_dict.KEYS.items()}
+    told = held | {"pytorch_momentum": state_dict.settings(stats)["momentum"], "names": stats.names}
+    told[CHECKSUM] = checksum(columns, held | {"num_batches": stats.num_batches}, stats.names)
+    save(serialize(arrays, {"format": "pt", METADATA: json.dumps(told)}), path, force, inputs)
     return Exported("safetensors", path, use, stats.num_features, state_dict.settings(stats), state_dict.advice(stats))
 
 
-def read(path: str, *, layer: str | None = None, eps: float | None = None, momentum: float | None = None) -> Stats:
+def read(path: str, *, layer: str | None = None, eps: float | None = None, momentum: Momentum = None) -> Stats:
     """Read one layer; `layer` is the prefix of its keys. Only its own tensors are read.
 
     Raises
@@ -53,20 +71,37 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
                 return file.get_tensor(key)
 
             columns, tracked, name = state_dict.columns(shapes, get, layer, path)
-            held, names = _held((file.metadata() or {}).get(METADATA, "{}"), path)
+            told = _told(file.metadata() or {}, path)
     except (safetensors.SafetensorError, OSError) as error:
         raise unreadable(path, "safetensors file", error) from None
-    held |= {"num_batches": tracked}
-    return to_stats(path, "safetensors", columns, held, layer=name or None, names=names, eps=eps, momentum=momentum)
+    held = {name: told[name] for name in CONVENTIONS if name in told} | {"num_batches": tracked}
+    names, layer = told.get("names"), name or None
+    return to_stats(
+        path,
+        "safetensors",
+        columns,
+        held,
+        layer=layer,
+        names=names,
+        eps=eps,
+        momentum=momentum,
+        told=told.get(CHECKSUM),
+    )
 
 
-def _held(text: str, path: str) -> tuple[dict[str, Any], list[Any] | None]:
-    """Conventions and names from the metadata; both may be missing."""
+def _told(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
+    """What bn wrote into the metadata; empty where another program wrote them."""
+    if not any(mark in text for item in metadata.items() for text in item for mark in MARKS):
+        return {}
     try:
-        told = json.loads(text)
+        told = json.loads(metadata.get(METADATA, ""))
     except (ValueError, RecursionError):
         told = None
-    names = told.get("names") if isinstance(told, Mapping) else None
-    if not isinstance(told, Mapping) or not (names is None or isinstance(names, list)):
+    names = told.get("names") if isinstance(told, dict) else None
+    if (
+        not isinstance(told, dict)
+        or not isinstance(told.get(CHECKSUM), str)
+        or not (names is None or isinstance(names, list))
+    ):
         raise InputError(f"{printable(path)}: its metadata {METADATA!r} are damaged; take them out, or write it again")
-    return {name: told[name] for name in CONVENTIONS if name in told}, names
+    return told

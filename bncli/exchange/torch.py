@@ -14,7 +14,7 @@ from typing import Any
 
 from bncli.errors import InputError, UsageError, printable
 from bncli.exchange import state_dict
-from bncli.exchange.common import Exported, check_readable, chosen, package, save, to_stats, unreadable
+from bncli.exchange.common import Exported, Momentum, check_readable, chosen, package, save, to_stats, unreadable
 from bncli.stats import Stats
 
 OLDEST = (2, 6)  # weights_only=True of older versions can be made to run code (CVE-2025-32434)
@@ -31,7 +31,7 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
     return Exported("torch", path, use, stats.num_features, state_dict.settings(stats), state_dict.advice(stats))
 
 
-def read(path: str, *, layer: str | None = None, eps: float | None = None, momentum: float | None = None) -> Stats:
+def read(path: str, *, layer: str | None = None, eps: float | None = None, momentum: Momentum = None) -> Stats:
     """Read one layer of a state_dict or of a checkpoint that holds one; `layer` is the prefix of its keys.
 
     Raises

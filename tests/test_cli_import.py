@@ -64,6 +64,15 @@ def test_what_the_file_does_not_hold_is_said(here: Path) -> None:
     assert result.err == ""
 
 
+def test_momentum_none(here: Path) -> None:
+    """Statistics that no recurrence made; PyTorch's None is another thing."""
+    result = good("import", "m.weights.h5", "-o", "s.bn.h5", "--momentum", "none")
+    assert "momentum none: the running statistics are the population's" in result.out
+    assert "momentum" not in result.err
+    assert bncli.load("s.bn.h5").momentum is None
+    check_refused(2, ["import", "m.weights.h5", "-o", "t.bn.h5", "--momentum", "nine"], "--momentum 'nine'")
+
+
 def test_provenance(here: Path) -> None:
     good("import", "m.weights.h5", "-o", "s.bn.h5")
     record = json.loads(h5py.File("s.bn.h5").attrs["provenance"])

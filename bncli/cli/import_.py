@@ -17,12 +17,14 @@ from bncli.cli import options
     "--eps", type=float, metavar="E", help="Added to the variance.  [default: the file's, or the framework's]"
 )
 @click.option(
-    "--momentum", type=float, metavar="M", help="Weight of the OLD value.  [default: the file's, or the framework's]"
+    "--momentum",
+    metavar="M|none",
+    help="Weight of the OLD value, or none: running = population.  [default: the file's, or the framework's]",
 )
 @click.option("-o", "--output", metavar="STATS", required=True, help="The stats file to write.")
 @options.force
 @options.common
-def import_(file: str, output: str, force: bool, quiet: bool, **given: Any) -> None:
+def import_(file: str, output: str, momentum: str | None, force: bool, quiet: bool, **given: Any) -> None:
     """Read one normalization layer of FILE and store it as a stats file, for bn apply and bn inspect.
 
     What FILE does not hold (eps, momentum, …) is the framework's default, and said on stderr. Of frameworks there are
@@ -37,7 +39,7 @@ def import_(file: str, output: str, force: bool, quiet: bool, **given: Any) -> N
     from bncli.exchange import read_to_file
     from bncli.render.summary import assumed_in_words, import_summary
 
-    stats = read_to_file(file, output, force=force, **given)
+    stats = read_to_file(file, output, force=force, momentum=options.parse_momentum(momentum), **given)
     if quiet:
         return
     if words := assumed_in_words(stats):

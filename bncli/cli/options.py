@@ -26,13 +26,16 @@ def parse_number(text: str, option: str) -> float | int:
     raise UsageError(f"--{option} {text!r} is not a number")
 
 
+def parse_momentum(text: str | None) -> Any:
+    """A number or "none"; None is not given."""
+    return text if text in (None, "none") else parse_number(text, "momentum")
+
+
 def fit_spec(given: dict[str, Any]) -> FitSpec:
     """FitSpec from the options of `bn fit`."""
     from bncli.engine.plan import FitSpec, number_or_address
 
-    momentum = given.pop("momentum")
-    if momentum not in (None, "none"):
-        momentum = parse_number(momentum, "momentum")
+    momentum = parse_momentum(given.pop("momentum"))
     gamma, beta = number_or_address(given.pop("gamma")), number_or_address(given.pop("beta"))
     return FitSpec(momentum=momentum, gamma=gamma, beta=beta, **_parsed(given))
 

@@ -195,6 +195,21 @@ def test_a_bare_weight_has_the_empty_name(tmp_path: Path) -> None:
         np.testing.assert_array_equal(archive["bias"], folded(np.ones((4, 2)), np.ones(4), stats_of(2, 4))[1])
 
 
+def test_a_weight_in_fortran_order(tmp_path: Path) -> None:
+    weight = np.asfortranarray(np.arange(8.0).reshape(4, 2))
+    np.savez(tmp_path / "layer.npz", **{"a.weight": weight})
+    fold.write(stats_of(2, 4), str(tmp_path / "out.npz"), into=str(tmp_path / "layer.npz"))
+    with np.load(tmp_path / "out.npz") as archive:
+        np.testing.assert_array_equal(archive["a.weight"], folded(weight, None, stats_of(2, 4))[0])
+
+
+@pytest.mark.parametrize(("shape", "told"), [((4, 4, 3), True), ((4, 4), False), ((4, 2, 4), False)])
+def test_a_weight_that_may_be_of_a_transposed_convolution(tmp_path: Path, shape: tuple[int, ...], told: bool) -> None:
+    np.savez(tmp_path / "layer.npz", **{"a.weight": np.ones(shape)})
+    report = fold.write(stats_of(2, 4), str(tmp_path / "out.npz"), into=str(tmp_path / "layer.npz"))
+    assert any("a.weight has shape (4, 4, 3): if it is of a transposed" in note for note in report.notes) == told
+
+
 def refused(tmp_path: Path, error: type[Exception], match: str, arrays: dict[str, Array], **options: Any) -> None:
     """Assert that folding into these arrays is refused and leaves no file."""
     stats = options.pop("stats", None) or stats_of(5, 5)
@@ -242,6 +257,10 @@ def test_cut_and_mutated_files_are_refused_or_read(tmp_path: Path, suffix: str) 
         write_safetensors(good_file, {k: ("F32", v) for k, v in tensors.items()}, {"format": "pt"})
     content, stats = good_file.read_bytes(), stats_of(5, 5)
     fold.write(stats, str(out), into=str(good_file))
+    expected = dict(zip(("a.weight", "a.bias"), folded(tensors["a.weight"], None, stats), strict=True)) | {
+        "b": tensors["b"]
+    }
+    expected = {name: array.astype("f4").tobytes() for name, array in expected.items()}
     for length in range(0, len(content), 7):
         bad.write_bytes(content[:length])
         with pytest.raises(InputError):
@@ -255,6 +274,9 @@ def test_cut_and_mutated_files_are_refused_or_read(tmp_path: Path, suffix: str) 
             fold.write(stats, str(out), into=str(bad))
         except (InputError, UsageError, MismatchError):
             continue
+        if suffix == "npz":  # which holds checksums
+            with np.load(out) as archive:
+                assert {name: archive[name].tobytes() for name in archive.files} == expected
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,15 @@ def test_hostile_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: s
     assert not Path("ran").exists()
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compressed_in_another_way(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", method) as archive:
+        archive.writestr("running_mean.npy", npy(ONE))
+        archive.writestr("running_var.npy", npy(ONE))
+    with pytest.raises(InputError, match=r"x\.npz: .*compressed in a way that NumPy does not use"):
+        exchange.read(str(tmp_path / "x.npz"))
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("name", ["running_var.npy", "other.npy"])
 def test_the_same_name_twice(tmp_path: Path, name: str) -> None:

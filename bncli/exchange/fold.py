@@ -10,7 +10,6 @@ import json
 import math
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from bncli import files
 from bncli.batchnorm import deviation, overflowed, round_to
 from bncli.errors import InputError, MismatchError, UsageError, printable
+from bncli.exchange import npz
 from bncli.exchange.common import Exported, pick, save, unreadable
 from bncli.stats import Stats
 
@@ -27,10 +27,7 @@ Array = npt.NDArray[Any]
 SIZE_LIMIT = 64 << 30  # of a file of weights
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}  # of safetensors; others are carried as bytes
 METADATA = "__metadata__"
-DAMAGED = (
-    ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, NotImplementedError,
-    EOFError, OSError, MemoryError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
+DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError)  # a header
 
 
 def write(
@@ -139,6 +136,11 @@ def _fold(weights: Weights, stats: Stats, use: str, layer: str, where: str) -> l
     if np.isnan(mean).any():
         raise MismatchError(f"feature {np.flatnonzero(np.isnan(mean))[0]} has no {use} statistics; nothing is folded")
     notes = [f"{printable(layer) or 'the layer'} holds the normalization now: leave it out of the model"]
+    if weight.ndim > 2 and weight.shape[0] == weight.shape[1]:
+        notes.append(
+            f"{printable(weight_key)} has shape {weight.shape}: if it is of a transposed convolution, whose output channels "
+            "are on axis 1, the result is wrong"
+        )
     if bias_key not in weights.arrays:
         weights.arrays[bias_key], weights.types[bias_key] = np.zeros(len(weight), weight.dtype), kind
         notes.append("it had no bias and has one now: build it with bias=True")
@@ -176,11 +178,10 @@ def _choose(weights: Weights, layer: str | None, path: str) -> str:
 
 def _read_npz(content: bytes, path: str) -> Weights:
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-        return Weights(arrays, {key: str(array.dtype) for key, array in arrays.items()}, {})
-    except DAMAGED as error:
+        arrays = npz.read_arrays(content, SIZE_LIMIT)
+    except npz.DAMAGED as error:
         raise unreadable(path, ".npz file", error) from None
+    return Weights(arrays, {key: str(array.dtype) for key, array in arrays.items()}, {})
 
 
 def _write_npz(weights: Weights) -> bytes:

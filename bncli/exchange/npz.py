@@ -7,7 +7,7 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,11 @@ from bncli.exchange.common import KINDS, Exported, Momentum, chosen, conventions
 from bncli.stats import Stats
 
 LARGEST = 4 << 30  # of the file, and of a member
-DAMAGED = (
+DAMAGED = (  # what zipfile and NumPy's reader of headers raise over damaged or hostile bytes
     *(ValueError, LookupError, TypeError, SyntaxError, EOFError, OSError, RuntimeError, ArithmeticError, MemoryError),
     *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what NumPy writes; others raise errors of their own
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -47,7 +48,7 @@ def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> S
     """
     content = files.read_bytes(path, LARGEST)
     try:
-        arrays = _arrays(content)
+        arrays = read_arrays(content, LARGEST, (*fields.COLUMNS, fields.NAMES, *KINDS))
         held = {name: arrays[name].item() for name in KINDS if name in arrays}
         if math.isnan(held.get("momentum") or 0):
             held["momentum"] = None
@@ -59,29 +60,37 @@ def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> S
     return to_stats(path, "npz", columns, held, names=names, eps=eps, momentum=momentum)
 
 
-def _arrays(content: bytes) -> dict[str, npt.NDArray[Any]]:
-    """The fields that bn knows, by name; every member of the archive is checked."""
+def read_arrays(content: bytes, largest: int, names: Collection[str] | None = None) -> dict[str, npt.NDArray[Any]]:
+    """Arrays by name: all, or those of these names. Raises one of DAMAGED; every member of the archive is checked.
+
+    Parameters
+    ----------
+    largest : int
+        Bytes that a member may have.
+    """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.namelist()
         if len(set(members)) < len(members):
             raise ValueError("it holds the same name twice")
         if int.from_bytes(content[-12:-10], "little") != len(members):  # zipfile lists what it finds and does not count
             raise ValueError(f"it holds {len(members)} members, and says otherwise at its end")
+        if any(info.compress_type not in COMPRESSIONS for info in archive.infolist()):
+            raise ValueError("a member is compressed in a way that NumPy does not use")
         if bad := archive.testzip():
             raise ValueError(f"its member {bad} does not match its checksum")
-        known = {f"{name}.npy": name for name in (*fields.COLUMNS, fields.NAMES, *KINDS)}
-        return {known[m]: _array(archive, m) for m in members if m in known}
+        found = {member: member.removesuffix(".npy") for member in members}
+        return {name: _array(archive, m, largest) for m, name in found.items() if names is None or name in names}
 
 
-def _array(archive: zipfile.ZipFile, member: str) -> npt.NDArray[Any]:
+def _array(archive: zipfile.ZipFile, member: str, largest: int) -> npt.NDArray[Any]:
     """One array; its size is known before anything is allocated, and its header is text, never a pickle."""
-    if archive.getinfo(member).file_size > LARGEST:
-        raise ValueError(f"{member} is larger than {LARGEST} bytes")
+    if archive.getinfo(member).file_size > largest:
+        raise ValueError(f"{member} is larger than {largest} bytes")
     stream = io.BytesIO(archive.read(member))
-    shape, _, dtype = HEADERS[np.lib.format.read_magic(stream)](stream)
+    shape, by_column, dtype = HEADERS[np.lib.format.read_magic(stream)](stream)
     rest = stream.read()
     if dtype.hasobject:
         raise ValueError(f"{member} holds Python objects (a pickle, which bn never opens)")
     if math.prod(shape) * dtype.itemsize != len(rest):
         raise ValueError(f"{member}: shape {shape} of {dtype} does not have {len(rest)} bytes")
-    return np.frombuffer(rest, dtype).reshape(shape)
+    return np.ndarray(shape, dtype, rest, order="F" if by_column else "C")

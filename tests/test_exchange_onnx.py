@@ -129,8 +129,9 @@ def two_layers(onnx: Any, path: str, **options: Any) -> Any:
     nodes = [
         helper.make_node("Identity", ["mean"], ["same"]),
         helper.make_node("Constant", [], ["fixed"], value=numbers(rows[3])),
+        helper.make_node("Constant", [], ["listed"], value_floats=rows[2].tolist()),
         helper.make_node("BatchNormalization", ["x", "scale", "bias", "mean", "var"], ["h"], name="one", **options),
-        helper.make_node("BatchNormalization", ["h", "scale", "bias", "same", "fixed"], ["y"], **options),
+        helper.make_node("BatchNormalization", ["h", "scale", "listed", "same", "fixed"], ["y"], **options),
     ]
     initializers = [numbers(row, name) for row, name in zip(rows, ("scale", "bias", "mean", "var"), strict=True)]
     graph = helper.make_graph(nodes, "g", [x], [y], initializers)
@@ -148,8 +149,20 @@ def test_layers_are_listed_and_chosen(onnx: Any, tmp_path: Path) -> None:
     assert (first.momentum, first.eps) == (0.9, 1e-5)  # the operator's own defaults
     assert first.running_mean.tolist() == second.running_mean.tolist() == [4, 5, 6]
     assert first.gamma.tolist() == [1, 2, 3]
+    assert second.beta.tolist() == [4, 5, 6]
     x = data((20, 3), "f4")
     check_agrees(run(path, x), second, first.normalize(x), axis=1)
+
+
+def test_bfloat16(onnx: Any, tmp_path: Path) -> None:
+    torch = peer("torch")
+    path = str(tmp_path / "x.onnx")
+    model = two_layers(onnx, path)
+    narrow = torch.tensor([0.1, -2.5, 3e38]).bfloat16()
+    (mean,) = [tensor for tensor in model.graph.initializer if tensor.name == "mean"]
+    mean.data_type, mean.raw_data = onnx.TensorProto.BFLOAT16, narrow.view(torch.int16).numpy().tobytes()
+    onnx.save(model, path)
+    assert exchange.read(path, layer="one").running_mean.tolist() == narrow.double().tolist()
 
 
 def test_attributes_are_read(onnx: Any, tmp_path: Path) -> None:

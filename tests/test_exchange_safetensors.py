@@ -123,8 +123,12 @@ def test_types(torch: Any, tmp_path: Path) -> None:
     path = str(tmp_path / "x.safetensors")
     save_file({"running_mean": torch.ones(3).half(), "running_var": torch.ones(3)}, path)
     assert exchange.read(path).running_mean.tolist() == [1.0] * 3
-    save_file({"running_mean": torch.ones(3).bfloat16(), "running_var": torch.ones(3)}, path)
-    with pytest.raises(InputError, match="BF16"):
+    narrow = torch.tensor([0.1, -2.5e-39, 3e38]).bfloat16()
+    save_file({"running_var": torch.ones(3), "running_mean": narrow, "num_batches_tracked": torch.tensor(7)}, path)
+    stats = exchange.read(path)
+    assert (stats.running_mean.tolist(), stats.num_batches) == (narrow.double().tolist(), 7)
+    save_file({"running_mean": torch.ones(3).bool(), "running_var": torch.ones(3).bool()}, path)
+    with pytest.raises(InputError, match="is of type BOOL; bn reads F16, F32, F64, I64, BF16"):
         exchange.read(path)
 
 

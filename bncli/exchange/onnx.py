@@ -73,7 +73,7 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
         model = onnx.ModelProto.FromString(files.read_bytes(path, LARGEST))
         if not model.opset_import:  # the last thing in a file; without it parsing still succeeds
             raise ValueError("it names no opset, so it was cut short")
-        constants = dict(_constants(model.graph))
+        constants = dict(_constants(onnx, model.graph))
         found = [node for node in model.graph.node if _is_layer(node, constants)]
         given = [node.name for node in found]
         # an output has one node; names may be empty, or stand twice
@@ -139,13 +139,14 @@ def _advice(stats: Stats, arrays: dict[str, npt.NDArray[np.float32]], rank: int)
     ]
 
 
-def _constants(graph: Any) -> Iterator[tuple[str, Any]]:
+def _constants(onnx: Any, graph: Any) -> Iterator[tuple[str, Any]]:
     """Tensors whose values are in the model, by name; Identity nodes, which exporters put before shared ones, pass them on."""
     known = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:  # in the order of computation
         values = [a.t for a in node.attribute if a.name == "value" and a.HasField("t")]
-        if node.op_type == "Constant" and values and node.output:
-            known[node.output[0]] = values[0]
+        floats = [a.floats for a in node.attribute if a.name == "value_floats"]
+        if node.op_type == "Constant" and len(values + floats) == 1 and node.output:
+            known[node.output[0]] = values[0] if values else onnx.numpy_helper.from_array(np.array(floats[0], "f4"))
         elif node.op_type == "Identity" and node.output and node.input and node.input[0] in known:
             known[node.output[0]] = known[node.input[0]]
     yield from known.items()
@@ -170,7 +171,7 @@ def _array(onnx: Any, tensor: Any, path: str) -> npt.NDArray[Any]:
     array: npt.NDArray[Any] = onnx.numpy_helper.to_array(tensor)
     if array.shape != tuple(tensor.dims):  # a negative size is taken for "what is left"
         raise ValueError(f"{tensor.name} has the shape {tuple(tensor.dims)}")
-    return array
+    return array.astype(np.float32) if tensor.data_type == onnx.TensorProto.BFLOAT16 else array
 
 
 def _checksum(texts: list[str]) -> str | None:

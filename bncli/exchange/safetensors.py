@@ -6,6 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from bncli.errors import InputError, printable
 from bncli.exchange import state_dict
 from bncli.exchange.common import (
@@ -22,7 +25,7 @@ from bncli.exchange.common import (
 )
 from bncli.stats import Stats
 
-TYPES = ("F16", "F32", "F64", "I64")
+TYPES = ("F16", "F32", "F64", "I64", "BF16")
 CONVENTIONS = ("momentum", "eps", "ddof", "init", "axis")
 METADATA = "bncli"  # the key of the metadata that holds bn's conventions, as JSON
 CHECKSUM = "bncli_sha256"  # in that JSON
@@ -68,7 +71,7 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
                     raise InputError(
                         f"{printable(path)}: {printable(key)} is of type {found}; bn reads {', '.join(TYPES)}"
                     )
-                return file.get_tensor(key)
+                return _bfloat16(path, key) if found == "BF16" else file.get_tensor(key)
 
             columns, tracked, name = state_dict.columns(shapes, get, layer, path)
             told = _told(file.metadata() or {}, path)
@@ -87,6 +90,16 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
         momentum=momentum,
         told=told.get(CHECKSUM),
     )
+
+
+def _bfloat16(path: str, key: str) -> npt.NDArray[np.float32]:
+    """A tensor of the type that NumPy has not: the upper half of a float32. The package has checked where it lies."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        start, stop = json.loads(file.read(length))[key]["data_offsets"]
+        file.seek(8 + length + start)
+        upper = np.frombuffer(file.read(stop - start), "<u2")
+    return (upper.astype("<u4") << 16).view("<f4")
 
 
 def _told(metadata: Mapping[str, str], path: str) -> dict[str, Any]:

@@ -113,6 +113,29 @@ def test_layers_are_listed(checkpoint: tuple[Any, str]) -> None:
         assert "--layer state_dict.2.0: 6 features" in str(error.value)
 
 
+@pytest.mark.parametrize("layer", ["2.0.", "2.0.running_mean", "state_dict.2.0.weight", "0.num_batches_tracked"])
+def test_layer_by_one_of_its_keys(checkpoint: tuple[Any, str], layer: str) -> None:
+    if layer.startswith("0"):  # two names end in .0
+        with pytest.raises(UsageError, match="choose one with --layer"):
+            exchange.read(checkpoint[1], layer=layer)
+    else:
+        assert exchange.read(checkpoint[1], layer=layer).num_features == 6
+
+
+def test_one_key_for_two_tensors(torch: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "x.pt")
+    state = torch.nn.BatchNorm1d(3).state_dict()
+    flat = {f"bn.{key}": tensor for key, tensor in state.items()}
+    torch.save({**flat, "bn": state}, path)  # the same tensors twice
+    assert exchange.read(path).num_features == 3
+    torch.save({**flat, "bn": torch.nn.BatchNorm1d(3).state_dict()}, path)
+    with pytest.raises(InputError, match=r"two tensors under the key bn\.weight, .*save one state_dict alone"):
+        exchange.read(path)
+    torch.save({f"bn..{key}": tensor for key, tensor in state.items()} | flat, path)
+    with pytest.raises(UsageError, match=r"(?s)2 such layers.*--layer bn\.: 3.*--layer bn: 3"):
+        exchange.read(path)
+
+
 def test_layer_without_weight_and_bias(torch: Any, checkpoint: tuple[Any, str]) -> None:
     model, path = checkpoint
     stats = exchange.read(path, layer="2.0")

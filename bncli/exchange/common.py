@@ -22,6 +22,7 @@ from bncli.stats import PRESETS, Preset, Stats, check_conventions, provenance
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 Momentum = float | Literal["none"] | None  # as an option: None is not given
+LAYER_KEYS = ("", "weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 LISTED = 100  # layers named in a message
 DEFAULTS = Preset(momentum=0.9, eps=1e-5, ddof=0, init="debias", axis=-1)  # bn's own, for formats without a preset
 COUNTS = ("batch_size", "num_samples", "num_batches")
@@ -153,6 +154,8 @@ def damaged(path: str) -> InputError:
 def pick(layers: Mapping[str, int], layer: str | None, path: str, what: str) -> str:
     """The name of the layer that is meant: the one asked for, by its whole name or its last parts, else the only one.
 
+    A name may be followed by a dot or by one of the layer's keys ("bn1.weight"), as state_dict has it.
+
     Parameters
     ----------
     layers : name -> number of features
@@ -171,15 +174,24 @@ def pick(layers: Mapping[str, int], layer: str | None, path: str, what: str) -> 
     where = printable(path)
     if not layers:
         raise InputError(f"{where}: holds no batch-normalization layer ({what}); give another file")
-    if layer is not None and layer in layers:
-        return layer
-    ends = [name for name in layers if layer is None or name.endswith((f".{layer}", f"/{layer}"))]
-    if len(ends) == 1:
-        return ends[0]
+    for asked in () if layer is None else (layer, *_shortened(layer)):
+        meant = [name for name in layers if name == asked] or [
+            n for n in layers if n.endswith((f".{asked}", f"/{asked}"))
+        ]
+        if len(meant) == 1:
+            return meant[0]
+    if layer is None and len(layers) == 1:
+        return next(iter(layers))
     listed = [f"  --layer {printable(name) or repr(name)}: {c:,} features" for name, c in layers.items()]
     more = [f"  and {len(listed) - LISTED:,} more"] if len(listed) > LISTED else []
     said = f"has no layer {printable(layer)!r}" if layer is not None else f"holds {len(layers)} such layers"
     raise UsageError("\n".join([f"{where}: {said}; choose one with --layer:", *listed[:LISTED], *more]))
+
+
+def _shortened(layer: str) -> list[str]:
+    """A layer's name without a dot or a key at its end."""
+    name, _, last = layer.rpartition(".")
+    return [name] if last in LAYER_KEYS else []
 
 
 def to_stats(

@@ -55,8 +55,8 @@ def columns(
     layer : str or None
         The prefix of the layer's keys.
     """
-    prefixes = {key[: -len("running_mean")]: shape for key, shape in shapes.items() if _is_layer(key, shapes)}
-    layers = {prefix.rstrip("."): shape[0] for prefix, shape in prefixes.items()}
+    keys = [key for key in shapes if _is_layer(key, shapes)]
+    layers = {key.removesuffix("running_mean").removesuffix("."): shapes[key][0] for key in keys}
     name = pick(layers, layer, path, "no running_mean and running_var of one length")
     prefix = f"{name}." if name else ""
     found = {column: get(prefix + key) for key, column in KEYS.items() if prefix + key in shapes}
@@ -64,9 +64,14 @@ def columns(
 
 
 def _is_layer(key: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    name, _, last = key.rpartition(".")
-    other = f"{name}.running_var" if name else "running_var"
-    return last == "running_mean" and len(shapes[key]) == 1 and shapes.get(other) == shapes[key]
+    name, dot, last = key.rpartition(".")
+    named = bool(name) == bool(dot)  # a key that starts with its only dot belongs to no layer
+    return (
+        named
+        and last == "running_mean"
+        and len(shapes[key]) == 1
+        and shapes.get(f"{name}{dot}running_var") == shapes[key]
+    )
 
 
 def _tracked(key: str, shapes: Mapping[str, tuple[int, ...]], get: Callable[[str], Any], path: str) -> int:

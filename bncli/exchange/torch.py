@@ -48,7 +48,13 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file makes torch raise whatever it likes
         raise _refused(path, error) from None
-    tensors = dict(_tensors(torch, content, "", DEEPEST))
+    tensors: dict[str, Any] = {}
+    for key, tensor in _tensors(torch, content, "", DEEPEST):
+        if tensors.setdefault(key, tensor) is not tensor:
+            raise InputError(
+                f"{printable(path)}: holds two tensors under the key {printable(key)}, one of them in a dictionary inside; "
+                "save one state_dict alone"
+            )
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
     def get(key: str) -> Any:

@@ -21,6 +21,8 @@ DIGEST = "digest"
 SEAL = b"\nbn sha256 "
 SEAL_BYTES = len(SEAL) + 64 + 1
 LARGE = 64 << 20  # bytes; a smaller file is read before it is looked at
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+NO_HDF5 = "it is no HDF5 file; make one with 'bn fit' or 'bn import'"
 PLAIN = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING)
 UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError)  # from h5py
 
@@ -65,7 +67,8 @@ def unpack(image: bytes, where: str) -> tuple[dict[str, npt.NDArray[Any]], dict[
             arrays = _arrays(file, where)
             attributes = {printable(name): _attribute(file, name, where) for name in file.attrs}
     except UNREADABLE as error:
-        raise InputError(f"{where}: not a readable stats file: {printable(error)[:200]}") from None
+        reason = printable(error)[:200] if SIGNATURE in image else NO_HDF5
+        raise InputError(f"{where}: not a readable stats file: {reason}") from None
     found = attributes.pop(DIGEST)
     if found != digest(arrays, attributes):
         raise InputError(f"{where}: damaged: its content does not match its digest; use a copy, or fit again")
@@ -78,6 +81,8 @@ def check_file(path: str) -> None:
         content.seek(-min(os.path.getsize(path), SEAL_BYTES), os.SEEK_END)
         if SEAL in content.read() or os.path.getsize(path) < LARGE:
             return
+    if not h5py.is_hdf5(path):
+        raise InputError(f"{printable(path)}: not a readable stats file: {NO_HDF5}")
     try:
         with open(path, "rb"), h5py.File(path, "r") as file:
             _check_digest_is_there(file, printable(path))
@@ -146,7 +151,9 @@ def check_heaps(content: bytes) -> None:
 
 def _check_digest_is_there(file: h5py.File, where: str) -> None:
     if DIGEST not in file.attrs:
-        raise InputError(f"{where}: an HDF5 file, but not a stats file (it has no digest); make one with 'bn fit'")
+        raise InputError(
+            f"{where}: an HDF5 file, but not a stats file (it has no digest); make one with 'bn fit' or 'bn import'"
+        )
 
 
 def _arrays(file: h5py.File, where: str) -> dict[str, npt.NDArray[Any]]:

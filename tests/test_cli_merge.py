@@ -109,7 +109,12 @@ def test_output_is_never_an_input_nor_replaced_unasked(here: Path) -> None:
 
 def test_what_is_no_stats_file_is_refused(here: Path) -> None:
     with untouched(here):
-        check_refused(3, ["merge", "x.bn.h5", "x.npy", "-o", "n.bn.h5"], "x.npy: not a readable stats file")
+        check_refused(
+            3,
+            ["merge", "x.bn.h5", "x.npy", "-o", "n.bn.h5"],
+            "x.npy: not a readable stats file",
+            "make one with 'bn fit'",
+        )
         check_refused(3, ["merge", "x.bn.h5", "none.bn.h5", "-o", "n.bn.h5"], "none.bn.h5: no such file")
         check_refused(2, ["merge", "-o", "n.bn.h5"], "Missing argument")
         check_refused(2, ["merge", "x.bn.h5"], "Missing option")

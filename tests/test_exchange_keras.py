@@ -265,6 +265,28 @@ def test_other_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.peer
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+@pytest.mark.parametrize("name", ["m.keras", "m.h5"])
+def test_whole_models_are_told_how_to_go_on(keras: Any, tmp_path: Path, name: str) -> None:
+    path = str(tmp_path / name)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization()])
+    model.save(path)
+    for format in (None, "keras"):
+        with pytest.raises(InputError, match=r'a (whole Keras )?model.*model\.save_weights\("x\.weights\.h5"\)'):
+            exchange.read(path, format)
+    model.save_weights(tmp_path / "x.weights.h5")
+    (tmp_path / "x.weights.h5").rename(tmp_path / "x.h5")
+    assert exchange.read(str(tmp_path / "x.h5")).num_features == 4
+
+
+def test_a_stats_file_is_no_framework_file(tmp_path: Path) -> None:
+    path = str(tmp_path / "x.bn.h5")
+    features(3).save(path)
+    with pytest.raises(InputError, match=r"x\.bn\.h5: a stats file already"):
+        exchange.read(path)
+
+
+@pytest.mark.peer
 def test_a_layer_without_scale_is_named_and_not_passed_over(keras: Any, tmp_path: Path) -> None:
     layers = [keras.layers.BatchNormalization(name="a"), keras.layers.BatchNormalization(name="bare", scale=False)]
     keras.Sequential([keras.Input((4,)), *layers]).save_weights(tmp_path / "m.weights.h5")

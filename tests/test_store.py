@@ -196,6 +196,17 @@ def test_other_hdf5_files_are_told_apart(tmp_path: Path, build: Any, monkeypatch
         store.check_file(str(tmp_path / "other.h5"))
 
 
+def test_other_files_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, np.zeros((5, 3)))
+    words = "not a readable stats file: it is no HDF5 file; make one with 'bn fit' or 'bn import'"
+    with pytest.raises(InputError, match=f"s: {words}"):
+        store.unpack(path.read_bytes(), "s")
+    monkeypatch.setattr(store, "LARGE", 0)
+    with pytest.raises(InputError, match=rf"x\.npy: {words}"):
+        store.check_file(str(path))
+
+
 @pytest.mark.parametrize(
     "build",
     [

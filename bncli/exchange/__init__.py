@@ -27,6 +27,7 @@ class Format:
     module: str
     description: str
     suffixes: tuple[str, ...] = ()
+    read_suffixes: tuple[str, ...] = ()  # of files that are only read, or that `read` knows what to say about
     verbs: tuple[str, ...] = ("write", "read")
 
 
@@ -91,7 +92,8 @@ def format_of(path: str, given: str | None, verb: str, option: str) -> str:
     """The format named, else the one whose suffix the path has."""
     if given is not None and given not in formats(verb):
         raise UsageError(f"{option} {given!r} is not one of {', '.join(formats(verb))}")
-    by_suffix = {suffix: name for name in formats(verb) for suffix in FORMATS[name].suffixes}
+    entries = {name: FORMATS[name] for name in formats(verb)}
+    by_suffix = {s: n for n, e in entries.items() for s in (*e.suffixes, *(e.read_suffixes if verb == "read" else ()))}
     names = [name for suffix, name in by_suffix.items() if path.lower().endswith(suffix)]
     if given is None and not names:
         raise UsageError(
@@ -118,10 +120,12 @@ def _call(name: str, verb: str, options: dict[str, Any]) -> Callable[..., Any]:
 FORMATS = {
     "torch": Format("torch", "PyTorch state_dict (.pt, .pth) of nn.BatchNorm1d/2d/3d", (".pt", ".pth")),
     "safetensors": Format("safetensors", "the same keys, with the conventions in the metadata", (".safetensors",)),
-    "keras": Format("keras", "Keras 3 weights (.weights.h5) of BatchNormalization", (".weights.h5",)),
+    "keras": Format(
+        "keras", "Keras 3 weights (.weights.h5) of BatchNormalization", (".weights.h5",), (".h5", ".keras")
+    ),
     "onnx": Format("onnx", "ONNX model of one BatchNormalization; float32", (".onnx",)),
     "json": Format("json", "what 'bn inspect --json' prints", (".json",)),
     "npz": Format("npz", "NumPy archive, one array per field", (".npz",)),
     "csv": Format("csv", "text table, one column per field", (".csv",)),
-    "fold": Format("fold", "scale and shift, or a layer's weights with them folded in", (), ("write",)),
+    "fold": Format("fold", "scale and shift, or a layer's weights with them folded in", verbs=("write",)),
 }

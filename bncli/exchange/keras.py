@@ -24,6 +24,8 @@ from bncli.stats import Stats
 VARIABLES = {"0": "gamma", "1": "beta", "2": "running_mean", "3": "running_var"}
 LARGEST = 16 << 30
 LAYER = "batch_normalization"
+ZIP = b"PK\x03\x04"  # what a .keras file is
+SAVE_WEIGHTS = 'load it in Keras 3 and save the weights alone: model.save_weights("x.weights.h5")'
 
 
 def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, inputs: Sequence[str] = ()) -> Exported:
@@ -52,9 +54,12 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
         When the file is damaged, or holds no such layer.
     """
     content = store.unsealed(files.read_bytes(path, LARGEST), printable(path))
+    if content.startswith(ZIP):
+        raise InputError(f"{printable(path)}: a whole Keras model; {SAVE_WEIGHTS}")
     try:
         store.check_heaps(content)
         with h5py.File(io.BytesIO(content), "r") as file:
+            _refuse_other_kinds(file, path)
             groups = _layers(file, VARIABLES)
             _refuse_incomplete(_layers(file, ("0", "1", "2")), layer, len(groups), path)
             name = pick(
@@ -73,6 +78,14 @@ def _advice(stats: Stats, settings: dict[str, Any]) -> list[str]:
         "values are float64 and unrounded; a float32 layer rounds them as it loads them, by at most 6e-8 of each",
         *notes(stats, "keras", ""),
     ]
+
+
+def _refuse_other_kinds(file: h5py.File, path: str) -> None:
+    """Say what to do with HDF5 files that people take for weights of Keras 3."""
+    if "model_weights" in file or "layer_names" in file.attrs:
+        raise InputError(f"{printable(path)}: a model or weights in the form before Keras 3; {SAVE_WEIGHTS}")
+    if {"format", "format_version", store.DIGEST} <= set(file.attrs):
+        raise InputError(f"{printable(path)}: a stats file already; look at it with 'bn inspect'")
 
 
 def _layers(file: h5py.File, variables: Iterable[str]) -> dict[str, h5py.Group]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,8 +14,7 @@ from helpers import ANY_ADVICE, advised, peer
 
 import bncli
 from bncli import exchange
-from bncli.errors import InputError, UsageError
-from bncli.exchange.common import KINDS
+from bncli.errors import UsageError
 from bncli.stats import Stats
 
 Array = npt.NDArray[Any]
@@ -87,59 +85,6 @@ def check_no_population(stats: Stats) -> None:
     assert stats.population_count.tolist() == [0] * stats.num_features
     assert np.isnan(stats.population_mean).all()
     assert all("no-population" in flags for flags in stats.flags())
-
-
-def check_damaged(path: Path) -> None:
-    """Assert that a cut file is refused, and a mutated one refused unless everything that is read from it is the same."""
-    whole = path.read_bytes()
-    original = everything(exchange.read(str(path)))
-    for length in {*range(0, len(whole), max(1, len(whole) // 60)), len(whole) - 1, len(whole) - 2}:
-        path.write_bytes(whole[:length])
-        with pytest.raises(InputError):
-            exchange.read(str(path))
-    refused = 0
-    for mutated in mutations(whole):
-        path.write_bytes(mutated)
-        try:
-            found = exchange.read(str(path))
-        except InputError:
-            refused += 1
-        else:
-            assert everything(found) == original
-    assert refused > 75
-
-
-def everything(stats: Stats) -> list[Any]:
-    """What a file carries, bit for bit: numbers, conventions and names."""
-    arrays = [getattr(stats, name) for name in (*NUMBERS, "population_count", "population_mean", "population_var")]
-    return [array.tobytes() for array in arrays] + [repr(getattr(stats, name)) for name in (*KINDS, "names")]
-
-
-def mutations(whole: bytes, count: int = 150) -> Iterator[bytes]:
-    rng = np.random.default_rng(3)
-    for _ in range(count):
-        changed = bytearray(whole)
-        for position in rng.integers(0, len(whole), rng.integers(1, 4)):
-            changed[position] = rng.integers(0, 256)
-        yield bytes(changed)
-
-
-def check_other_files_refused(tmp_path: Path, suffix: str) -> None:
-    """Assert that what is no file of the format is refused, with its name."""
-    for name, content in {
-        "empty": b"",
-        "text": b"hello, world\n" * 9,
-        "zeros": bytes(4096),
-        "ones": b"\xff" * 999,
-    }.items():
-        path = tmp_path / (name + suffix)
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=name):
-            exchange.read(str(path))
-    (tmp_path / f"folder{suffix}").mkdir()
-    for name, words in (("folder", "not a regular file"), ("missing", "no such file")):
-        with pytest.raises(InputError, match=words):
-            exchange.read(str(tmp_path / (name + suffix)))
 
 
 def check_package_missing(monkeypatch: pytest.MonkeyPatch, name: str, suffix: str) -> None:

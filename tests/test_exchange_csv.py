@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cli_helpers import good
-from exchange_helpers import check_damaged, check_no_population, check_other_files_refused, check_same_numbers, features
+from exchange_helpers import check_no_population, check_same_numbers, features
 
 from bncli import exchange
 from bncli.errors import InputError
@@ -107,12 +107,3 @@ def test_the_checksum(tmp_path: Path) -> None:
         "".join(",".join(row[:column] + row[column + 1 :]) + "\n" for row in rows).replace("0.001", "0.002")
     )
     assert exchange.read(str(path)).eps == 0.002
-
-
-def test_damaged(tmp_path: Path) -> None:
-    exchange.write(features(3), str(tmp_path / "x.csv"))
-    check_damaged(tmp_path / "x.csv")
-
-
-def test_other_files(tmp_path: Path) -> None:
-    check_other_files_refused(tmp_path, ".csv")

@@ -10,16 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exchange_helpers import (
-    FEATURES,
-    check_damaged,
-    check_no_population,
-    check_other_files_refused,
-    check_round_trip,
-    data,
-    features,
-    fitted,
-)
+from exchange_helpers import FEATURES, check_no_population, check_round_trip, data, features, fitted
 
 from bncli import exchange
 from bncli.errors import InputError, UsageError
@@ -199,12 +190,3 @@ def test_keys_twice_and_numbers_that_are_no_json(tmp_path: Path) -> None:
         (tmp_path / "x.json").write_text(text.replace(old, new))
         with pytest.raises(InputError, match=r"x\.json"):
             exchange.read(str(tmp_path / "x.json"))
-
-
-def test_damaged(tmp_path: Path) -> None:
-    exchange.write(features(3), str(tmp_path / "x.json"))
-    check_damaged(tmp_path / "x.json")
-
-
-def test_other_files(tmp_path: Path) -> None:
-    check_other_files_refused(tmp_path, ".json")

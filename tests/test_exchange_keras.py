@@ -14,9 +14,7 @@ from exchange_helpers import (
     FEATURES,
     SHAPES,
     check_agrees,
-    check_damaged,
     check_no_population,
-    check_other_files_refused,
     check_round_trip,
     check_same_numbers,
     data,
@@ -252,16 +250,6 @@ def test_the_seal(tmp_path: Path) -> None:
                 exchange.read(str(path))
     path.write_bytes(whole[: -store.SEAL_BYTES])
     check_same_numbers(exchange.read(str(path)), stats)
-
-
-def test_damaged(tmp_path: Path) -> None:
-    path = tmp_path / "x.weights.h5"
-    exchange.write(features(3), str(path))
-    check_damaged(path)
-
-
-def test_other_files(tmp_path: Path) -> None:
-    check_other_files_refused(tmp_path, ".weights.h5")
 
 
 @pytest.mark.peer

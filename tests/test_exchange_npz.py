@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exchange_helpers import check_damaged, check_no_population, check_other_files_refused, features
+from exchange_helpers import check_no_population, features
 
 from bncli import exchange
 from bncli.errors import InputError
@@ -139,12 +139,3 @@ def test_names_that_leave_the_folder_are_ignored(tmp_path: Path) -> None:
         archive.writestr("../../x.npy", npy(ONE))
     assert exchange.read(str(path)).num_features == 3
     assert [p.name for p in tmp_path.iterdir()] == ["x.npz"]
-
-
-def test_damaged(tmp_path: Path) -> None:
-    exchange.write(features(3), str(tmp_path / "x.npz"))
-    check_damaged(tmp_path / "x.npz")
-
-
-def test_other_files(tmp_path: Path) -> None:
-    check_other_files_refused(tmp_path, ".npz")

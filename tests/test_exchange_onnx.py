@@ -11,10 +11,7 @@ from exchange_helpers import (
     FEATURES,
     SHAPES,
     check_agrees,
-    check_damaged,
     check_no_population,
-    check_other_files_refused,
-    check_package_missing,
     check_round_trip,
     check_same_numbers,
     data,
@@ -241,18 +238,3 @@ def test_the_checksum(onnx: Any, tmp_path: Path) -> None:
     parts[-1].ClearField("doc_string")
     onnx.save(model, path)
     assert exchange.read(path).gamma[0] == changed[0]
-
-
-def test_damaged(onnx: Any, tmp_path: Path) -> None:
-    path = tmp_path / "x.onnx"
-    exchange.write(features(3), str(path))
-    check_damaged(path)
-
-
-def test_other_files(onnx: Any, tmp_path: Path) -> None:
-    check_other_files_refused(tmp_path, ".onnx")
-
-
-def test_package_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    check_package_missing(monkeypatch, "onnx", ".onnx")

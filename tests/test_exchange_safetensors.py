@@ -9,18 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exchange_helpers import (
-    FEATURES,
-    SHAPES,
-    check_agrees,
-    check_damaged,
-    check_other_files_refused,
-    check_package_missing,
-    check_round_trip,
-    data,
-    features,
-    fitted,
-)
+from exchange_helpers import FEATURES, SHAPES, check_agrees, check_round_trip, data, features, fitted
 from helpers import peer
 from test_exchange_torch import inference, module, trained
 
@@ -157,18 +146,3 @@ def test_the_checksum(torch: Any, tmp_path: Path) -> None:
     tensors = load_file(path)
     save_file(tensors, path, {"format": "pt"})
     assert exchange.read(path).gamma[0] == tensors["weight"][0]
-
-
-def test_damaged(torch: Any, tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
-    exchange.write(features(3), str(path))
-    check_damaged(path)
-
-
-def test_other_files(torch: Any, tmp_path: Path) -> None:
-    check_other_files_refused(tmp_path, ".safetensors")
-
-
-def test_package_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    check_package_missing(monkeypatch, "safetensors", ".safetensors")

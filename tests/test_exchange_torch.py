@@ -13,10 +13,7 @@ from exchange_helpers import (
     FEATURES,
     SHAPES,
     check_agrees,
-    check_damaged,
     check_no_population,
-    check_other_files_refused,
-    check_package_missing,
     check_round_trip,
     data,
     features,
@@ -218,23 +215,6 @@ def test_nested_in_itself(torch: Any, tmp_path: Path) -> None:
     content["again"] = content
     torch.save(content, tmp_path / "x.pt")
     assert exchange.read(str(tmp_path / "x.pt"), layer="bn").num_features == 2
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_damaged(torch: Any, tmp_path: Path) -> None:
-    path = tmp_path / "x.pt"
-    exchange.write(features(3), str(path))
-    check_damaged(path)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_other_files(torch: Any, tmp_path: Path) -> None:
-    check_other_files_refused(tmp_path, ".pt")
-
-
-def test_package_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    check_package_missing(monkeypatch, "torch", ".pt")
 
 
 def test_package_too_old(torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

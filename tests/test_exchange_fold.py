@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, MismatchError, "conv.weight is of type int64", arrays | {"conv.weight": np.ones((5, 2), int)})
     refused(tmp_path, MismatchError, "does not fit float16", arrays | {"conv.weight": np.full((5, 2), 6e4, "f2")})
     refused(tmp_path, UsageError, r"no layer 'bn'(.|\n)*--layer conv(.|\n)*--layer fc", arrays, layer="bn")
-    refused(tmp_path, UsageError, r"2 such layers", arrays, layer=None)
+    refused(tmp_path, UsageError, r"2 layers", arrays, layer=None)
     refused(tmp_path, InputError, "no linear or convolution layer", {"bn.weight": np.ones(5)})
     refused(tmp_path, UsageError, "--into FILE", arrays, into=None)
 

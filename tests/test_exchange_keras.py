@@ -115,7 +115,7 @@ def test_imported_after_training(keras: Any, tmp_path: Path, shape: tuple[int, .
 
 @pytest.fixture
 def saved(keras: Any, tmp_path: Path) -> tuple[Any, str]:
-    """A trained model of three such layers, two of them in a model inside it."""
+    """A trained model of three layers, two of them in a model inside it."""
     inner = keras.Sequential(
         [keras.layers.BatchNormalization(name="norm"), keras.layers.BatchNormalization(name="deep", scale=False)]
     )

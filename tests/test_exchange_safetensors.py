@@ -58,7 +58,7 @@ def test_layers_are_listed(torch: Any, tmp_path: Path) -> None:
 
     state = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(5)).state_dict()
     save_file(state, tmp_path / "x.safetensors")
-    with pytest.raises(UsageError, match=r"(?s)2 such layers.*--layer 0: 3 features.*--layer 1: 5 features"):
+    with pytest.raises(UsageError, match=r"(?s)2 layers.*--layer 0: 3 features.*--layer 1: 5 features"):
         exchange.read(str(tmp_path / "x.safetensors"))
     assert exchange.read(str(tmp_path / "x.safetensors"), layer="1").num_features == 5
 

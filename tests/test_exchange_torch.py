@@ -129,7 +129,7 @@ def test_one_key_for_two_tensors(torch: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"two tensors under the key bn\.weight, .*save one state_dict alone"):
         exchange.read(path)
     torch.save({f"bn..{key}": tensor for key, tensor in state.items()} | flat, path)
-    with pytest.raises(UsageError, match=r"(?s)2 such layers.*--layer bn\.: 3.*--layer bn: 3"):
+    with pytest.raises(UsageError, match=r"(?s)2 layers.*--layer bn\.: 3.*--layer bn: 3"):
         exchange.read(path)
 
 

@@ -136,8 +136,8 @@ def check_readable(path: str) -> None:
 
 
 def unreadable(path: str, kind: str, error: object) -> InputError:
-    """The error for a file that its own library does not read; the library's words are cut to one line."""
-    reason = printable(" ".join(str(error).split()))[:200]
+    """The error for a file that its own library does not read; the library's words are cut to one sentence."""
+    reason = printable(" ".join(str(error).split()).split(". ")[0])[:200]
     return InputError(
         f"{printable(path)}: not a readable {kind}: {reason or type(error).__name__}; write or copy it again"
     )
@@ -184,7 +184,7 @@ def pick(layers: Mapping[str, int], layer: str | None, path: str, what: str) -> 
         return next(iter(layers))
     listed = [f"  --layer {printable(name) or repr(name)}: {c:,} features" for name, c in layers.items()]
     more = [f"  and {len(listed) - LISTED:,} more"] if len(listed) > LISTED else []
-    said = f"has no layer {printable(layer)!r}" if layer is not None else f"holds {len(layers)} such layers"
+    said = f"has no layer {printable(layer)!r}" if layer is not None else f"holds {len(layers)} layers"
     raise UsageError("\n".join([f"{where}: {said}; choose one with --layer:", *listed[:LISTED], *more]))
 
 

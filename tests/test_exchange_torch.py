@@ -161,6 +161,19 @@ class Evil:
         return os.mkdir, ("ran",)
 
 
+def test_a_member_that_is_marked_as_a_folder(torch: Any, tmp_path: Path) -> None:
+    """PyTorch 2.13 reads zeros for it, and no checksum covers the mark."""
+    path = tmp_path / "x.pt"
+    exchange.write(features(3), str(path))
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"archive/data/0") - 46  # of the directory at the end
+    assert content[entry : entry + 4] == b"PK\x01\x02"
+    content[entry + 38] |= 0x10
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.pt: .*archive/data/0 is marked as a folder"):
+        exchange.read(str(path))
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("where", ["all", "inside"])
 def test_pickle_that_would_run_code_does_not(

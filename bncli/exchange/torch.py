@@ -18,6 +18,7 @@ from bncli.exchange.common import Exported, Momentum, check_readable, chosen, pa
 from bncli.stats import Stats
 
 OLDEST = (2, 6)  # weights_only=True of older versions can be made to run code (CVE-2025-32434)
+FOLDER = 0x10  # attribute of a member for which torch.load gives zeros, while the zip's checksums still hold
 DEEPEST = 20  # dictionaries inside dictionaries
 
 
@@ -72,6 +73,9 @@ def _check_sums(path: str) -> None:
     """Raise ValueError when a member of a zip (what torch.save writes since 1.6) was altered; torch.load does not look."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                if info.external_attr & FOLDER:
+                    raise ValueError(f"its member {info.filename} is marked as a folder")
             if bad := archive.testzip():
                 raise ValueError(f"its member {bad} does not match its checksum")
 

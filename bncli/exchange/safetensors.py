@@ -29,10 +29,7 @@ TYPES = ("F16", "F32", "F64", "I64", "BF16")
 CONVENTIONS = ("momentum", "eps", "ddof", "init", "axis")
 METADATA = "bncli"  # the key of the metadata that holds bn's conventions, as JSON
 CHECKSUM = "bncli_sha256"  # in that JSON
-MARKS = (
-    METADATA,
-    "pytorch_momentum",
-)  # in three places of the metadata, so that damage to one does not hide the checksum
+MARKS = (METADATA, "pytorch_momentum")  # in three places of the metadata: damage to one does not hide the checksum
 
 
 def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, inputs: Sequence[str] = ()) -> Exported:

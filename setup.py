@@ -8,7 +8,7 @@ setup(
             "bncli._blocks",
             ["bncli/_blocks.c"],
             # the same bits everywhere: no fused multiply-add, no reordering
-            extra_compile_args=["-O3", "-std=c11", "-ffp-contract=off"],
+            extra_compile_args=["-O3", "-std=c11", "-ffp-contract=off", "-g0"],
             optional=True,
         )
     ]

@@ -10,6 +10,7 @@ import ctypes
 import importlib.util
 import math
 import os
+import sys
 from typing import Any
 
 import numpy as np
@@ -47,35 +48,52 @@ def blocks(x: npt.NDArray[Any]) -> tuple[Floats, Floats, Floats]:
     return out[0], out[1], out[2]
 
 
-def read_blocks(
-    fd: int, offset: int, dtype: np.dtype[Any], shape: tuple[int, int, int]
-) -> tuple[Floats, Floats, Floats] | None:
-    """As `blocks`, of values that lie in a file from byte `offset` on; None when they cannot be read or summed so."""
-    groups, rows, features = shape
+def read_runs(fd: int, offset: int, dtype: np.dtype[Any], shape: tuple[int, int, int, int]) -> list[Floats] | None:
+    """Moments of runs of blocks, of shape (runs, blocks, r, C), that lie in a file from byte `offset` on.
+
+    Five arrays of shape (runs, C), as `reduce_moments` gives; None when the values cannot be read or summed so.
+    """
+    runs, blocks, rows, features = shape
     block_bytes = rows * features * dtype.itemsize
-    at_once = max(1, READ_BYTES // block_bytes)
-    buffer = np.empty(min(at_once, groups) * block_bytes, np.uint8)
-    out = tuple(np.empty((groups, features)) for _ in range(3))
+    at_once = min(max(1, READ_BYTES // block_bytes), runs * blocks)
+    buffer = np.empty(at_once * block_bytes, np.uint8)
+    scratch = np.empty(15 * max(at_once, blocks) * features)
+    out = [np.empty((runs, features)) for _ in range(5)]
     code = ctypes.c_int(ord(dtype.kind) << 8 | dtype.itemsize)
     place = (ctypes.c_int(fd), ctypes.c_int64(offset))
-    if _call("bn_read_blocks", *place, code, buffer, at_once, dtype.itemsize, groups, rows, features, *out):
+    if _call("bn_read_runs", *place, code, buffer, scratch, at_once, dtype.itemsize, *shape, *out):
         return None
-    return out[0], out[1], out[2]
+    return out
 
 
-def reduce_moments(arrays: list[Floats]) -> list[Floats]:
-    """Moments.reduce: five arrays of shape (B, ...) become five of shape (...)."""
-    own = [np.array(a, order="C") for a in arrays]
-    _call("bn_reduce_moments", len(own[0]), math.prod(own[0].shape[1:]), *own)
-    return [a[0].copy() for a in own]
+def reduce_moments(arrays: list[Floats], runs: int) -> list[Floats]:
+    """Moments.reduce_runs: five arrays of shape (runs · B, C) become five of shape (runs, C)."""
+    given = [np.ascontiguousarray(a) for a in arrays]
+    features = given[0].shape[1]
+    rows = len(given[0]) // runs
+    out = [np.empty((runs * -(-rows // 2), features)) for _ in given]
+    _call("bn_reduce_moments", runs, rows, features, *given, *out)
+    return [a[:runs] for a in out]
 
 
-def reduce_running(k: Floats, statistics: list[Floats], momentum_log: float | None) -> list[Floats]:
-    """Running.reduce: k of shape (B, 1, C or 1) and three arrays of shape (B, 2, C) lose their first axis."""
-    own = [np.array(a, order="C") for a in (k, *statistics)]
-    log_m = ctypes.c_double(math.nan if momentum_log is None else momentum_log)
-    _call("bn_reduce_running", len(k), statistics[0].shape[2], k.shape[2], log_m, *own)
-    return [a[0].copy() for a in own]
+def running(count: Floats, mean: Floats, m2: Floats, ddof: int, momentum_log: float | None) -> list[Floats]:
+    """Running.of_batches, of arrays of shape (B, C): k of shape (1, C), and a, a_low and first of shape (2, C)."""
+    batches, features = count.shape
+    k, *statistics = np.empty((batches, features)), *(np.empty((batches, 2, features)) for _ in range(3))
+    log_m = math.nan if momentum_log is None else momentum_log
+    given = [np.ascontiguousarray(v) for v in (count, mean, m2)]
+    _call("bn_running", batches, features, ctypes.c_double(ddof), ctypes.c_double(log_m), *given, k, *statistics)
+    return [k[:1].copy(), *(s[0].copy() for s in statistics)]
+
+
+def shuffle(data: npt.NDArray[np.uint8], size: int, *, undo: bool) -> npt.NDArray[np.uint8] | None:
+    """HDF5's shuffle of the whole elements of `size` bytes in `data`, or its inverse; None where it is not compiled."""
+    if not AVAILABLE or sys.byteorder != "little" or size not in (2, 4, 8):
+        return None
+    data = np.ascontiguousarray(data)
+    out = np.empty_like(data)
+    _call("bn_unshuffle" if undo else "bn_shuffle", ctypes.c_int(size), data.size // size, data, out)
+    return out
 
 
 def _call(name: str, *arguments: Any) -> int:

@@ -17,6 +17,7 @@ from bncli import compiled
 
 BLOCK_ROWS = 128  # rounding grows with the length of a sum; short blocks keep it near one ulp
 LANES = 8  # partial sums that run side by side: fewer, longer vector operations and shorter sums
+WIDE_ENOUGH = 512  # values that numpy adds in one go; fewer, and four times the lanes pay
 PIVOT_SHARE = 8  # the pivot is found from at least an 8th of a block
 SUBTRACT_AT_ONCE = 512  # values of a row repeated to this length, which numpy subtracts in one go
 FEATURES_AT_ONCE = 1024  # 128 × 1,024 float64 values are 1 MB, which stays in cache
@@ -94,17 +95,16 @@ def block_moments(x: npt.NDArray[Any], missing: Missing) -> Blocks:
     return out
 
 
-def stored_moments(place: Place, shape: tuple[int, int, int], missing: Missing) -> Blocks | None:
-    """Moments of blocks of this shape (G, r, C) that lie in a file just as they are: read and summed in one compiled call.
+def stored_runs(place: Place, shape: tuple[int, int, int, int], missing: Missing) -> list[Floats] | None:
+    """Count, mean and m2 (the latter two as high and low) of runs of blocks, of shape (runs, blocks, r, C), in a file.
 
-    None where that cannot be done: then the values have to be read, and `block_moments` tells what is wrong with them.
+    Read, summed and merged in one compiled call: five arrays of shape (runs, C). None where that cannot be done: then
+    the values have to be read, and `block_moments` tells what is wrong with them.
     """
     if not compiled.AVAILABLE or missing.fill is not None:
         return None
-    found = compiled.read_blocks(place.fd, place.offset, place.dtype, shape)
-    if found is None or (missing.omit and not np.isfinite(found[2]).all()):
-        return None
-    return Blocks(np.full(found[0].shape, float(shape[1])), *found)
+    found = compiled.read_runs(place.fd, place.offset, place.dtype, shape)
+    return None if found is None or (missing.omit and not np.isfinite(found[3]).all()) else found
 
 
 def present(x: npt.NDArray[Any], missing: Missing) -> npt.NDArray[np.bool_]:
@@ -116,6 +116,8 @@ def present(x: npt.NDArray[Any], missing: Missing) -> npt.NDArray[np.bool_]:
 
 
 def _tile_moments(x: npt.NDArray[Any], missing: Missing) -> Blocks:
+    if missing.fill is None and x.dtype.kind in "bui" and x.dtype.itemsize <= 2 and x.shape[1] <= BLOCK_ROWS:
+        return _whole_moments(x)
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
         if missing.fill is None:
             blocks = _about_pivot(x, None)
@@ -151,9 +153,7 @@ def _about_pivot(x: npt.NDArray[Any], keep: npt.NDArray[np.bool_] | None) -> Blo
     _subtract(d, pivot)
     if keep is not None:
         d[~keep] = 0
-    sums = _sum_rows(d)
-    np.square(d, out=d)
-    squares = _sum_rows(d)
+    sums, squares = _sum_rows(d), _sum_rows(d, squared=True)
     n = np.maximum(count, 1)
     offset = sums / n
     m2 = np.maximum(squares - sums * offset, 0)  # NaN stays NaN
@@ -164,6 +164,21 @@ def _about_pivot(x: npt.NDArray[Any], keep: npt.NDArray[np.bool_] | None) -> Blo
         _about_mean(x, keep, blocks, *far)
     _mark_underflow(x, keep, first, m2)
     return blocks
+
+
+def _whole_moments(x: npt.NDArray[Any]) -> Blocks:
+    """Moments of 8- and 16-bit integers: the sums of a block, and of the squares, are exact without a pivot.
+
+    128 squares of 8 bits stay below 2^24, which float32 counts up to; 128 of 16 bits are far below 2^53.
+    """
+    d = _scratch("whole", x.shape, np.float32 if x.dtype.itemsize == 1 else np.float64)
+    np.copyto(d, x, casting="unsafe")
+    sums, squares = (_sum_rows(d, squared=squared).astype(np.float64) for squared in (False, True))
+    n = float(x.shape[1])
+    mean = sums / n
+    high = mean.astype(np.float32).astype(np.float64)  # in two parts, whose products with n are exact
+    mean_low = ((sums - high * n) - (mean - high) * n) / n  # the division's remainder
+    return Blocks(np.full(mean.shape, n), mean, mean_low, (n * squares - sums * sums) / n)
 
 
 def _about_mean(
@@ -193,12 +208,12 @@ def _about_mean(
     blocks.mean[group, feature], blocks.mean_low[group, feature] = two_sum(pivot[finite], offset[finite])
 
 
-def _scratch(name: str, shape: tuple[int, ...]) -> Floats:
+def _scratch(name: str, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float64) -> npt.NDArray[Any]:
     """A buffer of this thread, to be overwritten: fresh memory for every block would cost more than the sums."""
     size = math.prod(shape)
-    buffer: Floats | None = getattr(_buffers, name, None)
-    if buffer is None or buffer.size < size:
-        buffer = np.empty(size)
+    buffer: npt.NDArray[Any] | None = getattr(_buffers, name, None)
+    if buffer is None or buffer.size < size or buffer.dtype != dtype:
+        buffer = np.empty(size, dtype)
         setattr(_buffers, name, buffer)
     return buffer[:size].reshape(shape)
 
@@ -216,19 +231,29 @@ def _subtract(d: Floats, pivot: Floats) -> None:
     np.subtract(d[:, whole:], pivot, out=d[:, whole:])
 
 
-def _sum_rows(d: Floats) -> Floats:
-    """Sum (G, r, C) over r in a fixed order: LANES partial sums, then their sum."""
+def _sum_rows(d: Floats, *, squared: bool = False) -> Floats:
+    """Sum (G, r, C), or its squares, over r in a fixed order: partial sums side by side, then their sum in halves."""
     groups, rows, features = d.shape
     if features == 1:
-        sums: Floats = np.add.reduce(d[:, :, 0], axis=1, keepdims=True)  # numpy's pairwise sum along contiguous memory
+        line = np.square(d[:, :, 0]) if squared else d[:, :, 0]
+        sums: Floats = np.add.reduce(line, axis=1, keepdims=True)  # numpy's pairwise sum along contiguous memory
         return sums
-    whole = rows // LANES * LANES
+    lanes = LANES if features * LANES >= WIDE_ENOUGH else 4 * LANES
+    whole = rows // lanes * lanes
     if not whole:
-        sums = np.add.reduce(d, axis=1)
-        return sums
-    lanes = np.add.reduce(d[:, :whole].reshape(groups, -1, LANES * features), axis=1).reshape(groups, LANES, features)
-    lanes[:, : rows - whole] += d[:, whole:]
-    sums = np.add.reduce(lanes, axis=1)
+        return _added(d, squared)
+    sums = _added(d[:, :whole].reshape(groups, -1, lanes * features), squared)
+    rest = d[:, whole:].reshape(groups, -1)
+    sums[:, : rest.shape[1]] += np.square(rest) if squared else rest
+    while lanes > 1:
+        lanes //= 2
+        sums = sums[:, : lanes * features] + sums[:, lanes * features :]
+    return sums
+
+
+def _added(d: Floats, squared: bool) -> Floats:
+    """Add rows, or their squares, one after the other; einsum squares and adds in one pass."""
+    sums: Floats = np.einsum("grc,grc->gc", d, d) if squared else np.add.reduce(d, axis=1)
     return sums
 
 

@@ -13,11 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from bncli.errors import UsageError
-from bncli.kernels import BLOCK_ROWS, Missing, Place, block_moments, stored_moments
+from bncli.kernels import BLOCK_ROWS, Missing, Place, block_moments, stored_runs
 from bncli.moments import Moments
 
 PIECE_VALUES = 1 << 18  # read and computed at a time: 2 MB of float64; less pays for calls, more for memory
@@ -143,7 +142,7 @@ class Layout:
             count = min(at_once, rows * batches - row)
             start = row * self.row_size
             runs = _run_moments(values.shifted(start), count * self.features, self.positions, block, 1, missing)
-            by_row = runs.map(lambda v: np.moveaxis(v.reshape(batches, -1, self.features), 1, 0)).reduce()
+            by_row = runs.map(lambda v: v.reshape(-1, self.features)).reduce_runs(batches)
             total = by_row if total is None else total.merge(by_row)
         assert total is not None
         return total
@@ -165,7 +164,8 @@ class Layout:
         """Merge the columns of one feature: (B, C·I) becomes (B, C)."""
         if self.positions == 1:
             return columns
-        return columns.map(lambda v: np.moveaxis(v.reshape(len(v), -1, self.positions), -1, 0)).reduce()
+        joined = columns.map(lambda v: v.reshape(-1, 1)).reduce_runs(columns.count.size // self.positions)
+        return joined.map(lambda v: v.reshape(len(columns.count), -1))
 
 
 def feature_axis(rank: int, axis: int) -> int:
@@ -207,8 +207,7 @@ def _run_moments(values: Values, runs: int, rows: int, block: int, columns: int,
         x = values(run * rows * columns, count * rows * columns).reshape(count, rows, columns)
         blocks.append(Moments.of(block_moments(x[:, :whole].reshape(-1, block, columns), missing)))
         lasts.append(Moments.of(block_moments(x[:, whole:], missing)))
-    joined = Moments.concatenate(blocks).map(lambda v: v.reshape(runs, -1, columns).swapaxes(0, 1))
-    return joined.reduce().merge(Moments.concatenate(lasts))
+    return Moments.concatenate(blocks).reduce_runs(runs).merge(Moments.concatenate(lasts))
 
 
 def _long_run_moments(values: Values, runs: int, rows: int, block: int, columns: int, missing: Missing) -> Moments:
@@ -226,29 +225,28 @@ def _long_run_moments(values: Values, runs: int, rows: int, block: int, columns:
 def _even_run_moments(values: Values, runs: int, blocks: int, block: int, columns: int, missing: Missing) -> Moments:
     """Moments of shape (runs, columns) of runs of `blocks` equal blocks."""
     if runs > 1:
-        results = _block_results(values, runs * blocks, block, columns, missing)
-        return results.map(lambda v: v.reshape(runs, blocks, columns).swapaxes(0, 1)).reduce()
+        return _merged_blocks(values, runs, blocks, block, columns, missing)
     at_once = max(1, PENDING_VALUES // columns)
     total: Moments | None = None
     for first in range(0, blocks, at_once):  # one huge batch, merged now and then
         part = values.shifted(first * block * columns)
-        merged = _block_results(part, min(at_once, blocks - first), block, columns, missing).reduce()[None]
+        merged = _merged_blocks(part, 1, min(at_once, blocks - first), block, columns, missing)
         total = merged if total is None else total.merge(merged)
     assert total is not None
     return total
 
 
-def _block_results(values: Values, blocks: int, block: int, columns: int, missing: Missing) -> Moments:
-    """Moments of shape (blocks, columns), one for each block: straight from the file where that can be, else read here."""
+def _merged_blocks(values: Values, runs: int, blocks: int, block: int, columns: int, missing: Missing) -> Moments:
+    """As `_even_run_moments` of runs that are merged in one go: straight from the file where that can be, else read here."""
     size = block * columns
-    place = values.stored(values.start, blocks * size)
-    found = stored_moments(place, (blocks, block, columns), missing) if place else None
+    place = values.stored(values.start, runs * blocks * size)
+    found = stored_runs(place, (runs, blocks, block, columns), missing) if place else None
     if found is not None:
-        return Moments.of(found)
+        return Moments(*found)
     at_once = max(1, PIECE_VALUES // size)  # blocks per call of the kernel
     parts = []
-    for first in range(0, blocks, at_once):
-        count = min(at_once, blocks - first)
+    for first in range(0, runs * blocks, at_once):
+        count = min(at_once, runs * blocks - first)
         x = values(first * size, count * size).reshape(count, block, columns)
         parts.append(Moments.of(block_moments(x, missing)))
-    return Moments.concatenate(parts)
+    return Moments.concatenate(parts).reduce_runs(runs)

@@ -110,10 +110,15 @@ class Moments(Parts):
         return Moments(count, mean, mean_low, m2, m2_low)
 
     def reduce(self) -> Moments:
-        """Merge along the first axis: shape (B, ..., C) becomes (..., C)."""
+        """Merge along the first axis: shape (B, C) becomes (C,)."""
+        return self.reduce_runs(1)[0]
+
+    def reduce_runs(self, runs: int) -> Moments:
+        """Merge each of `runs` equal runs along the first axis: shape (runs · B, C) becomes (runs, C)."""
         if compiled.AVAILABLE:
-            return Moments(*compiled.reduce_moments(self.arrays()))
-        return reduce_pairs(self, Moments.merge)
+            return Moments(*compiled.reduce_moments(self.arrays(), runs))
+        by_place = self.map(lambda v: v.reshape(runs, -1, v.shape[-1]).swapaxes(0, 1))
+        return reduce_pairs(by_place, Moments.merge)
 
     def variance(self, ddof: int = 0) -> Floats:
         """m2 / (count - ddof), NaN where count <= ddof."""
@@ -161,6 +166,14 @@ class Running(Parts):
         first = np.where(folded, statistics, 0.0)
         return cls(folded.astype(np.float64), first, np.zeros_like(first), first)
 
+    @classmethod
+    def of_batches(cls, batches: Moments, ddof: int, momentum: float | None) -> Running:
+        """The statistics of B consecutive batches, from Moments of shape (B, C), folded into one."""
+        if compiled.AVAILABLE:
+            log_m = None if momentum is None else _log(momentum)
+            return cls(*compiled.running(batches.count, batches.mean, batches.m2, ddof, log_m))
+        return cls.of(batches, ddof).reduce(momentum)
+
     def merge(self, later: Running, momentum: float | None) -> Running:
         """Combine with the batches that follow: a = a1 + (a2 - a1) (1 - m^k2) / (1 - m^(k1 + k2)).
 
@@ -177,9 +190,6 @@ class Running(Parts):
 
     def reduce(self, momentum: float | None) -> Running:
         """Merge B consecutive parts along the first axis into one."""
-        if compiled.AVAILABLE:
-            log_m = None if momentum is None else _log(momentum)
-            return Running(*compiled.reduce_running(self.k, [self.a, self.a_low, self.first], log_m))
         return reduce_pairs(self, lambda earlier, later: earlier.merge(later, momentum))
 
     def read(self, init: str, momentum: float) -> tuple[Floats, Floats]:

@@ -174,16 +174,16 @@ def test_changed_during_the_run(which: str, how: str) -> None:
 
 
 def test_change_during_a_fit_is_exit_3(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bncli.engine import local
+    from bncli.engine import fold
 
     save(Path("x.npy"), table())
-    original = local.segment_moments
+    original = fold.segment_moments
 
     def touching(*args: Any) -> Any:
         os.utime("x.npy", ns=(1, 1))
         return original(*args)
 
-    monkeypatch.setattr(local, "segment_moments", touching)
+    monkeypatch.setattr(fold, "segment_moments", touching)
     with untouched(Path()):
         check_refused(3, ["fit", "x.npy"], "x.npy: changed while it was being read")
 

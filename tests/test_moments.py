@@ -145,7 +145,7 @@ def runs(batches: list[Moments], cuts: Sequence[int], ddof: int, momentum: float
             parts.append(Running.empty(len(batches[0].count)))
             continue
         stacked = Moments(*(np.stack(a) for a in zip(*(b.arrays() for b in batches[start:stop]), strict=True)))
-        parts.append(Running.of(stacked, ddof).reduce(momentum))
+        parts.append(Running.of_batches(stacked, ddof, momentum))
     return parts
 
 

@@ -45,7 +45,7 @@ class Fold:
     def of(cls, batches: Moments, samples: int, conventions: Conventions) -> Fold:
         """Consecutive batches, given as Moments of shape (B, C), of `samples` samples together."""
         folded = int((batches.count >= 2).any(axis=1).sum())
-        running = Running.of(batches, conventions.ddof).reduce(conventions.momentum)
+        running = Running.of_batches(batches, conventions.ddof, conventions.momentum)
         return cls(batches.reduce(), running, samples, folded, len(batches.count) - folded)
 
     def join(self, later: Fold, momentum: float | None) -> Fold:

@@ -7,6 +7,8 @@ specification, version 3.0, section IV.A.2.l, names the filters; their layout is
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import math
 import zlib
 from array import array
@@ -18,6 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from bncli import compiled
+
+# two to four times as fast as zlib, where it is installed; the format is the same
+libdeflate: Any = importlib.import_module("deflate") if importlib.util.find_spec("deflate") else None
 
 DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3
 ENTRY_BYTES = 512  # what keeping a decoded chunk costs beside its values
@@ -92,11 +99,17 @@ def encode(filters: list[Filter], data: npt.NDArray[np.uint8]) -> bytes:
         if f.code == SHUFFLE:
             data = shuffle(data, f.values[0])
         elif f.code == DEFLATE:
-            data = np.frombuffer(zlib.compress(data.data, f.values[0]), np.uint8)
+            data = np.frombuffer(_deflated(data, f.values[0]), np.uint8)
         else:
             checksum = np.frombuffer(fletcher32(data).to_bytes(4, "little"), np.uint8)
             data = np.concatenate([data, checksum])
     return data.tobytes()
+
+
+def _deflated(data: npt.NDArray[np.uint8], level: int) -> bytes:
+    if libdeflate and level:
+        return bytes(libdeflate.zlib_compress(data, level))
+    return zlib.compress(data.data, level)
 
 
 def shuffle(data: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
@@ -108,15 +121,21 @@ def shuffle(data: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     count = data.size // size if size > 1 else 0
     if count < 2:
         return data
-    stored = np.empty_like(data)
-    elements = data[: count * size].reshape(count, size)
-    for k in range(size):
-        stored[k * count : (k + 1) * count] = elements[:, k]
-    stored[count * size :] = data[count * size :]
-    return stored
+    elements = data[: count * size]
+    stored = compiled.shuffle(elements, size, undo=False)
+    if stored is None:
+        stored = np.empty_like(elements)
+        for k in range(size):
+            stored[k * count : (k + 1) * count] = elements.reshape(count, size)[:, k]
+    return np.concatenate([stored, data[count * size :]]) if data.size % size else stored
 
 
 def _inflate(data: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    if libdeflate:
+        with contextlib.suppress(libdeflate.DeflateError):  # zlib says what is wrong
+            found = np.frombuffer(libdeflate.zlib_decompress(data, size), np.uint8)
+            if found.size == size:
+                return found
     stream = zlib.decompressobj()
     try:
         plain = stream.decompress(data.data, size + 1)
@@ -138,12 +157,13 @@ def unshuffle(data: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     count = data.size // size if size > 1 else 0
     if count < 2:
         return data
-    plain = np.empty_like(data)
-    elements = plain[: count * size].reshape(count, size)
-    for k in range(size):  # a column at a time is six times as fast as the transpose in one go
-        elements[:, k] = data[k * count : (k + 1) * count]
-    plain[count * size :] = data[count * size :]  # what fills no element is stored as it is
-    return plain
+    elements = compiled.shuffle(data[: count * size], size, undo=True)
+    if elements is None:
+        elements = np.empty(count * size, np.uint8)
+        for k in range(size):  # a column at a time is six times as fast as the transpose in one go
+            elements.reshape(count, size)[:, k] = data[k * count : (k + 1) * count]
+    rest = data[count * size :]  # what fills no element is stored as it is
+    return np.concatenate([elements, rest]) if rest.size else elements
 
 
 def _verified(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -5,6 +5,7 @@ Ioffe & Szegedy (2015), arXiv 1502.03167, algorithm 1 (training mode) and 2 (tes
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from bncli.kernels import Missing
 from bncli.layout import Layout, Values, feature_axis
 from bncli.moments import Moments
 
+WIDE_ROW = 512  # values of one row that numpy takes well in one go
 Floats = npt.NDArray[np.float64]
 
 
@@ -161,6 +163,68 @@ def forward(
     return y, Cache(mean, var, xhat, gamma, eps, axis)
 
 
+def backward(
+    dy: npt.ArrayLike, cache: Cache
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The exact gradient of `forward`, through the batch's own mean and variance.
+
+    With n values per feature and sums over a feature's values (Ioffe & Szegedy 2015, section 3, brought to one line):
+
+        dbeta = sum(dy),  dgamma = sum(dy · xhat)
+        dx    = gamma / sqrt(var + eps) · (dy - dbeta / n - xhat · dgamma / n)
+
+    Where var and eps are both 0, `forward` scales by 1 and has no derivative; that 1 then counts as fixed, which leaves
+    dx = gamma · (dy - dbeta / n).
+
+    Parameters
+    ----------
+    dy : array of the shape of x
+        Gradient of a loss with respect to `forward`'s y. Values that are not finite pass through.
+    cache : Cache
+        What `forward` returned beside y.
+
+    Returns
+    -------
+    dx : array of the shape of x
+        Computed in float64; in dy's type when that is a float type, else float32.
+    dgamma, dbeta : float64, shape (C,)
+
+    Raises
+    ------
+    MismatchError
+        When dy has another shape than the batch.
+    InputError
+        When dy does not hold real numbers.
+
+    Examples
+    --------
+    >>> _, cache = forward([[-1.0], [1.0], [0.0], [0.0]], gamma=2.0, beta=0.0, eps=0.5)  # sd 1, so xhat is x
+    >>> dx, dgamma, dbeta = backward([[4.0], [0.0], [0.0], [0.0]], cache)
+    >>> dx.tolist(), dgamma.tolist(), dbeta.tolist()
+    ([[4.0], [0.0], [-2.0], [-2.0]], [-4.0], [4.0])
+    """
+    dy = real_array(dy)
+    if dy.shape != cache.xhat.shape:
+        raise MismatchError(f"dy has shape {dy.shape}, the batch that went forward {cache.xhat.shape}")
+    view, joined = _column_view(dy.shape, cache.axis)
+    dx = np.array(dy, np.float64, order="C").reshape(view)
+    xhat = np.ascontiguousarray(cache.xhat).reshape(view)
+    axes = "rci"[: len(view)]
+    n = dy.size // len(cache.gamma)
+
+    def columns(values: Floats) -> Floats:
+        return np.tile(values, joined).reshape(-1, *(1,) * (len(view) - 2))
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        # einsum: neither BLAS nor an array of products in between
+        dbeta = np.einsum(f"{axes}->c", dx).reshape(joined, -1).sum(axis=0)
+        dgamma = np.einsum(f"{axes},{axes}->c", dx, xhat).reshape(joined, -1).sum(axis=0)
+        dx -= columns(dbeta / n)
+        dx -= xhat * columns(dgamma / n)
+        dx *= columns(cache.gamma / deviation(cache.var, cache.eps))
+    return round_to(dx.reshape(dy.shape), output_type(dy.dtype)), dgamma, dbeta
+
+
 def normalize(
     x: npt.ArrayLike,
     mean: npt.ArrayLike,
@@ -276,6 +340,20 @@ def real_array(x: npt.ArrayLike) -> npt.NDArray[Any]:
     if array.ndim < 2:
         raise UsageError(f"an array of shape {array.shape} has no feature axis; reshape it to (samples, features)")
     return array
+
+
+def _column_view(shape: tuple[int, ...], axis: int) -> tuple[tuple[int, ...], int]:
+    """Shape (R, C, I) of an array in C order, or (R, J·C) where I is 1; and J, the rows that were joined.
+
+    numpy pays per run of columns, so few channels that lie next to each other are taken several rows at once.
+    """
+    layout = Layout.of(shape, axis)
+    rows = shape[0] * layout.rows_per_sample
+    if layout.positions > 1:
+        return (rows, layout.features, layout.positions), 1
+    at_most = max(1, WIDE_ROW // layout.features)
+    joined = math.gcd(rows, 1 << at_most.bit_length() - 1)
+    return (rows // joined, joined * layout.features), joined
 
 
 def _shape(rank: int, axis: int) -> tuple[int, ...]:

@@ -98,6 +98,167 @@ class TestForward:
         assert cache.var.tolist() == [1.25, 1.25]
 
 
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[Array, int]:
+    """A float64 batch of two to four dimensions with at least two values per feature, and its feature axis."""
+    shape = draw(
+        st.lists(st.integers(1, 6), min_size=1, max_size=3).map(lambda inner: [draw(st.integers(2, 9)), *inner])
+    )
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    x = rng.standard_normal(shape) * 10.0 ** rng.integers(-2, 3) + rng.normal()
+    axis = draw(st.integers(1, len(shape) - 1))
+    if draw(st.booleans()):
+        np.moveaxis(x, axis, 0)[0] = 0.125  # a constant feature, whose mean is exact in any order
+    return x, axis
+
+
+def complex_forward(x: Array, gamma: Array, beta: Array, eps: float, axis: int) -> Array:
+    """The formula of training mode, written plainly, for complex numbers too."""
+    others = tuple(i for i in range(x.ndim) if i != axis)
+    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
+    mean = x.mean(axis=others, keepdims=True)
+    var = ((x - mean) ** 2).mean(axis=others, keepdims=True)
+    return gamma.reshape(shape) * (x - mean) / np.sqrt(var + eps) + beta.reshape(shape)
+
+
+def complex_step(dy: Array, x: Array, gamma: Array, beta: Array, eps: float, axis: int) -> list[Array]:
+    """Gradients of sum(dy · y) with respect to x, gamma and beta: Im f(a + ih) / h, without cancellation (Squire & Trapp 1998)."""
+    h = 1e-30
+    arguments = [x, gamma, beta]
+    found = [np.empty_like(a) for a in arguments]
+    for which, argument in enumerate(arguments):
+        for index in np.ndindex(argument.shape):
+            stepped = [a.astype(complex) for a in arguments]
+            stepped[which][index] += 1j * h
+            found[which][index] = (dy * complex_forward(*stepped, eps, axis)).sum().imag / h
+    return found
+
+
+def check_gradient(
+    found: tuple[Array, Array, Array], truth: list[Array], dy: Array, cache: batchnorm.Cache, limit: float
+) -> None:
+    """Assert dx to `limit` of max|gamma · dy| / sqrt(var + eps) of its feature; dgamma and dbeta to `limit` of their terms."""
+    features = len(cache.gamma)
+    dx, dx_truth, g, xhat = (
+        np.moveaxis(a, cache.axis, 0).reshape(features, -1) for a in (found[0], truth[0], dy, cache.xhat)
+    )
+    scale = np.abs(cache.gamma) * np.abs(g).max(axis=1) / np.sqrt(cache.var + cache.eps)
+    assert (np.abs(dx - dx_truth).max(axis=1) <= limit * scale).all()
+    assert (np.abs(found[1] - truth[1]) <= limit * np.abs(g * xhat).sum(axis=1)).all()
+    assert (np.abs(found[2] - truth[2]) <= limit * np.abs(g).sum(axis=1)).all()
+
+
+class TestBackward:
+    @given(batches(), st.sampled_from([1e-5, 1e-3, 1.0]), st.integers(0, 99))
+    def test_complex_step(self, batch: tuple[Array, int], eps: float, seed: int) -> None:
+        x, axis = batch
+        rng = np.random.default_rng(seed)
+        gamma, beta = rng.normal(size=(2, x.shape[axis]))
+        y, cache = batchnorm.forward(x, gamma, beta, eps, axis)
+        np.testing.assert_allclose(complex_forward(x, gamma, beta, eps, axis), y, rtol=1e-9, atol=1e-9)
+        dy = rng.normal(size=x.shape)
+        truth = complex_step(dy, x, gamma, beta, eps, axis)
+        check_gradient(batchnorm.backward(dy, cache), truth, dy, cache, 1e-10)
+
+    @given(st.integers(2, 40), st.integers(1, 5), st.integers(0, 99))
+    def test_central_differences_of_forward_itself(self, n: int, features: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        x, dy = rng.normal(size=(2, n, features))
+        gamma, beta, eps, h = rng.normal(size=features), rng.normal(size=features), 0.5, 1e-4
+        _, cache = batchnorm.forward(x, gamma, beta, eps)
+        dx, _, _ = batchnorm.backward(dy, cache)
+        difference = np.empty_like(x)
+        for i in range(n):
+            step = np.zeros((n, 1))
+            step[i] = h  # features do not mix, so all take their step at once
+            above, below = (batchnorm.forward(x + s * step, gamma, beta, eps)[0] for s in (1, -1))
+            difference[i] = (dy * (above - below)).sum(axis=0) / (2 * h)
+        # off by h² / 6 times the third derivative, which is a few times dy / sd³: some 1e-8
+        scale = np.abs(gamma) * np.abs(dy).max(axis=0) / np.sqrt(cache.var + eps)
+        assert (np.abs(dx - difference) <= 1e-7 * scale).all()
+
+    @given(batches(), st.sampled_from([1e-5, 1e-2]), st.integers(0, 99))
+    def test_torch(self, batch: tuple[Array, int], eps: float, seed: int) -> None:
+        torch = helpers.peer("torch")
+        x, axis = batch
+        rng = np.random.default_rng(seed)
+        gamma, beta = rng.normal(size=(2, x.shape[axis]))
+        dy = rng.normal(size=x.shape)
+        _, cache = batchnorm.forward(x, gamma, beta, eps, axis)
+        parameters = [torch.tensor(a, requires_grad=True) for a in (x, gamma, beta)]
+        y = torch.nn.functional.batch_norm(
+            parameters[0].movedim(axis, 1), None, None, *parameters[1:], training=True, eps=eps
+        ).movedim(1, axis)
+        y.backward(torch.tensor(dy))
+        check_gradient(batchnorm.backward(dy, cache), [p.grad.numpy() for p in parameters], dy, cache, 1e-10)
+
+    def test_two_values_hardly_move(self) -> None:
+        """With eps 0 two values always become -1 and 1, whatever they are: exactly no gradient."""
+        _, cache = batchnorm.forward([[1.0, 5.0], [3.0, -7.0]], [2.0, 3.0], 0.0, eps=0.0)
+        dx, dgamma, dbeta = batchnorm.backward([[1.0, 2.0], [4.0, 7.0]], cache)
+        assert dx.tolist() == [[0, 0], [0, 0]]
+        assert dgamma.tolist() == [3, -5]
+        assert dbeta.tolist() == [5, 9]
+
+    def test_variance_and_eps_of_zero_scale_by_one(self) -> None:
+        _, cache = batchnorm.forward(np.full((4, 1), 0.1), 2.0, 0.0, eps=0.0)
+        dx, dgamma, dbeta = batchnorm.backward([[1.0], [0.0], [0.0], [3.0]], cache)
+        assert dx.tolist() == [[0], [-2], [-2], [4]]
+        assert (dgamma.tolist(), dbeta.tolist()) == ([0], [4])
+
+    @pytest.mark.parametrize(
+        ("dtype", "expected"), [("f2", "f2"), ("f4", "f4"), ("f8", "f8"), (">f4", "f4"), ("?", "f4"), ("i8", "f4")]
+    )
+    def test_computed_in_float64_and_rounded_once(self, dtype: str, expected: str) -> None:
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(50, 4)).astype("f4")
+        dy = (rng.normal(size=x.shape) * 3).astype(dtype)
+        _, cache = batchnorm.forward(x, 1.5, 0.0)
+        dx, dgamma, dbeta = batchnorm.backward(dy, cache)
+        whole, _, _ = batchnorm.backward(dy.astype("f8"), cache)
+        assert dx.dtype == np.dtype(expected)
+        assert dgamma.dtype == dbeta.dtype == whole.dtype == np.float64
+        np.testing.assert_array_equal(dx, whole.astype(expected))
+
+    @pytest.mark.parametrize("shape", [(64, 3), (60, 7), (8, 3, 16), (6, 4, 2, 5)])
+    def test_layouts_in_memory_do_not_matter(self, shape: tuple[int, ...]) -> None:
+        rng = np.random.default_rng(0)
+        x, dy = rng.normal(size=(2, *shape))
+        for axis in range(1, len(shape)):
+            found = [
+                batchnorm.backward(as_laid(dy), batchnorm.forward(as_laid(x), 1.0, 0.0, axis=axis)[1])
+                for as_laid in (np.asarray, np.asfortranarray, lambda a: a.astype(">f8"))
+            ]
+            for other in found[1:]:
+                assert [a.tobytes() for a in other] == [a.tobytes() for a in found[0]]
+                assert other[0].dtype.isnative
+
+    def test_values_that_are_not_finite_pass_through(self) -> None:
+        _, cache = batchnorm.forward(np.eye(3), 1.0, 0.0)
+        dx, dgamma, dbeta = batchnorm.backward([[np.inf, 1.0, 2.0], [0.0, 1e308, 0.0], [0.0, 1e308, np.nan]], cache)
+        assert not np.isfinite(dx).any(axis=0).any()
+        assert not np.isfinite(dbeta).any()
+        assert np.isnan(dgamma[2])
+
+    def test_dy_stays_what_it_was(self) -> None:
+        _, cache = batchnorm.forward(np.eye(3), 1.0, 0.0)
+        dy, xhat = np.arange(9.0).reshape(3, 3), cache.xhat.copy()
+        batchnorm.backward(dy, cache)
+        assert dy.tolist() == np.arange(9.0).reshape(3, 3).tolist()
+        assert cache.xhat.tolist() == xhat.tolist()
+
+    def test_refusals(self) -> None:
+        _, cache = batchnorm.forward(np.eye(3), 1.0, 0.0)
+        with pytest.raises(MismatchError, match=r"\(2, 3\).*\(3, 3\)"):
+            batchnorm.backward(np.ones((2, 3)), cache)
+        with pytest.raises(MismatchError, match=r"\(3, 3, 1\)"):
+            batchnorm.backward(np.ones((3, 3, 1)), cache)
+        with pytest.raises(InputError, match="complex"):
+            batchnorm.backward(np.eye(3) * 1j, cache)
+        with pytest.raises(UsageError, match="no feature axis"):
+            batchnorm.backward(np.ones(3), cache)
+
+
 class TestNormalize:
     @given(helpers.tables(max_samples=40), st.sampled_from(helpers.DTYPES), st.sampled_from([0.0, 1e-5, 1e-3]))
     def test_formula(self, table: Array, dtype: str, eps: float) -> None:

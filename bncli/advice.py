@@ -31,7 +31,7 @@ def _drift(stats: Stats) -> str:
     return (
         f"the running statistics of {_count(drifted)} differ from the population's (by more than {DRIFT_MEAN:g} sd in the "
         f"mean or {DRIFT_VARIANCE:.0%} in the variance): {_worst(stats, distance)}. Apply with --use population, or fit with "
-        "more batches or a larger momentum; data in sorted order wants shuffling"
+        f"more batches or a larger momentum{'' if 'shuffle' in stats.options else '; data in sorted order wants --shuffle'}"
     )
 
 

@@ -181,6 +181,7 @@ def test_gamma_and_beta_as_number_and_address(here: Path) -> None:
         (["--init", "ones"], 2, ["--init", "debias"]),
         (["--preset", "tf"], 2, ["--preset", "keras"]),
         (["--batch-size", "0"], 2, ["--batch-size 0"]),
+        (["--seed", "-1"], 2, ["--seed -1"]),
         (["--batch-size", "1"], 2, ["--batch-size 1", "2 or more"]),
         (["--axis", "0"], 2, ["axis 0", "samples"]),
         (["--rows", "5"], 2, ["--rows", "A:B"]),
@@ -235,6 +236,22 @@ def test_presets_and_options_beside_them(here: Path, preset: str, expected: tupl
     good("fit", "x.npy", "--preset", preset, "--momentum", "0.25", "--init", "first", "-f", "-q")
     stats = bncli.load("x.bn.h5")
     assert (stats.momentum, stats.eps, stats.ddof, stats.init) == (0.25, expected[1], expected[2], "first")
+
+
+def test_sorted_data_is_shuffled_on_request(here: Path) -> None:
+    save(here / "x.npy", np.repeat(np.arange(10.0), 1000)[:, None])
+    assert "data in sorted order wants --shuffle" in good("fit", "x.npy", "-o", "sorted.bn.h5").err
+    result = good("fit", "x.npy", "--shuffle", "--seed", "4")
+    assert result.err == ""
+    assert "1 feature, 10,000 samples, 40 batches of 256" in result.out
+    stats = bncli.load("x.bn.h5")
+    assert stats.options["shuffle"] is True
+    assert stats.options["seed"] == 4
+    assert abs(stats.running_var[0] - 8.25) < 0.25 * 8.25
+    assert bncli.load("sorted.bn.h5").running_var[0] < 0.1
+    assert "40 batches" in good("fit", "x.npy", "--shuffle", "-n").out
+    good("fit", "x.npy", "--shuffle", "-o", "other.bn.h5")
+    assert bncli.load("other.bn.h5").running_mean != stats.running_mean
 
 
 def test_ambiguous_dataset_lists_what_to_type(here: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 import bncli
 from bncli import Stats, layout
 from bncli.advice import BnWarning
+from bncli.engine import order
 from bncli.engine.plan import segments
 from bncli.errors import InputError, MismatchError, UsageError
 from bncli.layout import Layout
@@ -196,6 +198,92 @@ class TestAgainstExactTruth:
             assert stats.running_var.tolist() == stats.population_var.tolist() == [0.0] * 2
             with_beta = bncli.batchnorm.normalize(x, stats.running_mean, stats.running_var, 3.0, 0.7)
             assert (with_beta == 0.7).all()
+
+
+class TestShuffled:
+    """--shuffle: the fit of the samples in the order that `order.Order` draws."""
+
+    @given(
+        helpers.tables(max_samples=300),
+        st.sampled_from(["f2", "f4", "f8", "i4", "u1"]),
+        st.sampled_from([1 << 8, 1 << 9, 1 << 21]),
+        st.data(),
+    )
+    @settings(max_examples=40)
+    def test_same_bytes_for_any_files_workers_and_memory(
+        self, tmp_path_factory: pytest.TempPathFactory, table: Array, dtype: str, window: int, data: st.DataObject
+    ) -> None:
+        x = helpers.as_type(table, dtype)
+        batch_size, seed = data.draw(st.integers(2, 40)), data.draw(st.integers(0, 2**64 - 1))
+        cuts = data.draw(helpers.splits(len(x)))
+        paths = write_parts(tmp_path_factory.mktemp("parts"), x, cuts, data.draw(st.integers(0, 9)))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(order, "WINDOW_VALUES", window)
+            patch.setattr(order, "WINDOW_BLOCKS", 8)
+            patch.setattr(layout, "PENDING_VALUES", 64)  # many segments
+            drawn = x[order.Order(len(x), x.shape[1], seed, shuffled=True).indices(0, len(x))]
+            assume(representable(drawn, batch_size))
+            expected = fit(drawn, batch_size=batch_size)
+            for workers, memory in ((1, 1 << 27), (2, 1 << 20), (3, 1 << 27)):
+                options = {"shuffle": True, "seed": seed, "workers": workers, "max_memory": memory}
+                check_same_bytes(fit(paths, batch_size=batch_size, **options), expected)
+        helpers.check_running(expected, cut(drawn, batch_size), 0.9, "debias")
+
+    def test_little_memory_gives_the_same_bytes(self, tmp_path: Path) -> None:
+        """Windows of 8 samples of 1 MB: all fit, one does, none does."""
+        x = np.random.default_rng(0).standard_normal((9, 2, 128, 1024)).astype("f4")
+        path = save_npy(tmp_path / "x.npy", x)
+        stats = [
+            fit(path, axis=1, batch_size=4, shuffle=True, max_memory=memory) for memory in (1 << 20, 3 << 20, 1 << 27)
+        ]
+        check_same_bytes(stats[0], stats[1])
+        check_same_bytes(stats[0], stats[2])
+        check_population(stats[0], x, 1)
+
+    def test_sorted_data_gives_the_statistics_of_the_population(self) -> None:
+        """0 to 9, a thousand of each, in sorted order: mean 4.5, variance (10² - 1) / 12 = 8.25."""
+        x = np.repeat(np.arange(10.0), 1000)[:, None]
+        with pytest.warns(BnWarning, match="running statistics of 1 feature differ .* wants --shuffle"):
+            lying = bncli.fit(x, batch_size=250)
+        assert lying.population_var.tolist() == [8.25]
+        assert lying.running_var[0] < 0.1  # most batches hold one value
+        # a debiased running statistic weighs 40 batches by w: sum(w²) = (1 - m) / (1 + m) · (1 + m^40) / (1 - m^40)
+        spread = math.sqrt(0.1 / 1.9 * (1 + 0.9**40) / (1 - 0.9**40))
+        # a batch of n draws: the mean has sd sqrt(var / n), the variance var · sqrt((kurtosis - 1) / n); (n - 1) / n of it
+        kurtosis = float(((np.arange(10) - 4.5) ** 4).mean()) / 8.25**2
+        for seed in range(5):
+            stats = bncli.fit(x, batch_size=250, shuffle=True, seed=seed)  # no warning
+            assert abs(stats.running_mean[0] - 4.5) < 5 * spread * math.sqrt(8.25 / 250)
+            assert abs(stats.running_var[0] / 8.25 - 249 / 250) < 5 * spread * math.sqrt((kurtosis - 1) / 250)
+            assert stats.population_mean.tolist() == [4.5]
+            assert stats.options == {"nan": "error", "shuffle": True, "seed": seed}
+
+    def test_bad_values_are_named_where_they_lie(self, tmp_path: Path) -> None:
+        x = np.ones((50, 3)) * np.arange(50)[:, None]
+        x[37, 2] = np.nan
+        paths = [save_npy(tmp_path / "a.npy", x[:30]), save_npy(tmp_path / "b.npy", x[30:])]
+        with pytest.raises(InputError, match=r"b\.npy: sample 7, feature 2 is nan"):
+            bncli.fit(paths, shuffle=True, seed=3)
+
+    def test_rows_come_first(self) -> None:
+        x = np.random.default_rng(0).standard_normal((500, 2))
+        one = fit(x, rows=(100, 400), shuffle=True, batch_size=32)
+        check_same_bytes(one, fit(x[100:400], shuffle=True, batch_size=32))
+
+    def test_refusals(self) -> None:
+        x = np.eye(4)
+        with pytest.raises(UsageError, match="iterable of batches"):
+            bncli.fit(iter([x, x]), shuffle=True)
+        for seed in (-1, 2**64):
+            with pytest.raises(UsageError, match="--seed"):
+                bncli.fit(x, seed=seed)
+        with pytest.raises(UsageError, match="seed"):
+            bncli.fit(x, seed=1.5)
+        for share in (-0.1, 1, math.nan):
+            with pytest.raises(UsageError, match="0 <= F < 1"):
+                bncli.fit(x, holdout=share)
+        with pytest.raises(UsageError, match="--target"):
+            bncli.fit(x, holdout=0.5)
 
 
 class TestSameBytes:

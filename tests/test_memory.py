@@ -46,9 +46,18 @@ def peak_mb(*args: str) -> tuple[float, int]:
         ((2_000, 100_000), "<f4", []),
         ((5_000, 3, 224, 224), "|u1", ["--axis", "1"]),
         ((1_000_000, 256), "<f4", ["--batch-size", "1000000"]),
+        ((1_000_000, 256), "<f4", ["--shuffle"]),
         ((1, 2, 10_000, 10_000), "<f4", ["--axis", "1"]),
     ],
-    ids=["256 features", "one feature", "100,000 features", "images", "one batch of 1 GB", "one sample of 800 MB"],
+    ids=[
+        "256 features",
+        "one feature",
+        "100,000 features",
+        "images",
+        "one batch of 1 GB",
+        "shuffled",
+        "one sample of 800 MB",
+    ],
 )
 def test_fit_holds_little_of_a_large_file(
     tmp_path: Path, shape: tuple[int, ...], dtype: str, options: list[str]

@@ -34,6 +34,8 @@ from bncli.cli import options
     "--nan", type=click.Choice(["error", "omit"]), default="error", show_default=True, help="NaN and infinity."
 )
 @options.fill_value
+@click.option("--shuffle", is_flag=True, help="Draw the samples in a seeded order: for data that lies sorted.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="Of everything that is drawn.")
 @options.workers
 @options.max_memory
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be done; read no value, write nothing.")

@@ -13,7 +13,7 @@ from bncli.advice import BnWarning, advice
 from bncli.engine.plan import Conventions, FitSpec, Segment, segments
 from bncli.engine.workers import Readers, available, in_order
 from bncli.errors import InputError, printable
-from bncli.formats.joined import Joined
+from bncli.formats.joined import DataSet
 from bncli.kernels import Missing, present
 from bncli.layout import Layout, Values
 from bncli.moments import Moments, Running
@@ -60,7 +60,7 @@ class Fold:
         )
 
 
-def segment_moments(data: Joined, layout: Layout, segment: Segment, missing: Missing) -> Moments:
+def segment_moments(data: DataSet, layout: Layout, segment: Segment, missing: Missing) -> Moments:
     """Moments of shape (batches, C) of a segment's batches.
 
     Raises
@@ -77,7 +77,7 @@ def segment_moments(data: Joined, layout: Layout, segment: Segment, missing: Mis
     return batches
 
 
-def _explain(data: Joined, layout: Layout, start: int, count: int, missing: Missing, feature: int) -> InputError:
+def _explain(data: DataSet, layout: Layout, start: int, count: int, missing: Missing, feature: int) -> InputError:
     """Find the value that has no variance: the first non-finite one, else say that magnitudes do not fit."""
     at_once = 1 << 20
     for first in range(start, start + count, at_once):
@@ -104,7 +104,7 @@ def _feature(names: tuple[str, ...] | None, index: int) -> str:
     return f"feature {index}{named}"
 
 
-def folds(data: Joined, layout: Layout, spec: FitSpec, conventions: Conventions) -> Iterator[Fold]:
+def folds(data: DataSet, layout: Layout, spec: FitSpec, conventions: Conventions) -> Iterator[Fold]:
     """The folds of all segments, in order, computed by the workers."""
     missing = Missing(spec.nan == "omit", data.fill)
     cut = list(segments(layout, data.shape[0], spec.batch_size))
@@ -120,14 +120,14 @@ def folds(data: Joined, layout: Layout, spec: FitSpec, conventions: Conventions)
             yield from found
 
 
-def fold_segment(data: Joined, layout: Layout, segment: Segment, missing: Missing, conventions: Conventions) -> Fold:
+def fold_segment(data: DataSet, layout: Layout, segment: Segment, missing: Missing, conventions: Conventions) -> Fold:
     """The Fold of one segment; raises as `segment_moments` does."""
     batches = segment_moments(data, layout, segment, missing)
     fold = Fold.of(batches, segment.batches * segment.samples, conventions)
     return replace(fold, rounded=_holds_large_integers(data, segment, fold.population))
 
 
-def _holds_large_integers(data: Joined, segment: Segment, population: Moments) -> bool:
+def _holds_large_integers(data: DataSet, segment: Segment, population: Moments) -> bool:
     """Whether a segment holds integers beyond 2^53; its values are looked at only where the moments allow for some."""
     if not any(i.dtype.kind in "iu" and i.dtype.itemsize == 8 for i in data.inputs):
         return False

@@ -15,11 +15,13 @@ from bncli import compiled, files
 from bncli.advice import BnWarning
 from bncli.batchnorm import per_feature
 from bncli.engine.fold import Fold, finish, fold_segment, folds
+from bncli.engine.order import Order
 from bncli.engine.plan import Conventions, FitSpec, Segment, check_batch, options_record
 from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.formats.address import expand, split
 from bncli.formats.array import ArraySource
-from bncli.formats.joined import Input, Joined
+from bncli.formats.drawn import Drawn
+from bncli.formats.joined import DataSet, Input, Joined
 from bncli.formats.values import read_names, read_vector
 from bncli.kernels import Missing
 from bncli.layout import Layout
@@ -46,7 +48,7 @@ def fit(
         Called with the samples done, the samples there are (None when unknown) and the bytes done.
     **options
         As on the command line: momentum (a number, or "none" or None), eps, batch_size, axis, init, ddof, preset, gamma, beta,
-        names, dataset, rows ("A:B" or a pair), nan, fill_value, max_memory (bytes).
+        names, dataset, rows ("A:B" or a pair), nan, fill_value, shuffle, seed, max_memory (bytes).
 
     Returns
     -------
@@ -74,16 +76,9 @@ def fit(
         return fit_files([f"{cast(Any, source).file.filename}::{cast(Any, source).name}"], spec, progress=progress)
     nested = isinstance(source, (list, tuple)) and not any(hasattr(item, "shape") for item in source)
     if nested or hasattr(source, "__array__"):
-        return _fit_joined(
-            Joined(
-                ArraySource(cast("npt.ArrayLike", source)).array,
-                rows=spec.rows,
-                budget=spec.max_memory,
-                fill=spec.fill_value,
-            ),
-            spec,
-            progress,
-        )
+        array = ArraySource(cast("npt.ArrayLike", source)).array
+        data = Joined(array, rows=spec.rows, budget=spec.max_memory, fill=spec.fill_value)
+        return _fit_joined(drawn(data, spec), spec, progress)
     if isinstance(source, Iterable):
         return _fit_batches(cast("Iterable[npt.NDArray[Any]]", source), spec, progress)
     raise UsageError(f"cannot fit a {type(source).__name__}: give an address, an array or an iterable of batches")
@@ -112,9 +107,9 @@ def make_spec(options: dict[str, Any]) -> FitSpec:
         raise UsageError(f"an option has a value of the wrong kind: {error}") from None
 
 
-def open_inputs(addresses: Sequence[str], spec: FitSpec) -> Joined:
+def open_inputs(addresses: Sequence[str], spec: FitSpec) -> DataSet:
     """The data set of a fit; its files are looked at, no value is read."""
-    return Joined(
+    data = Joined(
         expand(addresses),
         dataset=spec.dataset,
         rows=spec.rows,
@@ -122,6 +117,15 @@ def open_inputs(addresses: Sequence[str], spec: FitSpec) -> Joined:
         allow_unwritten=spec.allow_unwritten,
         fill=spec.fill_value,
     )
+    return drawn(data, spec)
+
+
+def drawn(data: Joined, spec: FitSpec) -> DataSet:
+    """The samples that are not held out, in drawn order where they are to be shuffled."""
+    if not spec.shuffle and not spec.holdout:
+        return data
+    order = Order(data.shape[0], data.sample_size, spec.seed, spec.holdout, spec.shuffle)
+    return Drawn(data, order.indices, order.count, order.window, spec.max_memory)
 
 
 def fit_files(addresses: Sequence[str], spec: FitSpec, *, progress: Progress | None = None) -> Stats:
@@ -211,7 +215,7 @@ def look(addresses: Sequence[str], spec: FitSpec, output: str | None) -> Look:
         )
 
 
-def _fit_joined(data: Joined, spec: FitSpec, progress: Progress | None) -> Stats:
+def _fit_joined(data: DataSet, spec: FitSpec, progress: Progress | None) -> Stats:
     axis = spec.feature_axis(data.shape)
     layout = Layout.of(data.shape, axis)
     check_batch(layout, spec.batch_size, data.shape[0])
@@ -249,6 +253,8 @@ def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: P
         raise UsageError(
             "rows cannot be taken from an iterable of batches; leave them out of it, or give an array or files"
         )
+    if spec.shuffle:
+        raise UsageError("an iterable of batches is folded as it comes and cannot be shuffled; give an array or files")
     layout: Layout | None = None
     fold = Fold.empty(0)
     conventions = spec.conventions()

@@ -25,6 +25,9 @@ KINDS: dict[str, tuple[type, ...]] = {
     "max_memory": (int, np.integer),
     "fill_value": (float, int, np.floating, np.integer),
     "rows": (tuple,),
+    "shuffle": (bool,),
+    "seed": (int, np.integer),
+    "holdout": (float, int, np.floating),
 }
 
 
@@ -42,6 +45,12 @@ class FitSpec:
         Address or file of feature names, or the names.
     rows : (int or None, int or None)
         Python slice of the joined samples.
+    shuffle : bool
+        Draw the samples in an order of `seed`; see `order.Order`.
+    seed : int
+        0 to 2^64 - 1.
+    holdout : float
+        Fraction of the samples that are kept out, 0 <= F < 1.
     workers : int
         Threads; 0 for all CPUs that the process may use.
     max_memory : int
@@ -62,6 +71,9 @@ class FitSpec:
     names: str | Sequence[str] | None = None
     nan: str = "error"
     fill_value: float | int | None = None
+    shuffle: bool = False
+    seed: int = 0
+    holdout: float = 0.0
     workers: int = 0
     max_memory: int = DEFAULT_MEMORY
     allow_unwritten: bool = False
@@ -69,7 +81,7 @@ class FitSpec:
     def __post_init__(self) -> None:
         for name, kinds in KINDS.items():
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+            if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
                 raise UsageError(f"{name} {value!r} is not {' or '.join(k.__name__ for k in kinds)}")
         if self.batch_size < 1:
             raise UsageError(f"--batch-size {self.batch_size}: a batch needs at least one sample")
@@ -79,6 +91,12 @@ class FitSpec:
             raise UsageError(f"nan {self.nan!r} is neither 'error' nor 'omit'")
         if self.preset is not None and self.preset not in PRESETS:
             raise UsageError(f"preset {self.preset!r} is not one of {', '.join(PRESETS)}")
+        if not 0 <= self.seed < 1 << 64:
+            raise UsageError(f"--seed {self.seed}: a whole number from 0 to 2^64 - 1")
+        if not 0 <= self.holdout < 1:
+            raise UsageError(f"--holdout {self.holdout}: a fraction of the samples, 0 <= F < 1")
+        if self.holdout:
+            raise UsageError("--holdout keeps samples out of learning; give it together with --target")
         if self.workers < 0:
             raise UsageError(f"--workers {self.workers}: at least 1, or 0 for all CPUs")
         if self.max_memory < 1 << 20:
@@ -227,6 +245,10 @@ def options_record(spec: FitSpec) -> dict[str, Any]:
         kept["fill_value"] = spec.fill_value
     if spec.rows != (None, None):
         kept["rows"] = list(spec.rows)
+    if spec.shuffle:
+        kept |= {"shuffle": True, "seed": int(spec.seed)}
+    if spec.holdout:
+        kept |= {"holdout": float(spec.holdout), "seed": int(spec.seed)}
     if spec.preset:
         kept["preset"] = spec.preset
     return kept

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from bncli.formats.joined import Joined
+from bncli.formats.joined import DataSet
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -47,10 +47,10 @@ def in_order(work: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterat
 class Readers:
     """A reader of the data set for each thread that asks for one; all are closed at the end."""
 
-    def __init__(self, data: Joined, workers: int) -> None:
+    def __init__(self, data: DataSet, workers: int) -> None:
         self._data, self._workers = data, workers
         self._local = threading.local()
-        self._opened: list[Joined] = []
+        self._opened: list[DataSet] = []
 
     def __enter__(self) -> Readers:
         return self
@@ -59,10 +59,10 @@ class Readers:
         for reader in self._opened:
             reader.close()
 
-    def mine(self) -> Joined:
+    def mine(self) -> DataSet:
         """The calling thread's reader."""
         if not hasattr(self._local, "data"):
             self._local.data = self._data.reader(self._workers)
             self._opened.append(self._local.data)
-        reader: Joined = self._local.data
+        reader: DataSet = self._local.data
         return reader

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from bncli.formats.address import open_source, split
 from bncli.formats.array import ArraySource
 from bncli.formats.source import Source
 from bncli.kernels import Place
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,54 @@ class Input:
     stop: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+
+
+class DataSet(Protocol):
+    """What is fitted: the samples of `Joined`, or those that are drawn from it."""
+
+    names: tuple[str, ...] | None
+    notes: list[str]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    sample_size: int
+
+    @property
+    def inputs(self) -> list[Input]:
+        """The inputs as they were when the run began."""
+
+    @property
+    def fill(self) -> float | int | None:
+        """The fill value in the type of what `read` returns."""
+
+    @property
+    def rows_together(self) -> int:
+        """Samples that are decoded or gathered together."""
+
+    def read(self, first: int, count: int) -> npt.NDArray[Any]:
+        """Values at positions first to first + count in C order; overwritten by the next read."""
+
+    def stored(self, first: int, count: int) -> Place | None:
+        """Where these values lie in one file, just as `read` gives them; else None."""
+
+    def locate(self, position: int) -> tuple[str, int]:
+        """Address and sample (counted in that input) of a value."""
+
+    def workers(self, wanted: int) -> int:
+        """How many workers can share the buffers."""
+
+    def reader(self, share: int) -> DataSet:
+        """The same data set for one of `share` workers."""
+
+    def check_unchanged(self) -> None:
+        """Raise InputError when an input is not what it was when the run began."""
+
+    def close(self) -> None:
+        """Let go of the open input."""
+
+    def __enter__(self) -> Self:
+        """Close it at the end."""
+
+    def __exit__(self, *exc: object) -> None: ...
 
 
 class Joined:

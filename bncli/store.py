@@ -75,12 +75,21 @@ def unpack(image: bytes, where: str) -> tuple[dict[str, npt.NDArray[Any]], dict[
     return arrays, attributes
 
 
+def is_packed(path: str) -> bool:
+    """Whether a file is one that `pack` made, whole or damaged: by its seal, or by the digest in a copy of another tool."""
+    try:
+        if _is_sealed(path):
+            return True
+        with h5py.File(path, "r") as file:
+            return DIGEST in file.attrs
+    except UNREADABLE:
+        return False
+
+
 def check_file(path: str) -> None:
     """Raise InputError when a large file is not one that `pack` made, before it is read whole."""
-    with open(path, "rb") as content:
-        content.seek(-min(os.path.getsize(path), SEAL_BYTES), os.SEEK_END)
-        if SEAL in content.read() or os.path.getsize(path) < LARGE:
-            return
+    if _is_sealed(path) or os.path.getsize(path) < LARGE:
+        return
     if not h5py.is_hdf5(path):
         raise InputError(f"{printable(path)}: not a readable stats file: {NO_HDF5}")
     try:
@@ -110,6 +119,13 @@ def sealed(image: bytes) -> bytes:
     over some damaged bytes it loops for ever. The seal is checked first; a file without one is read all the same.
     """
     return image + SEAL + hashlib.sha256(image).hexdigest().encode() + b"\n"
+
+
+def _is_sealed(path: str) -> bool:
+    """Whether a file ends in a seal, right or wrong."""
+    with open(path, "rb") as content:
+        content.seek(-min(os.path.getsize(path), SEAL_BYTES), os.SEEK_END)
+        return SEAL in content.read()
 
 
 def unsealed(content: bytes, where: str) -> bytes:

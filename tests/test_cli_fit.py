@@ -166,6 +166,47 @@ def test_gamma_and_beta_as_number_and_address(here: Path) -> None:
     assert stats.beta.tolist() == [-0.25] * 3
 
 
+def trained(path: str, gamma: list[float], beta: list[float]) -> bncli.Stats:
+    """A stats file of features that have these parameters."""
+    stats = bncli.fit(table(50, len(gamma)), gamma=np.array(gamma), beta=np.array(beta))
+    stats.save(path)
+    return stats
+
+
+def test_gamma_and_beta_of_a_stats_file(here: Path) -> None:
+    save(here / "x.npy", table())
+    trained("trained.bn.h5", [1.5, 2.5, -3.5], [0.1, 0.2, 0.3])
+    good("fit", "x.npy", "--gamma", "trained.bn.h5")
+    assert bncli.load("x.bn.h5").gamma.tolist() == [1.5, 2.5, -3.5]
+    assert bncli.load("x.bn.h5").beta.tolist() == [0, 0, 0]
+    with h5py.File("trained.bn.h5") as ours, h5py.File("copy.h5", "w") as copy:  # another tool's: without the seal
+        for name in ours:
+            ours.copy(name, copy)
+        copy.attrs.update(ours.attrs)
+    good("fit", "x.npy", "--beta", "copy.h5", "--gamma", "copy.h5::/beta", "-f")
+    assert bncli.load("x.bn.h5").beta.tolist() == [0.1, 0.2, 0.3]
+    assert bncli.load("x.bn.h5").gamma.tolist() == [0.1, 0.2, 0.3]
+    check_refused(5, ["fit", "x.npy", "--beta", "copy.h5", "-o", "copy.h5", "-f"], "copy.h5", "also an input")
+
+
+def test_a_stats_file_whose_parameters_cannot_be_taken(here: Path) -> None:
+    save(here / "x.npy", table())
+    trained("trained.bn.h5", [1.5, 2.5], [0, 0])
+    for option in ("--gamma", "--beta"):
+        check_refused(
+            4, ["fit", "x.npy", option, "trained.bn.h5"], f"{option} trained.bn.h5", "2 features", "3 features"
+        )
+    image = bytearray((here / "trained.bn.h5").read_bytes())
+    image[len(image) // 2] ^= 1
+    (here / "damaged.bn.h5").write_bytes(image)
+    check_refused(3, ["fit", "x.npy", "--gamma", "damaged.bn.h5"], "damaged.bn.h5", "damaged")
+    with h5py.File("copy.h5", "w") as copy, h5py.File("trained.bn.h5") as ours:
+        copy["gamma"] = np.ones(3)
+        copy.attrs["digest"] = ours.attrs["digest"]
+    check_refused(3, ["fit", "x.npy", "--gamma", "copy.h5"], "copy.h5", "digest")
+    assert not (here / "x.bn.h5").exists()
+
+
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [

@@ -95,6 +95,8 @@ def test_gamma_and_beta_agree_or_are_given(here: Path) -> None:
     good(*args, "--gamma", "gamma.npy", "--beta", "-1")
     merged = bncli.load("all.bn.h5")
     assert (merged.gamma.tolist(), merged.beta.tolist()) == ([1.0, 2.0, 3.0], [-1.0, -1.0, -1.0])
+    good(*args, "-f", "--gamma", "part-2.bn.h5")  # a stats file gives its own
+    assert bncli.load("all.bn.h5").gamma.tolist() == [2.0, 2.0, 2.0]
     check_refused(4, [*args, "-f", "--gamma", "x.npy"], "--gamma x.npy: holds 1800 values")
     check_refused(2, [*args, "-f", "--gamma", "inf"], "--gamma holds a value that is not finite")
     check_refused(5, ["merge", "x.bn.h5", "-o", "gamma.npy", "--gamma", "gamma.npy", "-f"], "is also an input")

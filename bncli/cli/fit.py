@@ -27,8 +27,12 @@ from bncli.cli import options
     type=click.Choice(["torch", "keras", "flax", "onnx", "cs231n"]),
     help="A framework's momentum, eps, ddof, init and axis; options given beside it win.",
 )
-@click.option("--gamma", default="1", metavar="X", help="Scale: a number or an address of C values.  [default: 1]")
-@click.option("--beta", default="0", metavar="X", help="Shift: a number or an address of C values.  [default: 0]")
+@click.option(
+    "--gamma", default="1", metavar="X", help="Scale: a number, an address of C values, or a stats file.  [default: 1]"
+)
+@click.option(
+    "--beta", default="0", metavar="X", help="Shift: a number, an address of C values, or a stats file.  [default: 0]"
+)
 @click.option("--names", metavar="ADDRESS|FILE", help="Feature names: a text file, one a line, or FILE.h5::/path.")
 @click.option(
     "--nan", type=click.Choice(["error", "omit"]), default="error", show_default=True, help="NaN and infinity."

@@ -11,8 +11,12 @@ from bncli.cli import options
 @click.argument("stats", metavar="STATS...", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="STATS", required=True, help="Stats file.")
 @click.option("--population-only", is_flag=True, help="Merge the population; the running statistics become it.")
-@click.option("--gamma", metavar="X", help="Scale: a number or an address of C values.  [default: the files']")
-@click.option("--beta", metavar="X", help="Shift: a number or an address of C values.  [default: the files']")
+@click.option(
+    "--gamma", metavar="X", help="Scale: a number, an address of C values, or a stats file.  [default: the files']"
+)
+@click.option(
+    "--beta", metavar="X", help="Shift: a number, an address of C values, or a stats file.  [default: the files']"
+)
 @options.force
 @options.as_json
 @options.common

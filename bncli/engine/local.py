@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from bncli import compiled, files
+from bncli import compiled, files, store
 from bncli.advice import BnWarning
 from bncli.batchnorm import per_feature
 from bncli.engine.fold import Fold, finish, fold_segment, folds
@@ -25,7 +25,7 @@ from bncli.formats.joined import DataSet, Input, Joined
 from bncli.formats.values import read_names, read_vector
 from bncli.kernels import Missing
 from bncli.layout import Layout
-from bncli.stats import Stats, provenance
+from bncli.stats import Stats, load, provenance
 
 ROUNDED = "integers beyond 2^53 were rounded to float64"
 Progress = Callable[[int, "int | None", int], None]  # samples done, samples in all, bytes done
@@ -297,16 +297,25 @@ def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: P
 def affine_parameter(
     value: float | str | npt.NDArray[np.float64], features: int, name: str, budget: int
 ) -> npt.NDArray[np.float64]:
-    """Gamma or beta of shape (C,) from a number, an array, or the address of one.
+    """Gamma or beta of shape (C,) from a number, an array, the address of one, or the stats file that holds it.
 
     Raises
     ------
     UsageError
-        When a value is not finite. `name` says which parameter it is.
+        When a value is not finite. `name` says which parameter it is: gamma or beta.
     MismatchError, InputError
-        As `read_vector` and `per_feature`.
+        As `read_vector`, `load` and `per_feature`.
     """
-    read = read_vector(value, features, name, budget) if isinstance(value, str) else per_feature(value, features, name)
+    if not isinstance(value, str):
+        read = per_feature(value, features, name)
+    elif os.path.isfile(value) and store.is_packed(value):
+        read = getattr(load(value), name)
+        if len(read) != features:
+            raise MismatchError(
+                f"--{name} {printable(value)}: statistics of {len(read)} features, the data has {features} features"
+            )
+    else:
+        read = read_vector(value, features, name, budget)
     if not np.isfinite(read).all():
         feature = int(np.flatnonzero(~np.isfinite(read))[0])
         raise UsageError(f"--{name} holds a value that is not finite (feature {feature})")

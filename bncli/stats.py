@@ -214,6 +214,18 @@ class Stats:
             )
         return axis
 
+    def check_names(self, names: tuple[str, ...] | None, where: str) -> None:
+        """Raise MismatchError when data has other feature names than the fitted data, where both have some."""
+        if not self.names or not names or self.names == names:
+            return
+        differing = [(a, b) for a, b in zip(self.names, names, strict=False) if a != b]
+        example = (
+            f" ({printable(differing[0][0])} in the stats, {printable(differing[0][1])} in the data)"
+            if differing
+            else ""
+        )
+        raise MismatchError(f"{where}: its feature names differ from those of the stats{example}")
+
     def flags(self) -> list[list[str]]:
         """What is worth knowing of each feature: constant, drifted, missing, eps, no-population."""
         conditions = {

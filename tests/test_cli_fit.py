@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from cli_helpers import bn, check_refused, contents, good, no_controls, save, save_h5, table, untouched
+from helpers import advised, check_same_bytes
 
 import bncli
 
@@ -205,6 +206,88 @@ def test_a_stats_file_whose_parameters_cannot_be_taken(here: Path) -> None:
         copy.attrs["digest"] = ours.attrs["digest"]
     check_refused(3, ["fit", "x.npy", "--gamma", "copy.h5"], "copy.h5", "digest")
     assert not (here / "x.bn.h5").exists()
+
+
+def test_like_gives_conventions_gamma_and_beta_but_no_statistics(here: Path) -> None:
+    save(here / "old.npy", table(seed=1))
+    x = table(seed=2) * 3 + 1
+    save(here / "new.npy", x)
+    save(here / "g.npy", np.array([1.5, 2.5, -3.5]))
+    conventions = ["--momentum", "0.7", "--eps", "1e-3", "--ddof", "1", "--init", "unit", "--batch-size", "100"]
+    good("fit", "old.npy", *conventions, "--gamma", "g.npy", "--beta", "0.5")
+    good("fit", "new.npy", "--like", "old.bn.h5")
+    good("fit", "new.npy", *conventions, "--gamma", "g.npy", "--beta", "0.5", "-o", "expected.bn.h5")
+    found, expected = bncli.load("new.bn.h5"), bncli.load("expected.bn.h5")
+    check_same_bytes(found, expected)
+    for name in ("momentum", "eps", "ddof", "init", "axis", "batch_size"):
+        assert getattr(found, name) == getattr(expected, name)
+    assert found.gamma.tolist() == [1.5, 2.5, -3.5]
+    assert found.beta.tolist() == [0.5] * 3
+    assert found.options["like"] == "old.bn.h5"
+    for like in ("old.bn.h5", Path("old.bn.h5"), bncli.load("old.bn.h5")):
+        with advised("running statistics"):
+            in_memory = bncli.fit(x, like=like)
+        check_same_bytes(in_memory, expected)
+        assert in_memory.gamma.tolist() == [1.5, 2.5, -3.5]
+
+
+@pytest.mark.parametrize(
+    ("args", "name", "value"),
+    [
+        (["--momentum", "none"], "momentum", None),
+        (["--eps", "0.5"], "eps", 0.5),
+        (["--ddof", "0"], "ddof", 0),
+        (["--init", "zeros"], "init", "zeros"),
+        (["--batch-size", "64"], "batch_size", 64),
+        (["--gamma", "2"], "gamma", [2.0] * 3),
+        (["--beta", "0"], "beta", [0.0] * 3),
+    ],
+)
+def test_options_beside_like_win(here: Path, args: list[str], name: str, value: object) -> None:
+    save(here / "x.npy", table())
+    conventions = ["--momentum", "0.7", "--eps", "1e-3", "--ddof", "1", "--init", "unit", "--batch-size", "100"]
+    good("fit", "x.npy", *conventions, "--gamma", "3", "--beta", "4", "-o", "old.bn.h5")
+    bn("fit", "x.npy", "--like", "old.bn.h5", *args)
+    old, new = bncli.load("old.bn.h5"), bncli.load("x.bn.h5")
+    for field in ("momentum", "eps", "ddof", "init", "batch_size", "gamma", "beta"):
+        kept, found = (np.asarray(getattr(s, field)).tolist() for s in (old, new))
+        assert found == (value if field == name else kept), field
+
+
+def test_like_fits_the_data_or_is_refused(here: Path) -> None:
+    images = np.random.default_rng(0).random((20, 3, 4, 5))
+    save(here / "images.npy", images)
+    save(here / "table.npy", table())
+    save(here / "wide.npy", table(columns=4))
+    good("fit", "images.npy", "--axis", "1")
+    good("fit", "table.npy")
+    check_refused(4, ["fit", "wide.npy", "--like", "table.bn.h5"], "4 features", "the stats have 3")
+    check_refused(
+        4, ["fit", "table.npy", "--like", "images.bn.h5", "-f"], "2 dimensions", "the fitted data had 4", "--axis"
+    )
+    good("fit", "table.npy", "--like", "images.bn.h5", "--axis", "1", "-f")
+    good("fit", "images.npy", "--like", "images.bn.h5", "-o", "again.bn.h5")
+    assert bncli.load("again.bn.h5").axis == 1
+    for name, names in (("p", ["a", "b", "c"]), ("q", ["a", "x", "c"]), ("none", None)):
+        with h5py.File(f"{name}.h5", "w") as file:
+            file["x"] = table()
+            if names:
+                file["x"].attrs["feature_names"] = names
+    good("fit", "p.h5")
+    check_refused(4, ["fit", "q.h5", "--like", "p.bn.h5"], "feature names", "b in the stats", "x in the data")
+    good("fit", "none.h5", "--like", "p.bn.h5")
+    (here / "names.txt").write_text("a\nb\nc\n")
+    good("fit", "q.h5", "--like", "p.bn.h5", "--names", "names.txt")
+
+
+def test_like_is_an_input_and_excludes_presets(here: Path) -> None:
+    save(here / "x.npy", table())
+    good("fit", "x.npy")
+    with untouched(here):
+        check_refused(5, ["fit", "x.npy", "--like", "x.bn.h5", "-f"], "x.bn.h5", "also an input")
+        check_refused(2, ["fit", "x.npy", "--like", "x.bn.h5", "--preset", "torch"], "--preset and --like", "beside it")
+        check_refused(3, ["fit", "x.npy", "--like", "none.bn.h5"], "none.bn.h5", "no such file")
+        check_refused(3, ["fit", "x.npy", "--like", "x.npy"], "x.npy", "not a readable stats file")
 
 
 @pytest.mark.parametrize(

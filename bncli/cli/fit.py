@@ -16,7 +16,7 @@ from bncli.cli import options
 @options.rows
 @click.option("--momentum", metavar="M|none", help="Weight of the OLD value, 0 <= M < 1.  [default: 0.9]")
 @click.option("--eps", type=float, metavar="E", help="Added to the variance when applied.  [default: 1e-5]")
-@click.option("--batch-size", type=int, default=256, show_default=True, metavar="N", help="Samples per batch.")
+@click.option("--batch-size", type=int, metavar="N", help="Samples per batch.  [default: 256]")
 @click.option("--axis", type=int, metavar="K", help="Axis of the features.  [default: -1 for one and two dimensions]")
 @click.option(
     "--init", type=click.Choice(["debias", "zeros", "unit", "first"]), help="Where running starts.  [default: debias]"
@@ -27,12 +27,9 @@ from bncli.cli import options
     type=click.Choice(["torch", "keras", "flax", "onnx", "cs231n"]),
     help="A framework's momentum, eps, ddof, init and axis; options given beside it win.",
 )
-@click.option(
-    "--gamma", default="1", metavar="X", help="Scale: a number, an address of C values, or a stats file.  [default: 1]"
-)
-@click.option(
-    "--beta", default="0", metavar="X", help="Shift: a number, an address of C values, or a stats file.  [default: 0]"
-)
+@click.option("--like", metavar="STATS", help="Conventions, gamma and beta of another fit; new statistics.")
+@click.option("--gamma", metavar="X", help="Scale: a number, an address of C values, or a stats file.  [default: 1]")
+@click.option("--beta", metavar="X", help="Shift: a number, an address of C values, or a stats file.  [default: 0]")
 @click.option("--names", metavar="ADDRESS|FILE", help="Feature names: a text file, one a line, or FILE.h5::/path.")
 @click.option(
     "--nan", type=click.Choice(["error", "omit"]), default="error", show_default=True, help="NaN and infinity."
@@ -66,6 +63,7 @@ def fit(
       bn fit 'part-*.npy' -o all.bn.h5     many files as one data set
       bn fit images.h5 --axis 1            images (N, C, H, W)
       bn fit train.npy --preset torch      what nn.BatchNorm would hold
+      bn fit new.npy --like train.bn.h5    trained gamma and beta, new data
     """
     from bncli.engine.local import fit_to_file, look
     from bncli.render.progress import progress

@@ -36,7 +36,7 @@ def fit_spec(given: dict[str, Any]) -> FitSpec:
     from bncli.engine.plan import FitSpec, number_or_address
 
     momentum = parse_momentum(given.pop("momentum"))
-    gamma, beta = number_or_address(given.pop("gamma")), number_or_address(given.pop("beta"))
+    gamma, beta = (None if x is None else number_or_address(x) for x in (given.pop("gamma"), given.pop("beta")))
     return FitSpec(momentum=momentum, gamma=gamma, beta=beta, **_parsed(given))
 
 

@@ -196,14 +196,7 @@ def plan(stats: Stats, inputs: Sequence[str], out: str, spec: ApplySpec) -> list
 
 def _job(stats: Stats, source: Source, output: str, kind: str, rows: tuple[int, int], spec: ApplySpec) -> Job:
     axis = stats.check_shape(source.shape, spec.axis, printable(source.address))
-    if stats.names and source.names and stats.names != source.names:
-        differing = [(a, b) for a, b in zip(stats.names, source.names, strict=False) if a != b]
-        example = (
-            f" ({printable(differing[0][0])} in the stats, {printable(differing[0][1])} in the data)"
-            if differing
-            else ""
-        )
-        raise MismatchError(f"{printable(source.address)}: its feature names differ from those of the stats{example}")
+    stats.check_names(source.names, printable(source.address))
     dtype = np.dtype(spec.dtype) if spec.dtype else output_type(source.dtype)
     file_shape: tuple[int, ...] = getattr(source, "file_shape", source.shape)
     return Job(source.address, output, kind, axis, (rows[1] - rows[0], *file_shape[1:]), rows, dtype)

@@ -47,8 +47,8 @@ def fit(
     progress : function, optional
         Called with the samples done, the samples there are (None when unknown) and the bytes done.
     **options
-        As on the command line: momentum (a number, or "none" or None), eps, batch_size, axis, init, ddof, preset, gamma, beta,
-        names, dataset, rows ("A:B" or a pair), nan, fill_value, shuffle, seed, max_memory (bytes).
+        As on the command line: momentum (a number, or "none" or None), eps, batch_size, axis, init, ddof, preset, like (Stats or their
+        file), gamma, beta, names, dataset, rows ("A:B" or a pair), nan, fill_value, shuffle, seed, max_memory (bytes).
 
     Returns
     -------
@@ -98,6 +98,8 @@ def make_spec(options: dict[str, Any]) -> FitSpec:
     unknown = sorted(set(known) - set(FitSpec.__dataclass_fields__))
     if unknown:
         raise UsageError(f"unknown option {unknown[0]!r}; there are {', '.join(FitSpec.__dataclass_fields__)}")
+    if isinstance(known.get("like"), os.PathLike):
+        known["like"] = os.fspath(known["like"])
     for name in ("gamma", "beta"):
         if isinstance(known.get(name), str):
             known[name] = number_or_address(known[name])
@@ -151,7 +153,9 @@ def fit_to_file(
     """
     with open_inputs(addresses, spec) as data:
         path = output or default_output(data.inputs[0].address)
-        read = [i.address for i in data.inputs] + [a for a in (spec.gamma, spec.beta, spec.names) if isinstance(a, str)]
+        read = [i.address for i in data.inputs] + [
+            a for a in (spec.gamma, spec.beta, spec.names, spec.like) if isinstance(a, str)
+        ]
         with files.replacing(path, force=force, inputs=[split(address)[0] for address in read]) as temporary:
             stats = _fit_joined(data, spec, progress)
             with open(temporary, "wb") as file:
@@ -326,8 +330,10 @@ def _affine_and_names(
     spec: FitSpec, features: int, names: tuple[str, ...] | None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], tuple[str, ...] | None]:
     gamma, beta = (
-        affine_parameter(value, features, name, spec.max_memory)
-        for name, value in (("gamma", spec.gamma), ("beta", spec.beta))
+        affine_parameter(
+            getattr(spec.reference, name, default) if value is None else value, features, name, spec.max_memory
+        )
+        for name, value, default in (("gamma", spec.gamma, 1.0), ("beta", spec.beta, 0.0))
     )
     if spec.names is not None:
         names = read_names(spec.names) if isinstance(spec.names, str) else tuple(map(str, spec.names))
@@ -341,6 +347,8 @@ def _affine_and_names(
             stacklevel=4,
         )
         names = None
+    if spec.reference:
+        spec.reference.check_names(names, "the data")
     return gamma, beta, names
 
 

@@ -176,7 +176,7 @@ def swap_or_not(numbers: Keys, size: int, key: Keys) -> Keys:
 
     The swap-or-not shuffle of Hoang, Morris & Rogaway (2012), arXiv 1208.1176: in each round every number has a partner
     (k - x modulo size), and a hash of the pair says whether the two change places. It serves any size, small ones too.
-    Three rounds for each bit of the size, and 32, keep its distance from a random permutation (their theorem 2) below
+    Three rounds for each bit of the size, and 32, keep its distance from a random permutation, by their bound, below
     1e-5 for all that a few samples can tell.
     """
     if size < 2:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 
 from bncli.errors import UsageError
 from bncli.layout import Layout
-from bncli.stats import PRESETS, check_conventions
+from bncli.stats import PRESETS, Stats, check_conventions, load
 
 DEFAULT_MEMORY = 128 << 20
 
@@ -24,6 +25,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "workers": (int, np.integer),
     "max_memory": (int, np.integer),
     "fill_value": (float, int, np.floating, np.integer),
+    "like": (str, Stats),
     "rows": (tuple,),
     "shuffle": (bool,),
     "seed": (int, np.integer),
@@ -39,8 +41,11 @@ class FitSpec:
     ----------
     momentum : float, "none" or None
         Weight of the old value when a batch is folded.
-    gamma, beta : float or str
-        A number, or the address of an array of shape (C,).
+    like : str or Stats, optional
+        Statistics, or their file, that give what is not given here of momentum, eps, ddof, init, axis, batch size, gamma
+        and beta.
+    gamma, beta : float or str, optional
+        A number, or the address of an array of shape (C,). None means: of `like`, else 1 and 0.
     names : str or sequence of str, optional
         Address or file of feature names, or the names.
     rows : (int or None, int or None)
@@ -63,11 +68,12 @@ class FitSpec:
     init: str | None = None
     axis: int | None = None
     preset: str | None = None
-    batch_size: int = 256
+    like: str | Stats | None = None
+    batch_size: int = cast(int, None)  # None is only given: it becomes that of `like`, else 256
     dataset: str | None = None
     rows: tuple[int | None, int | None] = (None, None)
-    gamma: float | str = 1.0
-    beta: float | str = 0.0
+    gamma: float | str | None = None
+    beta: float | str | None = None
     names: str | Sequence[str] | None = None
     nan: str = "error"
     fill_value: float | int | None = None
@@ -83,6 +89,14 @@ class FitSpec:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
                 raise UsageError(f"{name} {value!r} is not {' or '.join(k.__name__ for k in kinds)}")
+        if self.like is not None and self.preset is not None:
+            raise UsageError(
+                "--preset and --like each set momentum, eps, ddof, init and axis; give one of them, and beside it the options "
+                "that are to differ"
+            )
+        if self.batch_size is None:
+            # the one field that is filled in here: everybody reads it, and nobody wants to ask where it came from
+            object.__setattr__(self, "batch_size", (self.reference and self.reference.batch_size) or 256)
         if self.batch_size < 1:
             raise UsageError(f"--batch-size {self.batch_size}: a batch needs at least one sample")
         if self.batch_size >= 1 << 62:
@@ -103,15 +117,20 @@ class FitSpec:
             raise UsageError("--max-memory must be at least 1M")
         self.conventions()
 
+    @cached_property
+    def reference(self) -> Stats | None:
+        """The statistics of `like`, read from their file when they are first asked for."""
+        return load(self.like) if isinstance(self.like, str) else self.like
+
     def conventions(self) -> Conventions:
-        """The arithmetic's parameters: what was asked for, else the preset's, else the defaults."""
-        preset = PRESETS[self.preset] if self.preset else None
-        momentum = self.momentum if self.momentum is not None else preset.momentum if preset else 0.9
+        """The arithmetic's parameters: what was asked for, else those of `like` or the preset, else the defaults."""
+        given = self.reference or PRESETS.get(self.preset or "") or Conventions(0.9, 1e-5, 0, "debias")
+        momentum = self.momentum if self.momentum is not None else given.momentum
         found = Conventions(
-            momentum=None if momentum == "none" else float(momentum),
-            eps=self.eps if self.eps is not None else preset.eps if preset else 1e-5,
-            ddof=self.ddof if self.ddof is not None else preset.ddof if preset else 0,
-            init=self.init if self.init is not None else preset.init if preset else "debias",
+            momentum=None if momentum in (None, "none") else float(momentum),
+            eps=self.eps if self.eps is not None else given.eps,
+            ddof=self.ddof if self.ddof is not None else given.ddof,
+            init=self.init if self.init is not None else given.init,
         )
         check_conventions(found.momentum, found.eps, found.ddof, found.init)
         return found
@@ -123,7 +142,12 @@ class FitSpec:
         ------
         UsageError
             When the data has more than two dimensions and no axis is given; the message shows what each would mean.
+        MismatchError
+            When the data does not have the rank (unless an axis is given) or the number of features of `like`.
         """
+        if self.reference:
+            self.reference.check_shape(shape, self.axis, "the data")
+            return self.reference.axis if self.axis is None else self.axis
         if self.axis is not None:
             return self.axis
         if self.preset:
@@ -249,6 +273,8 @@ def options_record(spec: FitSpec) -> dict[str, Any]:
         kept |= {"shuffle": True, "seed": int(spec.seed)}
     if spec.holdout:
         kept |= {"holdout": float(spec.holdout), "seed": int(spec.seed)}
+    if spec.like is not None:
+        kept["like"] = spec.like if isinstance(spec.like, str) else "statistics in memory"
     if spec.preset:
         kept["preset"] = spec.preset
     return kept

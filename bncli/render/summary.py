@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bncli.engine.apply import Applied, ApplySpec
-from bncli.engine.local import Look
 from bncli.errors import printable
-from bncli.exchange.common import Exported
-from bncli.stats import Stats
+
+if TYPE_CHECKING:  # `bn inspect` shows a record without loading what makes one
+    from bncli.engine.apply import Applied, ApplySpec
+    from bncli.engine.local import Look
+    from bncli.exchange.common import Exported
+    from bncli.stats import Stats
 
 
 def json_text(record: dict[str, Any]) -> str:

@@ -10,12 +10,14 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bncli.errors import UsageError, printable
-from bncli.formats.listing import Listed
 from bncli.render.summary import json_text, momentum_in_words
-from bncli.stats import Stats
+
+if TYPE_CHECKING:
+    from bncli.formats.listing import Listed
+    from bncli.stats import Stats
 
 Row = dict[str, Any]
 COLUMNS = (

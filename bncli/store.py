@@ -23,6 +23,7 @@ SEAL_BYTES = len(SEAL) + 64 + 1
 LARGE = 64 << 20  # bytes; a smaller file is read before it is looked at
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 NO_HDF5 = "it is no HDF5 file; make one with 'bn fit' or 'bn import'"
+HEAP = re.compile(rb"GCOL\x01\0\0\0")  # signature and version of a heap of texts
 PLAIN = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING)
 UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError)  # from h5py
 
@@ -148,21 +149,24 @@ def resembles(found: bytes | str, mark: bytes | str) -> bool:
 
 
 def check_heaps(content: bytes) -> None:
+    """Raise ValueError when a file holds a damaged heap of texts."""
+    for match in HEAP.finditer(content):
+        size = int.from_bytes(content[match.end() : match.end() + 8], "little")
+        check_heap(content[match.start() : match.start() + size])
+
+
+def check_heap(heap: bytes) -> None:
     """Raise ValueError for a damaged heap of texts (GCOL), which makes libhdf5 2.0.0 walk on the spot for ever.
 
     Layout: HDF5 file format specification, III.E: a header of 16 bytes with the size of the whole, then entries of
     index, count and size; index 0 is the space that is left, whose size counts its own header.
     """
-    for match in re.finditer(rb"GCOL\x01\0\0\0", content):
-        place, end = (
-            match.start() + 16,
-            match.start() + int.from_bytes(content[match.end() : match.end() + 8], "little"),
-        )
-        while place + 16 <= min(end, len(content)):
-            index, size = struct.unpack_from("<H6xQ", content, place)
-            if size == 0 and index == 0:
-                raise ValueError("its heap of texts is damaged")
-            place += 16 + -(-size // 8) * 8 if index else size
+    place = 16
+    while place + 16 <= len(heap):
+        index, size = struct.unpack_from("<H6xQ", heap, place)
+        if size == 0 and index == 0:
+            raise ValueError("its heap of texts is damaged")
+        place += 16 + -(-size // 8) * 8 if index else size
 
 
 def _check_digest_is_there(file: h5py.File, where: str) -> None:

@@ -20,6 +20,7 @@ from h5py import h5d, h5g, h5p, h5s, h5t
 
 from bncli.errors import BnError, InputError, printable
 from bncli.formats.hdf5_chunks import ENTRY_BYTES, ChunkTable, Decoder, boxes, encode
+from bncli.formats.hdf5_file import hdf5_errors, open_file, reason
 from bncli.formats.hdf5_layouts import Chunked, Constant, Contiguous, Memory, Reader
 from bncli.formats.hdf5_vetting import (
     UNREADABLE,
@@ -27,21 +28,18 @@ from bncli.formats.hdf5_vetting import (
     choose_dataset,
     describe,
     filters_of,
-    hdf5_errors,
     identity,
     is_hdf5,
     list_datasets,
     missing_filter,
     name_bytes,
     open_dataset,
-    open_file,
-    reason,
     storage_problem,
     vet,
     walk,
 )
 from bncli.formats.hdf5_writing import Disk, copy_attributes, copy_objects, fitting_chunks, keep_filters
-from bncli.formats.source import Identity, RegularFile, Source, check_shape
+from bncli.formats.source import Source, check_shape
 from bncli.kernels import Place
 
 __all__ = [
@@ -95,12 +93,8 @@ class Hdf5Source(Source):
         self.address = f"{path}::{self.dataset}"
         self._where = printable(self.address)
         with contextlib.ExitStack() as opened, hdf5_errors(self._where, UNREADABLE):
-            self._raw = RegularFile(path)
-            opened.callback(self._raw.close)
-            self._file = opened.enter_context(open_file(path))
-            if Identity.of(self._file.id.get_vfd_handle()) != self._raw.identity:
-                raise InputError(f"{printable(path)}: changed while it was being opened; run again")
-            self._id = open_dataset(self._file, path, self.dataset)
+            file, self._raw = opened.enter_context(open_file(path))
+            self._id = open_dataset(file, path, self.dataset)
             info, self._stored = vet(self._id, self.dataset, self._where)
             self.file_shape, self.chunks = info.shape, info.chunks
             self.rows_together = info.chunks[0] if info.chunks else 1
@@ -390,7 +384,7 @@ def copy_others(source_path: str, dataset: str, sink: Hdf5Sink) -> list[str]:
     list of str
         Datasets that were left out: their values lie in other files.
     """
-    with sink.writing(), hdf5_errors(printable(source_path), UNREADABLE), open_file(source_path) as file:
+    with sink.writing(), hdf5_errors(printable(source_path), UNREADABLE), open_file(source_path) as (file, _):
         main = identity(open_dataset(file, source_path, dataset))
         root, target = h5g.open(file.id, b"/"), h5g.open(sink.file.id, b"/")
         return copy_objects(root, target, main, sink.dataset, printable(source_path))
@@ -398,7 +392,7 @@ def copy_others(source_path: str, dataset: str, sink: Hdf5Sink) -> list[str]:
 
 def other_datasets(path: str, dataset: str) -> list[str]:
     """Return the paths of the datasets of a file other than this one."""
-    with hdf5_errors(printable(path), UNREADABLE), open_file(path) as file:
+    with hdf5_errors(printable(path), UNREADABLE), open_file(path) as (file, _):
         main = identity(open_dataset(file, path, dataset))
         found = list(walk(h5g.open(file.id, b"/"), printable(path)))
         return [
@@ -417,7 +411,7 @@ def read_strings(path: str, dataset: str) -> tuple[str, ...]:
         When it is missing or something else.
     """
     where = f"{printable(path)}::{printable(dataset)}"
-    with hdf5_errors(where, UNREADABLE), open_file(path) as file:
+    with hdf5_errors(where, UNREADABLE), open_file(path) as (file, _):
         item = open_dataset(file, path, dataset)
         info = describe(item, dataset, where)
         kind = item.get_type()

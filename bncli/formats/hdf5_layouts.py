@@ -11,7 +11,8 @@ from h5py import h5d, h5i, h5s
 
 from bncli.errors import InputError
 from bncli.formats.hdf5_chunks import ChunkCache, ChunkTable, Decoder
-from bncli.formats.hdf5_vetting import filters_of, hdf5_errors
+from bncli.formats.hdf5_file import hdf5_errors
+from bncli.formats.hdf5_vetting import filters_of
 from bncli.formats.source import RegularFile
 from bncli.kernels import Place
 

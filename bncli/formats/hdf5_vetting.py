@@ -6,7 +6,6 @@ import difflib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +13,10 @@ import h5py
 import numpy as np
 from h5py import h5d, h5g, h5l, h5o, h5s, h5t, h5z
 
-from bncli.errors import BnError, InputError, UsageError, printable
+from bncli.errors import InputError, UsageError, printable
 from bncli.formats.hdf5_chunks import Filter
-from bncli.formats.source import REAL_KINDS, RegularFile, check_shape
+from bncli.formats.hdf5_file import hdf5_errors, open_file
+from bncli.formats.source import REAL_KINDS, check_shape
 
 UNREADABLE = "cannot be opened; the file is damaged or the disk failed to read it"
 MOST_LINKS = 40  # as many soft links in a row as Linux follows
@@ -93,55 +93,6 @@ def is_hdf5(path: str) -> bool:
     """Tell whether a file carries HDF5's signature, also behind a user block."""
     # isfile first: looking into a FIFO would wait for a writer
     return os.path.isfile(path) and bool(h5py.is_hdf5(path))
-
-
-@contextmanager
-def hdf5_errors(where: str, what: str) -> Iterator[None]:
-    """Turn whatever h5py raises inside into an InputError: '<where>: <what> (<HDF5's reason>)'."""
-    try:
-        yield
-    except BnError:
-        raise
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError) as error:
-        raise InputError(f"{where}: {what} ({reason(error)})") from error
-
-
-def reason(error: Exception) -> str:
-    """Return the cause in an h5py error: the innermost part of HDF5's message, or the system's own words."""
-    text = " ".join(str(error.args[-1] if error.args else error).split())
-    number = re.search(r"errno = ([1-9]\d*)", text)
-    if number:
-        return os.strerror(int(number[1]))
-    inner = re.search(r"\((.*)\)$", text)
-    return printable(inner[1] if inner else text)
-
-
-def open_file(path: str) -> h5py.File:
-    """Open an HDF5 file for reading, with HDF5's own locking and without its chunk cache.
-
-    Raises
-    ------
-    InputError
-        When it is missing, not HDF5, cut short, or open for writing elsewhere.
-    """
-    RegularFile(path).close()  # refuses what is missing or no regular file in bn's own words
-    shown = printable(path)
-    try:
-        return h5py.File(path, "r", rdcc_nbytes=0)
-    except BlockingIOError:
-        raise InputError(f"{shown}: is open for writing elsewhere; run again when its writer has closed it") from None
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        why = reason(error)
-    if "signature not found" in why:
-        raise InputError(f"{shown}: not an HDF5 file (its signature is missing)")
-    if "already open for" in why:
-        raise InputError(
-            f"{shown}: is marked as open for writing; wait for its writer, or run `h5clear -s` on it if that has died"
-        )
-    cut = re.search(r"truncated file: eof = (\d+).*stored_eof = (\d+)", why)
-    if cut:
-        raise InputError(f"{shown}: is cut short: {cut[1]} bytes of {cut[2]}; copy or write it again")
-    raise InputError(f"{shown}: cannot be opened as HDF5 ({why}); it is damaged or the disk failed to read it")
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:
@@ -279,7 +230,7 @@ def listing(path: str, infos: list[DatasetInfo]) -> str:
 
 def list_datasets(path: str) -> list[DatasetInfo]:
     """Return every dataset that hard links lead to, once each, in natural order of their paths."""
-    with hdf5_errors(printable(path), UNREADABLE), open_file(path) as file:
+    with hdf5_errors(printable(path), UNREADABLE), open_file(path) as (file, _):
         return describe_all(file, path)
 
 

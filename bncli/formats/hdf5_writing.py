@@ -12,8 +12,8 @@ from h5py import h5a, h5d, h5g, h5o, h5s, h5t, h5z
 
 from bncli.errors import InputError, printable
 from bncli.formats.hdf5_chunks import Filter
+from bncli.formats.hdf5_file import hdf5_errors
 from bncli.formats.hdf5_vetting import (
-    hdf5_errors,
     identity,
     missing_filter,
     name_bytes,

@@ -1,0 +1,148 @@
+"""Below the HDF5 reader: the one open file, locked as HDF5 locks it, and every byte of it that HDF5 asks for."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import h5py
+
+from bncli.errors import BnError, InputError, printable
+from bncli.formats.source import RegularFile
+from bncli.store import HEAP, check_heap
+
+OVERLAP = 7  # bytes of a heap's signature that may lie before a read
+
+
+class Watched(io.RawIOBase):
+    """The file as HDF5 sees it: read-only, by pread, and no heap of texts (GCOL) over which HDF5 would loop for ever.
+
+    HDF5 asks for a heap only when a text of variable length is read, wherever that lies; so each heap is checked when
+    its signature passes by. Values do not pass by here: the readers take them from `raw` themselves, but for filters
+    that only HDF5 knows.
+    """
+
+    def __init__(self, raw: RegularFile) -> None:
+        super().__init__()
+        self.raw, self._place = raw, 0
+        self.failure: Exception | None = None
+
+    def readinto(self, out: Any) -> int:
+        """Fill `out` from the present position; what went wrong is kept, since HDF5 only says that it did."""
+        try:
+            got = os.preadv(self.raw.fd, [out], self._place)
+            before = min(OVERLAP, self._place)
+            self._check(os.pread(self.raw.fd, before + OVERLAP, self._place - before), self._place - before)
+            self._check(out, self._place)
+        except (OSError, ValueError) as error:
+            self.failure = error
+            raise
+        self._place += got
+        return got
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Set the position."""
+        self._place = offset + (0, self._place, self.raw.size)[whence]
+        return self._place
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._place
+
+    def readable(self) -> bool:
+        """Tell that it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Tell that it has positions."""
+        return True
+
+    def _check(self, content: Any, start: int) -> None:
+        """Check the heaps that begin in these bytes, whole, as they are in the file."""
+        for match in HEAP.finditer(content):
+            place = start + match.start()
+            size = int.from_bytes(os.pread(self.raw.fd, 8, place + 8), "little")
+            check_heap(os.pread(self.raw.fd, min(size, self.raw.size - place), place))
+
+
+@contextmanager
+def open_file(path: str) -> Iterator[tuple[h5py.File, RegularFile]]:
+    """Open an HDF5 file for reading, locked against writers and without HDF5's chunk cache.
+
+    Raises
+    ------
+    InputError
+        When it is missing, not HDF5, cut short, or open for writing elsewhere.
+    """
+    raw = RegularFile(path)
+    try:
+        _lock(raw)
+        watched = Watched(raw)
+        try:
+            file = h5py.File(watched, "r", rdcc_nbytes=0)
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            raise InputError(_unopened(path, watched.failure or error)) from None
+        with file:
+            yield file, raw
+    finally:
+        raw.close()
+
+
+def _lock(raw: RegularFile) -> None:
+    """Take the lock that HDF5 itself takes; it goes when the file is closed."""
+    if os.environ.get("HDF5_USE_FILE_LOCKING", "").upper() in ("FALSE", "0"):
+        return
+    try:
+        fcntl.flock(raw.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"{printable(raw.path)}: is open for writing elsewhere; run again when its writer has closed it"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP):  # those have no locks, and HDF5 passes over it too
+            raise InputError(
+                f"{printable(raw.path)}: cannot be locked against writers ({error.strerror}); "
+                "where nobody writes to it, set HDF5_USE_FILE_LOCKING=FALSE"
+            ) from None
+
+
+def _unopened(path: str, error: Exception) -> str:
+    """Say why a file could not be opened."""
+    shown, why = printable(path), reason(error)
+    if "signature not found" in why:
+        return f"{shown}: not an HDF5 file (its signature is missing)"
+    if "already open for" in why:
+        return (
+            f"{shown}: is marked as open for writing; wait for its writer, or if that has died run `h5clear -s` on it"
+        )
+    cut = re.search(r"truncated file: eof = (\d+).*stored_eof = (\d+)", why)
+    if cut:
+        return f"{shown}: is cut short: {cut[1]} bytes of {cut[2]}; copy or write it again"
+    return f"{shown}: cannot be opened as HDF5 ({why}); it is damaged or the disk failed to read it"
+
+
+@contextmanager
+def hdf5_errors(where: str, what: str) -> Iterator[None]:
+    """Turn whatever h5py raises inside into an InputError: '<where>: <what> (<HDF5's reason>)'."""
+    try:
+        yield
+    except BnError:
+        raise
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError) as error:
+        raise InputError(f"{where}: {what} ({reason(error)})") from error
+
+
+def reason(error: Exception) -> str:
+    """Return the cause in an h5py error: the innermost part of HDF5's message, or the system's own words."""
+    text = " ".join(str(error.args[-1] if error.args else error).split())
+    number = re.search(r"errno = ([1-9]\d*)", text)
+    if number:
+        return os.strerror(int(number[1]))
+    inner = re.search(r"\((.*)\)$", text)
+    return printable(inner[1] if inner else text)

@@ -609,3 +609,30 @@ int bn_shuffle(int bytes, size count, const void *from, void *to)
     else return 1;
     return 0;
 }
+
+/* LZF, as h5py's filter stores it (format of liblzf): undone into at most `room` bytes. Returns how many it gives, or
+   -1 when it is damaged, room + 1 when it gives more. */
+size bn_unlzf(const unsigned char *in, size length, unsigned char *out, size room)
+{
+    size from = 0, to = 0;
+    while (from < length) {
+        size code = in[from++], count = code >> 5;
+        if (count == 0) { /* a run of bytes as they are */
+            count = code + 1;
+            if (from + count > length) return -1;
+            if (to + count > room) return room + 1;
+            while (count--) out[to++] = in[from++];
+            continue;
+        }
+        if (count == 7) {
+            if (from >= length) return -1;
+            count += in[from++];
+        }
+        if (from >= length) return -1;
+        size back = ((code & 31) << 8 | in[from++]) + 1; /* bytes that were given before, which may overlap these */
+        if (back > to) return -1;
+        if (to + count + 2 > room) return room + 1;
+        for (count += 2; count--; to++) out[to] = out[to - back];
+    }
+    return to;
+}

@@ -96,6 +96,21 @@ def shuffle(data: npt.NDArray[np.uint8], size: int, *, undo: bool) -> npt.NDArra
     return out
 
 
+def unlzf(data: npt.NDArray[np.uint8], room: int) -> npt.NDArray[np.uint8]:
+    """Undo LZF into at most `room` bytes.
+
+    Raises
+    ------
+    ValueError
+        When the data is damaged, or gives more.
+    """
+    out = np.empty(room, np.uint8)
+    given = _call("bn_unlzf", data, data.size, out, room)
+    if not 0 <= given <= room:
+        raise ValueError("its lzf data is damaged" if given < 0 else f"inflates to more than its {room} bytes")
+    return out[:given]
+
+
 def _call(name: str, *arguments: Any) -> int:
     """Call a function of the library: arrays go as pointers, integers as sizes."""
     passed = [
@@ -106,5 +121,7 @@ def _call(name: str, *arguments: Any) -> int:
         else a
         for a in arguments
     ]
-    result: int = getattr(_library, name)(*passed)
+    function = getattr(_library, name)
+    function.restype = ctypes.c_ssize_t if name == "bn_unlzf" else ctypes.c_int
+    result: int = function(*passed)
     return result

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
+from bad_files import odd_types, of_type
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -368,61 +369,6 @@ def test_unwritten_chunks(tmp_path: Path) -> None:
     check_reads(str(tmp_path / "x.h5"), values, allow_unwritten=True)
 
 
-def test_a_small_file_that_claims_very_much(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "x.h5", "w") as f:
-        f.create_dataset("x", (10**12, 64), "f4", chunks=(100, 64), compression="gzip")
-        f.create_dataset("y", (10**12, 64), "f4")
-    check_refused(tmp_path / "x.h5", "x", "chunk at (0, 0)", "never written")
-    check_refused(tmp_path / "x.h5", "y", "never written")
-
-
-@pytest.mark.parametrize(
-    ("stored", "words"),
-    [
-        (zlib.compress(bytes(100)), "only 100 of 128"),
-        (zlib.compress(bytes(129)), "more than its 128"),
-        (zlib.compress(bytes(10**7)), "bytes stored for the 128"),
-        (zlib.compress(bytes(10**5)), "more than its 128"),
-        (zlib.compress(bytes(128))[:-6], "inflates to only"),
-        (b"rubbish", "gzip data is damaged"),
-    ],
-)
-def test_gzip_chunks_that_lie(tmp_path: Path, stored: bytes, words: str) -> None:
-    with h5py.File(tmp_path / "x.h5", "w") as f:
-        d = f.create_dataset("x", data=np.zeros((16, 4), "i4"), chunks=(8, 4), compression="gzip")
-        d.id.write_direct_chunk((8, 0), stored)
-    check_refused(tmp_path / "x.h5", "x", "x.h5::/x", "chunk at (8, 0)", words)
-
-
-@pytest.mark.parametrize("length", [127, 129, 4])
-def test_raw_chunks_of_the_wrong_length(tmp_path: Path, length: int) -> None:
-    with h5py.File(tmp_path / "x.h5", "w") as f:
-        d = f.create_dataset("x", (16, 4), "i4", chunks=(8, 4), compression="gzip")
-        d.id.write_direct_chunk((0, 0), zlib.compress(bytes(128)))
-        d.id.write_direct_chunk((8, 0), bytes(length), 1)
-    check_refused(tmp_path / "x.h5", "x", "chunk at (8, 0)", f"{length} bytes", "128")
-
-
-@pytest.mark.parametrize(
-    "options", [{"compression": "gzip"}, {"fletcher32": True}, {"compression": "lzf", "fletcher32": True}]
-)
-def test_a_flipped_bit_names_the_chunk(tmp_path: Path, options: dict[str, Any]) -> None:
-    path = make(tmp_path / "x.h5", table((16, 4)), chunks=(8, 4), **options)
-    with h5py.File(path) as f:
-        info = f["x"].id.get_chunk_info_by_coord((8, 0))
-    content = bytearray(Path(path).read_bytes())
-    content[info.byte_offset + info.size // 2] ^= 0x10
-    Path(path).write_bytes(content)
-    check_refused(path, "x", "x.h5::/x", "chunk at (8, 0)")
-
-
-def test_truncated_before_opening(tmp_path: Path) -> None:
-    path = make(tmp_path / "x.h5", table())
-    size = Path(path).stat().st_size
-    Path(path).write_bytes(Path(path).read_bytes()[:-100])
-    check_refused(path, "x", "is cut short", str(size - 100), str(size))
-
-
 @pytest.mark.parametrize("options", [{}, {"chunks": (8, 11)}])
 def test_truncated_after_opening(tmp_path: Path, options: dict[str, Any]) -> None:
     path = make(tmp_path / "x.h5", table(), **options)
@@ -433,34 +379,6 @@ def test_truncated_after_opening(tmp_path: Path, options: dict[str, Any]) -> Non
             source.read(0, np.empty(37 * 11, "f4"))
         with pytest.raises(InputError, match="changed while"):
             source.check_unchanged()
-
-
-@pytest.mark.parametrize("content", [b"", b"hello" * 1000, b"\x89HDF\r\n\x1a\n", b"\x89HDF\r\n\x1a\n" + b"\xff" * 3000])
-def test_not_hdf5(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "x.h5").write_bytes(content)
-    check_refused(tmp_path / "x.h5", "x", "x.h5: ")
-
-
-def test_no_regular_file(tmp_path: Path) -> None:
-    import os
-
-    os.mkfifo(tmp_path / "fifo")
-    assert not is_hdf5(str(tmp_path / "fifo"))
-    assert not is_hdf5(str(tmp_path))
-    assert not is_hdf5(str(tmp_path / "none"))
-    check_refused(tmp_path / "fifo", "x", "not a regular file")
-    check_refused(tmp_path, "x", "is a folder")
-    check_refused(tmp_path / "none.h5", "x", "no such file")
-
-
-def test_open_for_writing_elsewhere(tmp_path: Path) -> None:
-    path = str(tmp_path / "x.h5")
-    script = f"import h5py, sys; f = h5py.File({path!r}, 'w'); print(flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
-        assert writer.stdout
-        writer.stdout.readline()
-        check_refused(path, "x", "open for writing elsewhere")
-        writer.communicate()
 
 
 # --- vetting
@@ -489,165 +407,30 @@ def test_paths_are_normalised(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_all(path, name), table())
 
 
-def test_links(tmp_path: Path) -> None:
+# --- choosing and describing
+
+
+def test_soft_links_within_the_file_are_followed(tmp_path: Path) -> None:
     path = make(tmp_path / "x.h5", table(), name="g/x")
-    make(tmp_path / "other.h5", table(), name="x")
     with h5py.File(path, "a") as f:
         f["soft"] = h5py.SoftLink("/g/x")
         f["folder"] = h5py.SoftLink("g")
         f["g/relative"] = h5py.SoftLink("x")
-        f["dangling"] = h5py.SoftLink("/nowhere")
-        f["circle"] = h5py.SoftLink("/circle")
-        f["a"], f["b"] = h5py.SoftLink("b"), h5py.SoftLink("a")
-        f["out"] = h5py.ExternalLink("other.h5", "/x")
-        f["outroot"] = h5py.ExternalLink("other.h5", "/")
-        f["hidden"] = h5py.SoftLink("/outroot/x")
     for name in ("soft", "folder/x", "folder/relative"):
         np.testing.assert_array_equal(read_all(path, name), table())
-    check_refused(path, "dangling", "leads nowhere", "/nowhere")
-    check_refused(path, "circle", "in a circle")
-    check_refused(path, "a", "in a circle")
-    for name in ("out", "outroot/x", "hidden"):
-        check_refused(path, name, "link to another file")
     assert [i.path for i in list_datasets(path)] == ["/g/x"]
 
 
-def test_virtual_and_external_storage(tmp_path: Path) -> None:
-    path = make(tmp_path / "x.h5", table((4, 3)), name="real")
-    (tmp_path / "raw.bin").write_bytes(bytes(48))
-    layout = h5py.VirtualLayout((4, 3), "f4")
-    layout[...] = h5py.VirtualSource(".", "v", shape=(4, 3))  # refers to itself
-    with h5py.File(path, "a") as f:
-        f.create_virtual_dataset("v", layout)
-        f.create_dataset("e", (4, 3), "f4", external=[(str(tmp_path / "raw.bin"), 0, 48)])
-    check_refused(path, "v", "is virtual")
-    check_refused(path, "e", "external file")
-    assert [(i.path, i.problem) for i in list_datasets(path)] == [
-        ("/e", "stored in an external file"),
-        ("/real", ""),
-        ("/v", "virtual"),
-    ]
-
-
-def odd_types() -> dict[str, Any]:
-    bfloat16 = h5py.h5t.IEEE_F32LE.copy()
-    bfloat16.set_fields(15, 7, 8, 0, 7)
-    bfloat16.set_size(2)
-    int24 = h5py.h5t.STD_I32LE.copy()
-    int24.set_precision(24)
-    int24.set_size(3)
-    short = h5py.h5t.STD_I32LE.copy()
-    short.set_precision(24)
-    enum = h5py.enum_dtype({"A": 0, "B": 1}, "i1")
-    return {
-        "bfloat16": bfloat16,
-        "integer of 24 bits": int24,
-        "integer of 24 bits in 32": short,
-        "time": h5py.h5t.UNIX_D32LE,
-        "bit field": h5py.h5t.STD_B8LE,
-        "complex": h5py.h5t.py_create(np.dtype("c8"), logical=True),
-        "string": h5py.h5t.py_create(h5py.string_dtype(), logical=True),
-        "compound": h5py.h5t.py_create(np.dtype([("a", "f4")]), logical=True),
-        "opaque": h5py.h5t.py_create(np.dtype("V5"), logical=True),
-        "reference": h5py.h5t.STD_REF_OBJ,
-        "enum": h5py.h5t.py_create(enum, logical=True),
-        "variable-length": h5py.h5t.py_create(h5py.vlen_dtype("f4"), logical=True),
-        "array type": h5py.h5t.py_create(np.dtype(("f4", (2,))), logical=True),
-        "float of 80 bits": h5py.h5t.py_create(np.dtype("longdouble")),
-    }
-
-
-@pytest.mark.parametrize("name", list(odd_types()))
-def test_other_types_are_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", odd_types())
+def test_other_types_are_listed_and_passed_over(tmp_path: Path, name: str) -> None:
     with h5py.File(tmp_path / "x.h5", "w") as f:
-        h5py.h5d.create(f.id, b"x", odd_types()[name], h5py.h5s.create_simple((3, 2)))
+        of_type(odd_types()[name])(f)
         f["good"] = table((4, 3))
-    check_refused(tmp_path / "x.h5", "x", f"values of type {name}", "bool, integers and float16, 32 and 64")
     good, odd = list_datasets(str(tmp_path / "x.h5"))
-    assert name in odd.dtype
-    assert name in odd.problem
+    assert name.split(" of HDF5")[0] in odd.dtype
+    assert odd.problem
     assert not good.problem
     assert choose_dataset(str(tmp_path / "x.h5")) == "/good"
-
-
-def test_hdf5_2_complex_type(tmp_path: Path) -> None:
-    kind = getattr(h5py.h5t, "COMPLEX_IEEE_F32LE", None)
-    if kind is None:
-        pytest.skip("this HDF5 has no complex type")
-    with h5py.File(tmp_path / "x.h5", "w") as f:
-        h5py.h5d.create(f.id, b"x", kind, h5py.h5s.create_simple((3, 2)))
-    check_refused(tmp_path / "x.h5", "x", "values of type complex")
-
-
-def test_shapes_without_values(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "x.h5", "w") as f:
-        f["scalar"] = 3.0
-        f["null"] = h5py.Empty("f4")
-        f.create_dataset("samples", (0, 3), "f4")
-        f.create_dataset("features", (3, 0), "f4", chunks=(1, 1), maxshape=(None, None))
-    check_refused(tmp_path / "x.h5", "scalar", "a single number without axes")
-    check_refused(tmp_path / "x.h5", "null", "no values")
-    check_refused(tmp_path / "x.h5", "samples", "no samples")
-    check_refused(tmp_path / "x.h5", "features", "no features")
-    assert all(i.problem for i in list_datasets(str(tmp_path / "x.h5")))
-
-
-def test_bools_are_0_and_1(tmp_path: Path) -> None:
-    path = make(tmp_path / "x.h5", np.array([[True, False]] * 4), chunks=(4, 2))
-    with h5py.File(path, "a") as f:
-        f["x"].id.write_direct_chunk((0, 0), bytes([0, 1, 2, 1, 0, 0, 0, 0]))
-    check_refused(path, "x", "bytes other than 0 and 1")
-
-
-def with_filter(path: Path, code: int) -> None:
-    """A file whose dataset claims an optional filter that is not there."""
-    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    layout.set_chunk((4, 3))
-    layout.set_filter(code, h5py.h5z.FLAG_OPTIONAL, (1, 2))
-    with h5py.File(path, "w") as f:
-        d = h5py.h5d.create(f.id, b"x", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((4, 3)), layout)
-        d.write_direct_chunk((0, 0), bytes(48))
-
-
-def test_missing_filters_are_named(tmp_path: Path) -> None:
-    with_filter(tmp_path / "zstd.h5", 32015)
-    check_refused(tmp_path / "zstd.h5", "x", "zstd", "32015", "install hdf5plugin")
-    with_filter(tmp_path / "odd.h5", 54321)
-    check_refused(tmp_path / "odd.h5", "x", "54321", "install the HDF5 plugin")
-    assert "zstd" in list_datasets(str(tmp_path / "zstd.h5"))[0].problem
-
-
-def test_an_io_error_is_not_a_missing_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = make(tmp_path / "x.h5", table())
-
-    def fail(*_: object) -> None:
-        raise KeyError(
-            "Unable to open object (file read failed: time = now, errno = 5, error message = 'Input/output error')"
-        )
-
-    monkeypatch.setattr(hdf5_vetting.h5o, "open", fail)
-    check_refused(path, "x", "disk failed to read it", "Input/output error")
-
-
-def test_damaged_metadata_is_never_a_traceback(tmp_path: Path) -> None:
-    path = make(tmp_path / "x.h5", table((8, 4)), chunks=(4, 4), compression="gzip")
-    content = Path(path).read_bytes()
-    rng = np.random.default_rng(5)
-    refused = 0
-    for _ in range(300):
-        damaged = bytearray(content)
-        for position in rng.integers(0, len(content), 4):
-            damaged[position] ^= 1 << int(rng.integers(8))
-        (tmp_path / "d.h5").write_bytes(damaged)
-        try:
-            read_all(str(tmp_path / "d.h5"))
-            list_datasets(str(tmp_path / "d.h5"))
-        except (InputError, UsageError):
-            refused += 1
-    assert refused > 20
-
-
-# --- choosing and describing
 
 
 def test_list_datasets(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import resource
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from cli_helpers import check_refused, good, no_controls, save, table, untouched
+from bad_files import raw
+from cli_helpers import check_refused, no_controls, save, table
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.lib import format as npformat
@@ -43,24 +43,6 @@ def values_of(dtype: str, shape: tuple[int, ...]) -> Array:
     x = rng.integers(limits.min, limits.max, shape, dtype=kind.newbyteorder("="), endpoint=True).astype(kind)
     x.reshape(-1)[:2] = [limits.min, limits.max]
     return x
-
-
-def raw(
-    shape: object = (4, 3),
-    descr: object = "<f4",
-    fortran_order: object = False,
-    *,
-    data: bytes = bytes(48),
-    version: tuple[int, int] = (1, 0),
-    header: bytes | None = None,
-    length: int | None = None,
-) -> bytes:
-    """A .npy file put together by hand, right or wrong."""
-    text = header
-    if text is None:
-        text = repr({"descr": descr, "fortran_order": fortran_order, "shape": shape}).encode("latin-1") + b" \n"
-    size = struct.pack("<H" if version == (1, 0) else "<I", len(text) if length is None else length)
-    return b"\x93NUMPY" + bytes(version) + size + text + data
 
 
 def write(tmp_path: Path, content: bytes, name: str = "x.npy") -> str:
@@ -174,99 +156,6 @@ def test_source_knows_itself(tmp_path: Path) -> None:
 
 
 # --- what is refused
-
-
-BAD: dict[str, tuple[bytes, list[str]]] = {
-    "empty": (b"", ["not a .npy file", "empty"]),
-    "magic": (b"\x93NUMPX" + raw()[6:], ["not a .npy file"]),
-    "text": (b"1,2,3\n4,5,6\n", ["not a .npy file"]),
-    "pickle": (pickle.dumps([1, 2]), ["not a .npy file"]),
-    "zip": (b"PK\x03\x04" + bytes(50), ["not a .npy file"]),
-    "cut in magic": (raw()[:4], ["not a .npy file"]),
-    "cut in version": (raw()[:7], ["not a .npy file"]),
-    "cut in length": (raw()[:9], ["cut in the header"]),
-    "cut in header": (raw()[:40], ["cut in the header", "30 found"]),
-    "no header": (raw(length=0), ["cut in the header"]),
-    "cut in data": (raw()[:-1], ["cut short"]),
-    "after the data": (raw(data=bytes(49)), ["1 bytes follow the data"]),
-    "version 4": (raw(version=(4, 0)), ["version 4.0"]),
-    "version 1.1": (raw(version=(1, 1)), ["version 1.1"]),
-    "huge header": (raw(version=(2, 0), length=0xFFFFFFFF), ["4294967295", "65536"]),
-    "64 KiB and one": (raw(version=(2, 0), header=b" " * 65537), ["65537"]),
-    "shape far too large": (raw((10**12, 64)), ["cut short", "256000000000"]),
-    "shape that wraps round 64 bits": (raw((2**62, 4)), ["cut short", str(2**62)]),
-    "shape that wraps round to the size": (raw((2**61 + 12, 8)), ["cut short"]),
-    "negative": (raw((-4, 3)), ["shape"]),
-    "float": (raw((4.0, 3)), ["shape"]),
-    "bool": (raw((True, 12)), ["shape"]),
-    "string": (raw(("4", 3)), ["shape"]),
-    "list": (raw([4, 3]), ["shape"]),
-    "number": (raw(12), ["shape"]),
-    "65 dimensions": (raw((1,) * 65), ["shape", "64"]),
-    "extra key": (
-        raw(header=b"{'descr': '<f4', 'fortran_order': False, 'shape': (4, 3), 'x': 1}"),
-        ["header must hold"],
-    ),
-    "missing key": (raw(header=b"{'descr': '<f4', 'shape': (4, 3)}"), ["header must hold"]),
-    "list for a header": (raw(header=b"['descr', 'fortran_order', 'shape']"), ["header must hold"]),
-    "fortran_order": (raw(fortran_order=1), ["fortran_order"]),
-    "code": (raw(header=b"__import__('os').system('touch /tmp/bn-was-here')"), ["header is damaged"]),
-    "code in shape": (
-        raw(header=b"{'descr': '<f4', 'fortran_order': False, 'shape': (2*2, 3)}"),
-        ["header is damaged"],
-    ),
-    "garbage": (raw(header=bytes(range(1, 120))), ["header is damaged"]),
-    "zeros": (raw(header=bytes(100)), ["header is damaged"]),
-    "not utf-8": (raw(version=(3, 0), header=b"{'descr': '\xff'}"), ["header is damaged"]),
-    "parentheses": (raw(header=b"(" * 60000), ["header is damaged"]),
-    "nested": (raw(header=b"[" * 5000 + b"]" * 5000), ["header"]),
-    "minus": (raw(header=b"-" * 30000 + b"1"), ["header"]),
-    "long number": (
-        raw(header=b"{'descr': '<f4', 'fortran_order': False, 'shape': (" + b"9" * 9000 + b",)}"),
-        ["header"],
-    ),
-    "object": (raw(descr="|O"), ["pickle"]),
-    "complex64": (raw(descr="<c8", data=bytes(96)), ["<c8", "refused"]),
-    "complex128": (raw(descr="<c16", data=bytes(192)), ["<c16"]),
-    "float128": (raw(descr="<f16", data=bytes(192)), ["<f16"]),
-    "datetime": (raw(descr="<M8[s]", data=bytes(96)), ["<M8[s]"]),
-    "timedelta": (raw(descr="<m8[s]", data=bytes(96)), ["<m8[s]"]),
-    "unicode": (raw(descr="<U1"), ["<U1"]),
-    "bytes": (raw(descr="|S4"), ["|S4"]),
-    "void": (raw(descr="|V4"), ["|V4"]),
-    "bfloat16": (raw(descr="|V2", data=bytes(24)), ["bfloat16"]),
-    "float8": (raw(descr="|V1", data=bytes(12)), ["float8"]),
-    "structured": (raw(descr=[("a", "<f4")]), ["refused"]),
-    "unknown": (raw(descr="<q3"), ["<q3"]),
-    "comma": (raw(descr="f4,f4"), ["f4,f4"]),
-    "name": (raw(descr="float32"), ["float32"]),
-    "number for a type": (raw(descr=4), ["refused"]),
-    "controls in the type": (raw(descr="\x1b[31m"), ["refused"]),
-    "scalar": (raw((), data=bytes(4)), ["without axes"]),
-    "no samples": (raw((0, 3), data=b""), ["no samples"]),
-    "no features": (raw((4, 0), data=b""), ["no features"]),
-    "no samples but many features": (raw((0, 10**30), data=b""), ["no samples"]),
-    "not a bool": (raw(descr="|b1", data=bytes([0, 1] * 5 + [2, 1])), ["other than 0 and 1"]),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_files(tmp_path: Path, case: str) -> None:
-    content, words = BAD[case]
-    check_bad(write(tmp_path, content), *words)
-
-
-@pytest.mark.parametrize(
-    "case", ["empty", "text", "cut in data", "after the data", "huge header", "object", "parentheses"]
-)
-def test_bad_files_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    good("fit", save(tmp_path / "good.npy", table()))
-    write(tmp_path, BAD[case][0])
-    with untouched(tmp_path):
-        check_refused(3, ["fit", "x.npy"], "x.npy: ", *BAD[case][1], lines=1)
-        check_refused(3, ["apply", "good.bn.h5", "x.npy", "-o", "y.npy"], "x.npy: ", *BAD[case][1], lines=1)
-        check_refused(3, ["ls", "x.npy"], "x.npy: ", *BAD[case][1], lines=1)
 
 
 def test_messages_give_bytes_expected_and_found(tmp_path: Path) -> None:

@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the life of the process
+    if "--plugins" not in args:
+        os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # HDF5 looks once, when it is loaded, and then loads no plugin
     signal.signal(signal.SIGTERM, _terminate)
     _steady_stdout()
     with _bn_warnings():

@@ -32,6 +32,8 @@ from bncli.cli import options
 @options.force
 @options.as_json
 @options.allow_unwritten
+@options.allow_virtual
+@options.plugins
 @options.common
 def apply(stats: str, inputs: tuple[str, ...], output: str, as_json: bool, quiet: bool, **given: Any) -> None:
     """Normalise INPUT... with the statistics in STATS (test mode) and write the result to OUT.

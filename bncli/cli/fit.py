@@ -43,6 +43,8 @@ from bncli.cli import options
 @options.force
 @options.as_json
 @options.allow_unwritten
+@options.allow_virtual
+@options.plugins
 @options.common
 def fit(
     inputs: tuple[str, ...], output: str | None, dry_run: bool, force: bool, as_json: bool, quiet: bool, **given: Any

@@ -87,6 +87,12 @@ max_memory = click.option(
 allow_unwritten = click.option(
     "--allow-unwritten", is_flag=True, help="Read HDF5 chunks that were never written as the fill value."
 )
+allow_virtual = click.option(
+    "--allow-virtual", is_flag=True, help="Read virtual HDF5 datasets, from whatever files they name."
+)
+plugins = click.option(  # heeded before the HDF5 library is loaded: see `bncli.cli.main`
+    "--plugins", is_flag=True, expose_value=False, help="Load filter plugins from HDF5_PLUGIN_PATH."
+)
 workers = click.option("-j", "--workers", type=int, default=0, metavar="N", help="Threads.  [default: all CPUs]")
 fill_value = click.option("--fill-value", metavar="V", help="Values equal to V, in the input's type, are missing.")
 use = click.option(

@@ -46,7 +46,17 @@ class ApplySpec:
     workers: int = 0
     max_memory: int = DEFAULT_MEMORY
     allow_unwritten: bool = False
+    allow_virtual: bool = False
     force: bool = False
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How inputs are read."""
+        return {
+            "budget": self.max_memory,
+            "allow_unwritten": self.allow_unwritten,
+            "allow_virtual": self.allow_virtual,
+        }
 
 
 @dataclass
@@ -115,6 +125,7 @@ class Job:
     shape: tuple[int, ...]  # of the samples taken, as stored
     rows: tuple[int, int]
     dtype: np.dtype[Any]
+    files: tuple[str, ...]  # that are read
 
 
 def apply(
@@ -150,7 +161,7 @@ def apply(
     if spec.inverse:
         affine.denormalize(np.zeros((stats.num_features, 0)))  # refuses a gamma of 0 before anything is read
     jobs = plan(stats, expand(inputs), out, spec)
-    paths = [split(job.address)[0] for job in jobs] + ([stats_path] if stats_path else [])
+    paths = [file for job in jobs for file in job.files] + ([stats_path] if stats_path else [])
     for job in jobs:
         files.check_output(job.output, force=spec.force, inputs=paths)
     report, total = Applied(), sum(job.shape[0] for job in jobs)
@@ -168,9 +179,7 @@ def apply(
 
 def plan(stats: Stats, inputs: Sequence[str], out: str, spec: ApplySpec) -> list[Job]:
     """Look at every input and decide where its result goes; no value is read."""
-    with Joined(
-        inputs, dataset=spec.dataset, rows=spec.rows, budget=spec.max_memory, allow_unwritten=spec.allow_unwritten
-    ) as data:
+    with Joined(inputs, dataset=spec.dataset, rows=spec.rows, **spec.reading) as data:
         taken = data.inputs
     into_folder = out.endswith("/") or os.path.isdir(out)
     if SEPARATOR in out and not os.path.exists(out):
@@ -185,7 +194,7 @@ def plan(stats: Stats, inputs: Sequence[str], out: str, spec: ApplySpec) -> list
         if suffix in FOREIGN:
             raise UsageError(f"{printable(output)}: bn apply writes .npy and HDF5 (.h5, .hdf5), not {suffix}")
         kind = SUFFIXES.get(suffix) or kind_of(path)
-        with open_source(entry.address, budget=spec.max_memory, allow_unwritten=spec.allow_unwritten) as source:
+        with open_source(entry.address, **spec.reading) as source:
             jobs.append(_job(stats, source, output, kind, (entry.start, entry.stop), spec))
     outputs = [os.path.realpath(job.output) for job in jobs]
     for i, job in enumerate(jobs):
@@ -199,7 +208,9 @@ def _job(stats: Stats, source: Source, output: str, kind: str, rows: tuple[int, 
     stats.check_names(source.names, printable(source.address))
     dtype = np.dtype(spec.dtype) if spec.dtype else output_type(source.dtype)
     file_shape: tuple[int, ...] = getattr(source, "file_shape", source.shape)
-    return Job(source.address, output, kind, axis, (rows[1] - rows[0], *file_shape[1:]), rows, dtype)
+    return Job(
+        source.address, output, kind, axis, (rows[1] - rows[0], *file_shape[1:]), rows, dtype, tuple(source.files)
+    )
 
 
 @contextlib.contextmanager
@@ -234,9 +245,7 @@ def _apply_one(
     progress: Progress | None,
 ) -> None:
     fill = spec.fill_value
-    with Joined(
-        [job.address], rows=job.rows, budget=spec.max_memory, allow_unwritten=spec.allow_unwritten, fill=fill
-    ) as data:
+    with Joined([job.address], rows=job.rows, fill=fill, **spec.reading) as data:
         if data.shape[0] != job.shape[0]:
             path = split(job.address)[0]
             raise InputError(f"{printable(path)}: changed while it was being read; run again when nobody writes to it")
@@ -360,7 +369,7 @@ def _open_sink(job: Job, temporary: str, spec: ApplySpec) -> Sink:
     path, dataset = split(job.address)
     if dataset is None:
         return Hdf5Sink(temporary, NPY_DATASET, job.shape, job.dtype, like=None, budget=spec.max_memory // 4)
-    with Hdf5Source(path, dataset, budget=spec.max_memory, allow_unwritten=spec.allow_unwritten) as like:
+    with Hdf5Source(path, dataset, **spec.reading) as like:
         return Hdf5Sink(
             temporary,
             dataset,

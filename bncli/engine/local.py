@@ -117,6 +117,7 @@ def open_inputs(addresses: Sequence[str], spec: FitSpec) -> DataSet:
         rows=spec.rows,
         budget=spec.max_memory,
         allow_unwritten=spec.allow_unwritten,
+        allow_virtual=spec.allow_virtual,
         fill=spec.fill_value,
     )
     return drawn(data, spec)
@@ -153,10 +154,8 @@ def fit_to_file(
     """
     with open_inputs(addresses, spec) as data:
         path = output or default_output(data.inputs[0].address)
-        read = [i.address for i in data.inputs] + [
-            a for a in (spec.gamma, spec.beta, spec.names, spec.like) if isinstance(a, str)
-        ]
-        with files.replacing(path, force=force, inputs=[split(address)[0] for address in read]) as temporary:
+        named = [split(a)[0] for a in (spec.gamma, spec.beta, spec.names, spec.like) if isinstance(a, str)]
+        with files.replacing(path, force=force, inputs=data.files + named) as temporary:
             stats = _fit_joined(data, spec, progress)
             with open(temporary, "wb") as file:
                 file.write(stats.to_bytes())

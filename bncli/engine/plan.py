@@ -83,6 +83,7 @@ class FitSpec:
     workers: int = 0
     max_memory: int = DEFAULT_MEMORY
     allow_unwritten: bool = False
+    allow_virtual: bool = False
 
     def __post_init__(self) -> None:
         for name, kinds in KINDS.items():

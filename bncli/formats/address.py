@@ -53,7 +53,14 @@ def expand(addresses: Sequence[str]) -> list[str]:
     return expanded
 
 
-def open_source(address: str, *, dataset: str | None = None, budget: int, allow_unwritten: bool = False) -> Source:
+def open_source(
+    address: str,
+    *,
+    dataset: str | None = None,
+    budget: int,
+    allow_unwritten: bool = False,
+    allow_virtual: bool = False,
+) -> Source:
     """Open what an address names.
 
     Parameters
@@ -66,6 +73,8 @@ def open_source(address: str, *, dataset: str | None = None, budget: int, allow_
         Bytes of buffers that the reader may hold.
     allow_unwritten : bool
         Read chunks that were never written as the fill value.
+    allow_virtual : bool
+        Read a virtual dataset from its sources.
 
     Raises
     ------
@@ -84,8 +93,8 @@ def open_source(address: str, *, dataset: str | None = None, budget: int, allow_
         return NpySource(path, budget=budget)
     from bncli.formats import hdf5
 
-    chosen = named if named is not None else dataset
-    return hdf5.Hdf5Source(path, chosen or hdf5.choose_dataset(path), budget=budget, allow_unwritten=allow_unwritten)
+    chosen = (named if named is not None else dataset) or hdf5.choose_dataset(path)
+    return hdf5.Hdf5Source(path, chosen, budget=budget, allow_unwritten=allow_unwritten, allow_virtual=allow_virtual)
 
 
 def kind_of(path: str) -> str:

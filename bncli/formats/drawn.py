@@ -53,6 +53,11 @@ class Drawn:
         return self._data.inputs
 
     @property
+    def files(self) -> list[str]:
+        """Every file that is read."""
+        return self._data.files
+
+    @property
     def fill(self) -> float | int | None:
         """The fill value in the type of what `read` returns; None where no value can equal it."""
         return self._data.fill

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from h5py import h5d, h5g, h5p, h5s, h5t
 
 from bncli.errors import BnError, InputError, printable
-from bncli.formats.hdf5_chunks import ENTRY_BYTES, ChunkTable, Decoder, boxes, encode
+from bncli.formats.hdf5_chunks import ENTRY_BYTES, ChunkTable, boxes, encode, encodes
 from bncli.formats.hdf5_file import hdf5_errors, open_file, reason
 from bncli.formats.hdf5_layouts import Chunked, Constant, Contiguous, Memory, Reader
 from bncli.formats.hdf5_vetting import (
@@ -38,6 +38,7 @@ from bncli.formats.hdf5_vetting import (
     vet,
     walk,
 )
+from bncli.formats.hdf5_virtual import Virtual, mappings
 from bncli.formats.hdf5_writing import Disk, copy_attributes, copy_objects, fitting_chunks, keep_filters
 from bncli.formats.source import Source, check_shape
 from bncli.kernels import Place
@@ -70,6 +71,8 @@ class Hdf5Source(Source):
         Bytes of decoded chunks that may be kept. One chunk more, and what it is stored as, is held while it is decoded.
     allow_unwritten : bool
         Read what was never written as the dataset's fill value, rather than refuse it.
+    allow_virtual : bool
+        Read a virtual dataset from its sources, rather than refuse it.
 
     Attributes
     ----------
@@ -88,19 +91,23 @@ class Hdf5Source(Source):
         When `dataset` is a group.
     """
 
-    def __init__(self, path: str, dataset: str, *, budget: int, allow_unwritten: bool = False) -> None:
+    def __init__(
+        self, path: str, dataset: str, *, budget: int, allow_unwritten: bool = False, allow_virtual: bool = False
+    ) -> None:
         self.path, self.dataset = path, "/" + dataset.strip("/")
         self.address = f"{path}::{self.dataset}"
         self._where = printable(self.address)
         with contextlib.ExitStack() as opened, hdf5_errors(self._where, UNREADABLE):
             file, self._raw = opened.enter_context(open_file(path))
             self._id = open_dataset(file, path, self.dataset)
-            info, self._stored = vet(self._id, self.dataset, self._where)
+            info, self._stored = vet(self._id, self.dataset, self._where, allow_virtual)
             self.file_shape, self.chunks = info.shape, info.chunks
             self.rows_together = info.chunks[0] if info.chunks else 1
             self.shape, self.dtype = check_shape(info.shape, self._where), self._stored.newbyteorder("=")
             self._budget, self._allow_unwritten = budget, allow_unwritten
             self._reader = self._make_reader()
+            opened.callback(self._reader.close)
+            self.files = [path, *self._reader.files]
             self.attributes = h5py.Dataset(self._id).attrs
             self.names, self.notes = self._find_names(), self._find_notes()
             self._opened = opened.pop_all()
@@ -134,14 +141,16 @@ class Hdf5Source(Source):
         return self._id
 
     def _make_reader(self) -> Reader:
-        layout, space = self._id.get_create_plist().get_layout(), self._id.get_storage_size()
+        layout = self._id.get_create_plist().get_layout()
         if layout == h5d.CHUNKED:
             return self._chunk_reader()
+        if layout == h5d.VIRTUAL:
+            return self._virtual_reader()
         if layout == h5d.COMPACT:
             values = np.empty(self.file_shape, self.dtype)
             self._id.read(h5s.ALL, h5s.ALL, values)
             return Memory(values.reshape(-1))
-        expected = math.prod(self.file_shape) * self.dtype.itemsize
+        space, expected = self._id.get_storage_size(), math.prod(self.file_shape) * self.dtype.itemsize
         # space, not get_offset: that one is not None, but wraps round, for unwritten data behind a user block
         if space == 0 and self._allow_unwritten:
             return Constant(self._fill())
@@ -173,6 +182,13 @@ class Hdf5Source(Source):
         row = math.prod(table.grid[1:]) * (size + ENTRY_BYTES)
         kept = self._budget // 2 if row <= self._budget // 2 else self._budget
         return Chunked(self._where, self._raw, self._id, table, self.file_shape, self._stored, self._fill(), kept)
+
+    def _virtual_reader(self) -> Virtual:
+        def open_source(path: str, dataset: str) -> Hdf5Source:
+            return Hdf5Source(path, dataset, budget=self._budget, allow_unwritten=self._allow_unwritten)
+
+        parts, fill = mappings(self._id, self.path, self._where), self._fill() if self._allow_unwritten else None
+        return Virtual(self._where, self.file_shape, self.dtype, parts, open_source, fill)
 
     def _unwritten_cure(self) -> str:
         return f"its writer may have died. --allow-unwritten reads the fill value {self._fill()} there"
@@ -259,7 +275,7 @@ class Hdf5Sink:
                 limits = like.maxshape() if chunks and like else shape
                 self._id = self._create(layout, limits)
                 self._filters, self._chunks = filters_of(self._id), chunks
-                if chunks and self._filters and Decoder.knows(self._filters):
+                if chunks and self._filters and encodes(self._filters):
                     self._pool = ThreadPoolExecutor(workers, thread_name_prefix="bn-write")
                 if like:
                     copy_attributes(like.dataset_id(), self._id, skip=SCALING)

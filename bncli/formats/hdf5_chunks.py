@@ -26,7 +26,7 @@ from bncli import compiled
 # two to four times as fast as zlib, where it is installed; the format is the same
 libdeflate: Any = importlib.import_module("deflate") if importlib.util.find_spec("deflate") else None
 
-DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3
+DEFLATE, SHUFFLE, FLETCHER32, LZF = 1, 2, 3, 32000
 ENTRY_BYTES = 512  # what keeping a decoded chunk costs beside its values
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # where it starts, and its extent
 Slices = tuple[slice, ...]
@@ -43,7 +43,7 @@ class Filter(NamedTuple):
 
 
 class Decoder:
-    """Undoes gzip, shuffle and fletcher32 of one chunk.
+    """Undoes gzip, lzf, shuffle and fletcher32 of one chunk.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class Decoder:
     def knows(filters: list[Filter]) -> bool:
         """Tell whether all of these filters can be undone here."""
         codes = [f.code for f in filters]
-        return len(set(codes)) == len(codes) and {*codes} <= {DEFLATE, SHUFFLE, FLETCHER32}
+        return len(set(codes)) == len(codes) and {*codes} <= {DEFLATE, SHUFFLE, FLETCHER32, LZF}
 
     def stored_limit(self) -> int:
         """Return the most bytes that an honest writer stores for one chunk (deflate adds less than 1 in 1000)."""
@@ -89,12 +89,17 @@ class Decoder:
             return unshuffle(data, values[0] if values else 1)
         if code == FLETCHER32:
             return _verified(data)
-        checksums = sum(f.code == FLETCHER32 for f in self.filters[:position])
-        return _inflate(data, self.chunk_bytes + 4 * checksums)
+        size = self.chunk_bytes + 4 * sum(f.code == FLETCHER32 for f in self.filters[:position])
+        return unlzf(data, size) if code == LZF else _inflate(data, size)
+
+
+def encodes(filters: list[Filter]) -> bool:
+    """Tell whether `encode` can apply all of these filters."""
+    return Decoder.knows(filters) and all(f.code != LZF for f in filters)
 
 
 def encode(filters: list[Filter], data: npt.NDArray[np.uint8]) -> bytes:
-    """Return the bytes that a chunk is stored as: the filters that `Decoder` knows, in their order."""
+    """Return the bytes that a chunk is stored as: the filters, all of which it knows, in their order."""
     for f in filters:
         if f.code == SHUFFLE:
             data = shuffle(data, f.values[0])
@@ -145,6 +150,38 @@ def _inflate(data: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
         raise ValueError(f"inflates to more than its {size} bytes")
     if not stream.eof or len(plain) < size:
         raise ValueError(f"inflates to only {len(plain)} of {size} bytes")
+    return np.frombuffer(plain, np.uint8)
+
+
+def unlzf(data: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """Undo LZF, as h5py's filter stores it (format of liblzf); ValueError unless it gives just `size` bytes."""
+    plain = compiled.unlzf(data, size) if compiled.AVAILABLE else _unlzf(data, size)
+    if plain.size < size:
+        raise ValueError(f"inflates to only {plain.size} of {size} bytes")
+    return plain
+
+
+def _unlzf(data: npt.NDArray[np.uint8], room: int) -> npt.NDArray[np.uint8]:
+    stored, plain, place = data.tobytes(), bytearray(), 0
+    try:
+        while place < len(stored):
+            code, place = stored[place], place + 1
+            if code < 32:  # a run of bytes as they are
+                run, place = stored[place : place + code + 1], place + code + 1
+            else:
+                count = code >> 5
+                if count == 7:
+                    count, place = count + stored[place], place + 1
+                back, place = ((code & 31) << 8 | stored[place]) + 1, place + 1
+                start, count = len(plain) - back, count + 2
+                run = (bytes(plain[start : start + count]) * count)[:count] if start >= 0 else b""
+            if not run or place > len(stored):
+                raise IndexError
+            plain += run
+            if len(plain) > room:
+                raise ValueError(f"inflates to more than its {room} bytes")
+    except IndexError:
+        raise ValueError("its lzf data is damaged") from None
     return np.frombuffer(plain, np.uint8)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from h5py import h5d, h5i, h5s
+from h5py import h5d, h5i, h5s, h5z
 
 from bncli.errors import InputError
 from bncli.formats.hdf5_chunks import ChunkCache, ChunkTable, Decoder
@@ -16,9 +17,16 @@ from bncli.formats.hdf5_vetting import filters_of
 from bncli.formats.source import RegularFile
 from bncli.kernels import Place
 
+SZIP, COUNTING = (
+    h5z.FILTER_SZIP,
+    (h5z.FILTER_NBIT, h5z.FILTER_SCALEOFFSET),
+)  # the third parameter of those counts values
+
 
 class Reader:
-    """How the values of one layout are read."""
+    """How the values of one layout are read; `files` are those beside the dataset's own."""
+
+    files: Sequence[str] = ()
 
     def read(self, first: int, out: npt.NDArray[Any]) -> None:
         """Fill `out` (1-D, native byte order) with the values from flat position `first` on."""
@@ -27,6 +35,9 @@ class Reader:
     def stored(self, first: int) -> Place | None:
         """See `Source.stored`."""
         return None
+
+    def close(self) -> None:
+        """Let go of the files."""
 
 
 class Constant(Reader):
@@ -106,6 +117,7 @@ class Chunked(Reader):
         self._decoder = Decoder(filters, chunk_bytes) if Decoder.knows(filters) else None
         # HDF5 versions differ in whether a chunk's offset counts the user block: there h5py fetches the bytes
         self._by_offset = h5i.get_file_id(item).get_create_plist().get_userblock() == 0
+        self._filters = filters
         self._check_stored(len(filters), chunk_bytes)
         runs = not filters and not table.missing and self._by_offset
         self._cache = ChunkCache(table, shape, self._load, self._load_part if runs else None, budget)
@@ -119,8 +131,7 @@ class Chunked(Reader):
         table, all_skipped = self._table, (1 << filters) - 1
         plain = (table.mask & all_skipped) == all_skipped
         wrong = np.where(plain, table.size != chunk_bytes, table.size < 1)
-        if self._decoder:
-            wrong |= table.size > self._decoder.stored_limit()
+        wrong |= table.size > (self._decoder.stored_limit() if self._decoder else 2 * chunk_bytes + (64 << 10))
         beyond = (table.offset < 0) | (table.offset > self._raw.size - table.size)
         for bad, words in ((wrong, f"stored for the {chunk_bytes} of a chunk"), (beyond, "past the end of the file")):
             if bad.any():
@@ -160,11 +171,23 @@ class Chunked(Reader):
         start = self._table.start(number)
         extent = tuple(min(c, n - s) for s, c, n in zip(start, self._table.chunks, self._shape, strict=True))
         values = np.empty(extent, self._stored.newbyteorder("="))
+        self._check_claims(number)
         with hdf5_errors(self._at(number), "cannot be decoded"):
             place = self._id.get_space()
             place.select_hyperslab(start, extent)
             self._id.read(h5s.create_simple(extent), place, values)
         return values
+
+    def _check_claims(self, number: int) -> None:
+        """Compare what HDF5's filters will believe of a chunk's size, and allocate, with what it is."""
+        last = self._filters[-1]
+        values = math.prod(self._table.chunks)
+        claims = [f.values[2] for f in self._filters if f.code in COUNTING and len(f.values) > 2]
+        if last.code == SZIP and not self._table.mask[self._table.find(number)] >> len(self._filters) - 1 & 1:
+            head = self._stored_bytes(number, self._table.find(number))[:4]
+            claims.append(int.from_bytes(head.tobytes(), "little") // self._stored.itemsize)
+        if any(claim != values for claim in claims):
+            raise InputError(f"{self._at(number)} claims {max(claims)} values instead of {values}; the file is damaged")
 
     def _stored_bytes(self, number: int, index: int) -> npt.NDArray[np.uint8]:
         if self._by_offset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import re
 from collections.abc import Iterator
@@ -272,9 +273,8 @@ def describe_all(file: h5py.File, path: str) -> list[DatasetInfo]:
 def describe(item: h5d.DatasetID, at: str, where: str) -> DatasetInfo:
     """Describe one dataset without reading any of its values."""
     with hdf5_errors(where, f"{printable(at)} cannot be read; the file is damaged"):
-        plist, space, kind = item.get_create_plist(), item.get_space(), item.get_type()
-        extent = space.get_simple_extent_type()
-        shape = tuple(space.get_simple_extent_dims()) if extent == h5s.SIMPLE else ()
+        plist, kind = item.get_create_plist(), item.get_type()
+        extent, shape = _extent(item, plist)
         chunks = tuple(plist.get_chunk()) if plist.get_layout() == h5d.CHUNKED else None
         filters = filters_of(item)
         dtype, words = type_of(kind)
@@ -284,7 +284,16 @@ def describe(item: h5d.DatasetID, at: str, where: str) -> DatasetInfo:
     return DatasetInfo(at, shape, words, chunks, _compression(filters), problem, numeric)
 
 
-def vet(item: h5d.DatasetID, at: str, where: str) -> tuple[DatasetInfo, np.dtype[Any]]:
+def _extent(item: h5d.DatasetID, plist: Any) -> tuple[int, tuple[int, ...]]:
+    """Return the class of a dataset's dataspace, and its shape."""
+    if plist.get_layout() == h5d.VIRTUAL and plist.get_virtual_count():  # HDF5 may open its sources to know its space
+        return h5s.SIMPLE, tuple(plist.get_virtual_vspace(0).get_simple_extent_dims())
+    space = item.get_space()
+    extent = space.get_simple_extent_type()
+    return extent, tuple(space.get_simple_extent_dims()) if extent == h5s.SIMPLE else ()
+
+
+def vet(item: h5d.DatasetID, at: str, where: str, allow_virtual: bool = False) -> tuple[DatasetInfo, np.dtype[Any]]:
     """Return what a dataset is and its type as stored, or refuse it; no value is read.
 
     Raises
@@ -300,11 +309,14 @@ def vet(item: h5d.DatasetID, at: str, where: str) -> tuple[DatasetInfo, np.dtype
     if info.problem == NO_VALUES:
         raise InputError(f"{where}: has a type but no values (a null dataspace); name another dataset")
     check_shape(info.shape, where)
-    if info.problem in (VIRTUAL, EXTERNAL):
+    if info.problem == EXTERNAL:
+        raise InputError(f"{where}: is {EXTERNAL}, where bn does not look; copy the values into one dataset")
+    if info.problem == VIRTUAL and not allow_virtual:
         raise InputError(
-            f"{where}: is {info.problem}: its values lie elsewhere, where bn does not look; copy them into one dataset"
+            f"{where}: is {VIRTUAL}: its values lie in other datasets, where bn does not look unasked; give "
+            "--allow-virtual, or copy them into one dataset"
         )
-    if info.problem:
+    if info.problem and info.problem != VIRTUAL:
         raise InputError(f"{where}: {info.problem}")
     return info, stored
 
@@ -388,9 +400,29 @@ def missing_filter(filters: list[Filter], *, writing: bool = False) -> str:
     """Return which filter is not available and how to get it, or ''."""
     need = h5z.FILTER_CONFIG_ENCODE_ENABLED if writing else h5z.FILTER_CONFIG_DECODE_ENABLED
     for f in filters:
-        if h5z.filter_avail(f.code) and h5z.get_filter_info(f.code) & need:
+        if available(f.code, need) or (_register_hdf5plugin() and available(f.code, need)):
             continue
         package = KNOWN_FILTERS.get(f.code, ("", ""))[1]
-        cure = f"install {package}" if package else "install the HDF5 plugin that brings it"
+        cure = (
+            f"pip install {package}"
+            if package == "hdf5plugin"
+            else f"it comes with {package}"
+            if package
+            else ("a plugin on HDF5_PLUGIN_PATH may bring it, with --plugins")
+        )
         return f"needs the HDF5 filter {f.name} (id {f.code}), which is not available; {cure}"
     return ""
+
+
+def available(code: int, need: int = h5z.FILTER_CONFIG_DECODE_ENABLED) -> bool:
+    """Tell whether HDF5 has a filter."""
+    return bool(h5z.filter_avail(code) and h5z.get_filter_info(code) & need)
+
+
+def _register_hdf5plugin() -> bool:
+    """Let the package hdf5plugin register its filters, where it is installed."""
+    try:
+        importlib.import_module("hdf5plugin")
+    except ImportError:
+        return False
+    return True

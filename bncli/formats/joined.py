@@ -57,6 +57,10 @@ class DataSet(Protocol):
         """The inputs as they were when the run began."""
 
     @property
+    def files(self) -> list[str]:
+        """Every file that is read."""
+
+    @property
     def fill(self) -> float | int | None:
         """The fill value in the type of what `read` returns."""
 
@@ -123,9 +127,11 @@ class Joined:
         rows: tuple[int | None, int | None] = (None, None),
         budget: int,
         allow_unwritten: bool = False,
+        allow_virtual: bool = False,
         fill: float | None = None,
     ) -> None:
-        self._dataset, self._budget, self._allow_unwritten, self._fill = dataset, budget, allow_unwritten, fill
+        self._dataset, self._budget, self._fill = dataset, budget, fill
+        self._allowed = {"allow_unwritten": allow_unwritten, "allow_virtual": allow_virtual}
         self._open: tuple[int, Source] | None = None
         self._array = ArraySource(addresses) if isinstance(addresses, np.ndarray) else None
         self._addresses = ["array"] if isinstance(addresses, np.ndarray) else list(addresses)
@@ -202,6 +208,11 @@ class Joined:
         if self._open:
             self._open[1].check_unchanged()
 
+    @property
+    def files(self) -> list[str]:
+        """Every file that is read."""
+        return list(self._identities)
+
     def close(self) -> None:
         """Let go of the open input."""
         if self._open:
@@ -237,7 +248,7 @@ class Joined:
         return self._open[1]
 
     def _opened(self, address: str) -> Source:
-        return open_source(address, dataset=self._dataset, budget=self._budget, allow_unwritten=self._allow_unwritten)
+        return open_source(address, dataset=self._dataset, budget=self._budget, **self._allowed)
 
     def _check_identity(self, path: str) -> None:
         before = self._identities[path]
@@ -251,13 +262,9 @@ class Joined:
     def _look_at_all(self) -> list[Input]:
         inputs: list[Input] = []
         for address in self._addresses:
-            if self._array is None:
-                path = split(address)[0]
-                source = self._opened(address)
-                self._identities.setdefault(path, os.stat(path))
-            else:
-                source = self._array
-            with source:
+            with self._array or self._opened(address) as source:
+                for path in source.files:
+                    self._identities.setdefault(path, os.stat(path))
                 inputs.append(Input(source.address, 0, source.shape[0], source.shape, source.dtype))
                 self._check_agreement(inputs[0], inputs[-1], source.names)
                 self.names = self.names or source.names

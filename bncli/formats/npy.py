@@ -43,7 +43,7 @@ class NpySource(Source):
 
     def __init__(self, path: str, *, budget: int) -> None:
         self.address = path
-        self.notes = []
+        self.notes, self.files = [], [path]
         self._file = RegularFile(path)
         try:
             self._start, self._stored, self.fortran, self.file_shape = _read_header(self._file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ class Source:
         Feature names kept beside the data.
     notes : list of str
         Things a person should know about the stored values (a scale factor, say).
+    files : list of str
+        Every file that is read; none for an array.
     rows_together : int
         Samples that are decoded together; reading fewer at a time means decoding them again or keeping them.
     """
@@ -44,6 +47,7 @@ class Source:
     dtype: np.dtype[Any]
     names: tuple[str, ...] | None = None
     notes: list[str]
+    files: Sequence[str] = ()
     rows_together: int = 1
 
     @property

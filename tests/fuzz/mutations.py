@@ -211,7 +211,7 @@ def _npy_text(content: bytearray, rng: np.random.Generator, others: list[Origina
     shape = SHAPES[int(rng.integers(len(SHAPES)))] if rng.random() < 0.7 else "(40, 3)"
     order = ("False", "True", "1", "None")[int(rng.choice([0, 0, 0, 1, 1, 2, 3]))]
     text = f"{{'descr': {descr!r}, 'fortran_order': {order}, 'shape': {shape}, }}".encode("latin-1")
-    text = text.ljust(length if rng.random() < 0.8 else 0) if len(text) < length else text
+    text = text.ljust(min(length, 70_000) if rng.random() < 0.8 else 0)
     content[start : start + length] = text
     if rng.random() < 0.9:
         content[8:start] = min(len(text), (1 << 8 * (start - 8)) - 1).to_bytes(start - 8, "little")

@@ -45,7 +45,7 @@ for module in Path(bncli.__file__).parent.rglob("*.py"):  # loaded once, not in 
 DOCUMENTED = {0, 2, 3, 4, 5, 74}  # 70 is a bug
 CPU_SECONDS, WALL_SECONDS = 4, 60
 ADDRESS_BYTES = 1 << 30  # more than a child has when it begins
-BUDGET = "16M"
+BUDGET_KB = 16 << 10  # --max-memory
 COMMANDS = {
     "npy": (["fit", "{}", "--json"], ["fit", "{}", "--json"], ["apply", "good.bn.h5", "{}", "-o", "out.npy"], ["ls", "{}"]),
     "hdf5": (["fit", "{}", "--json"], ["fit", "{}::/g/x", "--json"], ["fit", "{}::/g/x", "--json", "--names", "{}::/g/names"],
@@ -121,7 +121,9 @@ def _drained(fd: int) -> bytes:
 def bn(args: list[str]) -> Outcome:
     """Run bn in a child."""
     return forked(
-        lambda: cli.main([*args, *(["-j", "1", "--max-memory", BUDGET] if args[0] in ("fit", "apply") else [])])
+        lambda: cli.main(
+            [*args, *(["-j", "1", "--max-memory", f"{BUDGET_KB}K"] if args[0] in ("fit", "apply") else [])]
+        )
     )
 
 
@@ -135,6 +137,7 @@ class Fuzzer:
         self.good_stats.save("good.bn.h5", force=True)
         np.save("good.npy", x)
         self.right: dict[tuple[str, ...], Any] = {}
+        self.good_kb = 0
 
     def one(self, seed: int, number: int, report: Report) -> None:
         """Damage one file, run one command, and judge."""
@@ -147,6 +150,8 @@ class Fuzzer:
         outcome = bn(args)
         report.peak_kb = max(report.peak_kb, outcome.peak_kb)
         verdict = _refusal(outcome)
+        if outcome.peak_kb > 1.2 * self.good_kb + BUDGET_KB:
+            verdict = f"FINDING: {outcome.peak_kb} KB of memory, {self.good_kb} for a good file"
         if not verdict:
             found = _result(args, outcome)
             verdict = "the same numbers"
@@ -165,6 +170,7 @@ class Fuzzer:
             outcome = bn(args)
             assert outcome.code == 0, outcome
             self.right[key] = _result(args, outcome)
+            self.good_kb = max(self.good_kb, outcome.peak_kb)
         return self.right[key]
 
     def _written(self, name: str, content: bytes, command: list[str]) -> list[str]:
@@ -185,7 +191,7 @@ class Fuzzer:
         if judged.signal:
             return "not judged, since the other reader died"
         if judged.code == 5:
-            return "not judged, since the other reader refused"
+            return "not judged, since the other reader refused or contradicts itself"
         if judged.code:
             return f"FINDING: not the numbers of another reader: {judged.err[-300:]}"
         return "another valid file, read rightly"
@@ -228,14 +234,17 @@ def _numbers(path: str) -> Any:
 
 
 def _judge(stats: bncli.Stats, args: list[str], found: Any) -> int:
-    """0 when the numbers are those of another reader, 5 when that refuses the file."""
+    """0 when the numbers are those of another reader, 5 when that refuses the file or contradicts itself."""
     path, _, dataset = args[1 if args[0] == "fit" else 2].partition("::")
     try:
         if path.endswith(".npy"):
             x = np.load(path, allow_pickle=False)
         else:
             with h5py.File(path, "r") as file:
-                x = file[dataset or found["of"]][()]
+                item = file[dataset or found["of"]]
+                if item.chunks and _contradicts_itself(item.id):
+                    return 5
+                x = item[()]
     except Exception:
         return 5
     x = x.reshape(len(x), -1) if x.ndim == 1 else x
@@ -255,6 +264,12 @@ def _judge(stats: bncli.Stats, args: list[str], found: Any) -> int:
     return 0
 
 
+def _contradicts_itself(item: Any) -> bool:
+    """Whether HDF5 lists chunks that it does not find by their place, and would silently read as the fill value."""
+    listed = [item.get_chunk_info(i) for i in range(item.get_num_chunks())]
+    return any(len(item.read_direct_chunk(chunk.chunk_offset)[1]) != chunk.size for chunk in listed)
+
+
 def fuzz(count: int, seed: int, first: int = 0, told: Callable[[int, Report], None] | None = None) -> Report:
     """Run `count` damaged files in the current folder."""
     report, fuzzer = Report(), Fuzzer()
@@ -271,7 +286,7 @@ def summary(report: Report, seconds: float) -> str:
     lines = [
         f"{total:,} files in {seconds:.0f} s, peak {report.peak_kb / 1024:.0f} MB, {len(report.findings)} findings"
     ]
-    lines += [f"  {kind:<6} {verdict:<45} {n:>8,}" for (kind, verdict), n in sorted(report.counts.items())]
+    lines += [f"  {kind:<6} {verdict:<64} {n:>8,}" for (kind, verdict), n in sorted(report.counts.items())]
     return "\n".join([*lines, *report.findings])
 
 

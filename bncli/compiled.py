@@ -21,17 +21,20 @@ READ_BYTES = 256 << 10  # read and summed at a time; stays in the second cache
 Floats = npt.NDArray[np.float64]
 
 
-def _load() -> ctypes.CDLL | None:
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, and why it is not there or what it is."""
     spec = importlib.util.find_spec("bncli._blocks")
-    if os.environ.get("BN_KERNEL") == "numpy" or spec is None or spec.origin is None:
-        return None
+    if os.environ.get("BN_KERNEL") == "numpy":
+        return None, "BN_KERNEL=numpy asks for it"
+    if spec is None or spec.origin is None:
+        return None, "the faster kernel was not built: there was no C compiler when bncli was installed"
     try:
-        return ctypes.CDLL(spec.origin)
-    except OSError:  # built for another machine
-        return None
+        return ctypes.CDLL(spec.origin), "compiled"
+    except OSError:
+        return None, "the faster kernel was built for another machine; install bncli again"
 
 
-_library = _load()
+_library, NOTE = _load()
 AVAILABLE = _library is not None
 NAME = "c" if AVAILABLE else "numpy"
 

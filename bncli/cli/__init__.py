@@ -165,4 +165,6 @@ def _quiet() -> bool:
     return bool(context and context.params.get("quiet"))
 
 
-COMMANDS = {name: name for name in ("fit", "apply", "inspect", "merge", "export", "ls")} | {"import": "import_"}
+COMMANDS = {name: name for name in ("fit", "apply", "inspect", "merge", "export", "ls", "doctor")} | {
+    "import": "import_"
+}

@@ -40,6 +40,7 @@ def inspect(
     from bncli.render import table
     from bncli.stats import load
 
-    record, rows = table.select(load(stats), features=features, sort=sort, top=top)
+    loaded = load(stats)
+    record, rows = table.select(loaded, features=features, sort=sort, top=top)
     chosen = [name for name, given in (("json", as_json), ("csv", as_csv), ("tsv", as_tsv)) if given]
-    table.show(record, rows, stats, chosen, field, chosen_rows=bool(features or top))
+    table.show(record, rows, stats, chosen, field, chosen_rows=bool(features or top), kernel=loaded.kernel)

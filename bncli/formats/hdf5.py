@@ -25,6 +25,7 @@ from bncli.formats.hdf5_layouts import Chunked, Constant, Contiguous, Memory, Re
 from bncli.formats.hdf5_vetting import (
     UNREADABLE,
     DatasetInfo,
+    available_filters,
     choose_dataset,
     describe,
     filters_of,
@@ -35,6 +36,7 @@ from bncli.formats.hdf5_vetting import (
     name_bytes,
     open_dataset,
     storage_problem,
+    versions,
     vet,
     walk,
 )
@@ -47,12 +49,14 @@ __all__ = [
     "DatasetInfo",
     "Hdf5Sink",
     "Hdf5Source",
+    "available_filters",
     "choose_dataset",
     "copy_others",
     "is_hdf5",
     "list_datasets",
     "other_datasets",
     "read_strings",
+    "versions",
 ]
 
 SCALING = ("scale_factor", "add_offset", "_FillValue")  # CF conventions: the stored values are not the real ones

@@ -419,6 +419,16 @@ def available(code: int, need: int = h5z.FILTER_CONFIG_DECODE_ENABLED) -> bool:
     return bool(h5z.filter_avail(code) and h5z.get_filter_info(code) & need)
 
 
+def available_filters() -> dict[str, bool]:
+    """Return which of the filters that people meet can be undone here, in the order of their numbers."""
+    return {name: not missing_filter([Filter(code, 0, (), name)]) for code, (name, _) in sorted(KNOWN_FILTERS.items())}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of h5py and of HDF5 itself."""
+    return {"h5py": h5py.version.version, "hdf5": h5py.version.hdf5_version}
+
+
 def _register_hdf5plugin() -> bool:
     """Let the package hdf5plugin register its filters, where it is installed."""
     try:

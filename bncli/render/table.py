@@ -81,7 +81,16 @@ def select(stats: Stats, *, features: str | None, sort: str | None, top: int | N
     return record, rows[:top]
 
 
-def show(record: Row, rows: list[Row], path: str, formats: list[str], field: str | None, *, chosen_rows: bool) -> None:
+def show(
+    record: Row,
+    rows: list[Row],
+    path: str,
+    formats: list[str],
+    field: str | None,
+    *,
+    chosen_rows: bool,
+    kernel: str = "",
+) -> None:
     """Print the record the way that was asked for: `formats` holds json, csv or tsv; `field` is of --get."""
     if len(formats) + (field is not None) > 1:
         raise UsageError("--json, --csv, --tsv and --get exclude each other")
@@ -95,7 +104,7 @@ def show(record: Row, rows: list[Row], path: str, formats: list[str], field: str
             _delimited([list(COLUMNS), *([_plain(c, row[c]) for c in COLUMNS] for row in rows)], delimiter)
         )
     else:
-        _show_table(record, rows, path, chosen_rows)
+        _show_table(record, rows, path, chosen_rows, kernel)
 
 
 def show_listing(listed: list[Listed]) -> None:
@@ -105,11 +114,16 @@ def show_listing(listed: list[Listed]) -> None:
         [printable(d.address), _shape(d.shape), d.dtype, _shape(d.chunks) if d.chunks else "", d.compression, d.problem]
         for d in listed
     ]
+    if sys.stdout.isatty() and not rows:
+        sys.stdout.write("no datasets\n")
+    else:
+        show_rows(header, rows)
+
+
+def show_rows(header: list[str], rows: list[list[str]]) -> None:
+    """Print rows of printable texts: a table on a terminal, without empty columns, else TSV."""
     if not sys.stdout.isatty():
         sys.stdout.write(_delimited([header, *rows], "\t"))
-        return
-    if not rows:
-        sys.stdout.write("no datasets\n")
         return
     from rich.table import Table
     from rich.text import Text
@@ -171,12 +185,12 @@ def _symlog(value: float, unit: float) -> float:
     return math.copysign(size, value)
 
 
-def _show_table(record: Row, rows: list[Row], path: str, chosen_rows: bool) -> None:
+def _show_table(record: Row, rows: list[Row], path: str, chosen_rows: bool, kernel: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
     console = _console()
-    for line in _header(record, path):
+    for line in _header(record, path, kernel):
         console.print(Text(line), soft_wrap=False)
     console.print()
     shown = rows if chosen_rows else rows[:TERMINAL_ROWS]
@@ -193,7 +207,7 @@ def _show_table(record: Row, rows: list[Row], path: str, chosen_rows: bool) -> N
         console.print(Text(line, style="dim"))
 
 
-def _header(record: Row, path: str) -> list[str]:
+def _header(record: Row, path: str, kernel: str) -> list[str]:
     """What the numbers mean, in words."""
     sources = [s["name"] + (f"::{s['dataset']}" if s["dataset"] else "") for s in record["sources"]]
     lines = [
@@ -207,7 +221,7 @@ def _header(record: Row, path: str) -> list[str]:
     if sources:
         more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
         verb = "imported from" if "format" in record["sources"][0] else "fitted on"
-        lines.append(f"{verb} {printable(sources[0])}{more}")
+        lines.append(f"{verb} {printable(sources[0])}{more}" + (f", kernel {printable(kernel)}" if kernel else ""))
     return lines
 
 

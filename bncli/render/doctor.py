@@ -1,0 +1,71 @@
+"""What bn runs on: versions, the kernel, HDF5 filters and optional packages."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from bncli import __version__, compiled
+from bncli.engine.workers import available
+from bncli.formats import hdf5
+
+# package -> (what it is for, what to install)
+OPTIONAL = {
+    "torch": ("bn export and import of .pt", "'bncli[torch]'"),
+    "onnx": ("bn export and import of .onnx", "'bncli[onnx]'"),
+    "safetensors": ("bn export and import of .safetensors", "'bncli[safetensors]'"),
+    "scikit-learn": ("bncli.exchange.sklearn", "'bncli[sklearn]'"),
+    "hdf5plugin": ("HDF5 files in blosc, zstd, lz4 and others", "hdf5plugin"),
+}
+
+
+def examine() -> dict[str, Any]:
+    """Return all of it as plain values; nothing optional is imported but hdf5plugin."""
+    return {
+        "bncli": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        **hdf5.versions(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "kernel": compiled.NAME,
+        "kernel_note": compiled.NOTE,
+        "cpus": available(),
+        "filters": hdf5.available_filters(),
+        "plugins": os.environ.get("HDF5_PLUGIN_PRELOAD") != "::",
+        "packages": {name: _version(name) for name in OPTIONAL},
+    }
+
+
+def rows(found: dict[str, Any]) -> list[list[str]]:
+    """What a person sees: part, what was found, and a note."""
+    plain = [[name, str(found[name]), ""] for name in ("bncli", "python", "numpy", "h5py", "hdf5", "platform")]
+    here = [name for name, there in found["filters"].items() if there]
+    missing = [name for name, there in found["filters"].items() if not there]
+    plugins = ["on", "loaded from HDF5_PLUGIN_PATH"] if found["plugins"] else ["off", "--plugins lets HDF5 load them"]
+    return [
+        *plain,
+        ["kernel", found["kernel"], found["kernel_note"]],
+        ["cpus", str(found["cpus"]), ""],
+        ["filters", ", ".join(here), ""],
+        *([["filters", "-", f"not here: {', '.join(missing)}"]] if missing else []),
+        ["plugins", *plugins],
+        *(
+            [
+                name,
+                found["packages"][name] or "-",
+                purpose if found["packages"][name] else f"for {purpose}: pip install {cure}",
+            ]
+            for name, (purpose, cure) in OPTIONAL.items()
+        ),
+    ]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

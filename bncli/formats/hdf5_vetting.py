@@ -138,10 +138,10 @@ def walk(root: h5g.GroupID, where: str) -> Iterator[tuple[str, Any, str]]:
             todo += [(f"{path}/", item, n) for n in reversed(hard_links(item, where))]
 
 
-def identity(item: Any) -> tuple[int, int]:
+def identity(item: Any) -> tuple[Any, Any]:
     """Return what tells an object from every other object of the open files."""
-    info = h5o.get_info(item)
-    return info.fileno, info.addr
+    info = h5g.get_objinfo(item)  # h5o.get_info also walks the chunk index, and crashes over a damaged one
+    return info.fileno, info.objno
 
 
 def open_object(file: h5py.File, path: str, where: str) -> Any:

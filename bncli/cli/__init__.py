@@ -91,6 +91,7 @@ def _run(args: list[str]) -> int:
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
+        error.message = printable(error.message)  # type: ignore[misc]  # it may quote what was typed
         error.show()
         return 2
     except (KeyboardInterrupt, click.Abort):
@@ -119,7 +120,7 @@ def _said(message: str, code: int, debug: bool) -> int:
     if debug:
         import traceback
 
-        traceback.print_exc()
+        print("\n".join(map(printable, traceback.format_exc().splitlines())), file=sys.stderr)
     lines = [printable(line) for line in message.splitlines()]
     with contextlib.suppress(OSError, ValueError):
         print("bn: " + "\n".join(lines), file=sys.stderr, flush=True)

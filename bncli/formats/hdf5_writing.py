@@ -138,18 +138,18 @@ def copy_objects(root: h5g.GroupID, target: h5g.GroupID, main: tuple[int, int], 
 
 def _copy_object(root: h5g.GroupID, target: h5g.GroupID, item: Any, path: str, origin: str) -> bool:
     """Copy one object, or link it to its copy `origin`; False when it is left out."""
-    name = name_bytes(path)
+    name, there = name_bytes(path), target.links.exists  # `in` takes no names but in UTF-8
     if path != origin:
-        if origin != "/" and name_bytes(origin) not in target:
+        if origin != "/" and not there(name_bytes(origin)):
             return False
-        if name not in target:
+        if not there(name):
             target.links.create_hard(name, target, name_bytes(origin))
     elif isinstance(item, h5g.GroupID):
-        group = h5g.open(target, name) if name in target else h5g.create(target, name)
+        group = h5g.open(target, name) if there(name) else h5g.create(target, name)
         copy_attributes(item, group)
     elif isinstance(item, h5d.DatasetID) and storage_problem(item):
         return False
-    elif name not in target:
+    elif not there(name):
         h5o.copy(root, name, target, name)
     return True
 

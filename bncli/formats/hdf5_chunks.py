@@ -27,6 +27,7 @@ from bncli import compiled
 libdeflate: Any = importlib.import_module("deflate") if importlib.util.find_spec("deflate") else None
 
 DEFLATE, SHUFFLE, FLETCHER32, LZF = 1, 2, 3, 32000
+PIECE = 1 << 20  # bytes inflated at a time
 ENTRY_BYTES = 512  # what keeping a decoded chunk costs beside its values
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # where it starts, and its extent
 Slices = tuple[slice, ...]
@@ -141,16 +142,28 @@ def _inflate(data: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
             found = np.frombuffer(libdeflate.zlib_decompress(data, size), np.uint8)
             if found.size == size:
                 return found
-    stream = zlib.decompressobj()
+    stream, plain, done = zlib.decompressobj(), np.empty(size + 1, np.uint8), 0
     try:
-        plain = stream.decompress(data.data, size + 1)
+        for part in _inflated(stream, data):
+            plain[done : done + len(part)] = np.frombuffer(part, np.uint8)[: size + 1 - done]
+            done += len(part)
+            if done > size:
+                raise ValueError(f"inflates to more than its {size} bytes")
     except zlib.error as error:
         raise ValueError(f"its gzip data is damaged ({error})") from None
-    if len(plain) > size:
-        raise ValueError(f"inflates to more than its {size} bytes")
-    if not stream.eof or len(plain) < size:
-        raise ValueError(f"inflates to only {len(plain)} of {size} bytes")
-    return np.frombuffer(plain, np.uint8)
+    if not stream.eof or done < size:
+        raise ValueError(f"inflates to only {done} of {size} bytes")
+    return plain[:size]
+
+
+def _inflated(stream: Any, data: npt.NDArray[np.uint8]) -> Iterator[bytes]:
+    """Yield what data inflates to, a piece at a time: in one go zlib holds all of it twice, and more of a bomb."""
+    for start in range(0, data.size, PIECE):
+        rest, part = data[start : start + PIECE].tobytes(), b""
+        while not stream.eof and (rest or len(part) == PIECE):
+            part = stream.decompress(rest, PIECE)
+            yield part
+            rest = stream.unconsumed_tail
 
 
 def unlzf(data: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:

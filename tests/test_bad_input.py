@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -408,3 +410,29 @@ def test_hdf5plugin_is_taken_where_it_is_installed(here: Path, monkeypatch: pyte
     check_refused(3, ["fit", "x.h5"], "zstd")
     assert (here / "imported").is_dir()
     monkeypatch.delitem(sys.modules, "hdf5plugin", raising=False)
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": (2,)}, {"chunks": (2,), "compression": "gzip"}])
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_texts_that_claim_gigabytes(here: Path, options: dict[str, Any], libver: str) -> None:
+    """HDF5 makes room for as many bytes as a text of variable length claims, and writes to it, before it looks."""
+    with h5py.File("x.h5", "w", libver=libver) as file:
+        file["x"] = X
+        file["x"].attrs["feature_names"] = [f"feature number {i}" for i in range(4)]
+        file.create_dataset("names", data=[f"string of numb{i}" for i in range(4)], **options)
+    whole = (here / "x.h5").read_bytes()
+    good("apply", "good.bn.h5", "x.h5::/x", "-o", "w.h5", "--copy-others")
+    good("fit", "good.npy", "--names", "x.h5::/names", "-o", "w.bn.h5")
+    references = [m.start() for m in re.finditer(rb"[\x0f\x10]\0\0\0.{8}[\x01-\x08]\0\0\0", whole, re.DOTALL)]
+    refused = 0
+    for at in references:
+        (here / "x.h5").write_bytes(whole[: at + 3] + b"\x7f" + whole[at + 4 :])
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for args in (
+            ["fit", "x.h5::/x", "-o", "n.bn.h5"],
+            ["fit", "good.npy", "--names", "x.h5::/names", "-o", "n.bn.h5"],
+            ["apply", "good.bn.h5", "x.h5::/x", "-o", "y.h5", "--copy-others"],
+        ):
+            refused += bn(*args, "-f").code == 3
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + (50 << 10)
+    assert refused >= (4 if "compression" in options else 12)

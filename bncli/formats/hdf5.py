@@ -20,8 +20,8 @@ from h5py import h5d, h5g, h5p, h5s, h5t
 
 from bncli.errors import BnError, InputError, printable
 from bncli.formats.hdf5_chunks import ENTRY_BYTES, ChunkTable, boxes, encode, encodes
-from bncli.formats.hdf5_file import hdf5_errors, open_file, reason
-from bncli.formats.hdf5_layouts import Chunked, Constant, Contiguous, Memory, Reader
+from bncli.formats.hdf5_file import STRING_LIMIT, hdf5_errors, open_file, reason
+from bncli.formats.hdf5_layouts import Chunked, Constant, Contiguous, Memory, Reader, check_strings
 from bncli.formats.hdf5_vetting import (
     UNREADABLE,
     DatasetInfo,
@@ -62,7 +62,6 @@ __all__ = [
 SCALING = ("scale_factor", "add_offset", "_FillValue")  # CF conventions: the stored values are not the real ones
 WRITE_BYTES = 8 << 20
 NAME_ATTRIBUTES = ("feature_names", "columns")
-STRING_LIMIT = 64 << 20
 
 
 class Hdf5Source(Source):
@@ -102,7 +101,8 @@ class Hdf5Source(Source):
         self.address = f"{path}::{self.dataset}"
         self._where = printable(self.address)
         with contextlib.ExitStack() as opened, hdf5_errors(self._where, UNREADABLE):
-            file, self._raw = opened.enter_context(open_file(path))
+            file, self.watched = opened.enter_context(open_file(path))
+            self._raw = self.watched.raw
             self._id = open_dataset(file, path, self.dataset)
             info, self._stored = vet(self._id, self.dataset, self._where, allow_virtual)
             self.file_shape, self.chunks = info.shape, info.chunks
@@ -203,8 +203,9 @@ class Hdf5Source(Source):
     def _find_names(self) -> tuple[str, ...] | None:
         for name in NAME_ATTRIBUTES:
             if name in self.attributes:
-                kind = self.attributes.get_id(name).get_type()
-                values = self.attributes[name] if kind.get_class() == h5t.STRING else None
+                attribute = self.attributes.get_id(name)
+                self.watched.check_attribute(attribute)
+                values = self.attributes[name] if attribute.get_type().get_class() == h5t.STRING else None
                 if isinstance(values, np.ndarray) and values.ndim == 1:
                     return tuple(_utf8(v) for v in values.tolist())
         return None
@@ -282,7 +283,7 @@ class Hdf5Sink:
                 if chunks and self._filters and encodes(self._filters):
                     self._pool = ThreadPoolExecutor(workers, thread_name_prefix="bn-write")
                 if like:
-                    copy_attributes(like.dataset_id(), self._id, skip=SCALING)
+                    copy_attributes(like.dataset_id(), self._id, like.watched, skip=SCALING)
         except BaseException:
             self.abandon()
             raise
@@ -404,10 +405,10 @@ def copy_others(source_path: str, dataset: str, sink: Hdf5Sink) -> list[str]:
     list of str
         Datasets that were left out: their values lie in other files.
     """
-    with sink.writing(), hdf5_errors(printable(source_path), UNREADABLE), open_file(source_path) as (file, _):
+    with sink.writing(), hdf5_errors(printable(source_path), UNREADABLE), open_file(source_path) as (file, watched):
         main = identity(open_dataset(file, source_path, dataset))
         root, target = h5g.open(file.id, b"/"), h5g.open(sink.file.id, b"/")
-        return copy_objects(root, target, main, sink.dataset, printable(source_path))
+        return copy_objects(root, target, main, sink.dataset, watched)
 
 
 def other_datasets(path: str, dataset: str) -> list[str]:
@@ -431,7 +432,7 @@ def read_strings(path: str, dataset: str) -> tuple[str, ...]:
         When it is missing or something else.
     """
     where = f"{printable(path)}::{printable(dataset)}"
-    with hdf5_errors(where, UNREADABLE), open_file(path) as (file, _):
+    with hdf5_errors(where, UNREADABLE), open_file(path) as (file, watched):
         item = open_dataset(file, path, dataset)
         info = describe(item, dataset, where)
         kind = item.get_type()
@@ -444,6 +445,7 @@ def read_strings(path: str, dataset: str) -> tuple[str, ...]:
         if size > STRING_LIMIT or (stored < size if info.chunks is None else bool(size) > bool(stored)):
             raise InputError(f"{where}: {info.shape[0]} strings are too many, or were never written")
         with hdf5_errors(where, "cannot be read as UTF-8 strings"):
+            check_strings(item, watched, where, STRING_LIMIT)
             values = h5py.Dataset(item)[:]
             pad = " " if not kind.is_variable_str() and kind.get_strpad() == h5t.STR_SPACEPAD else ""
             return tuple(v.decode("utf-8").rstrip(pad) if pad else v.decode("utf-8") for v in values.tolist())

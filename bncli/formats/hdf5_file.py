@@ -5,19 +5,26 @@ from __future__ import annotations
 import errno
 import fcntl
 import io
+import math
 import os
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import h5py
+import numpy as np
+from h5py import h5a, h5i, h5t
 
 from bncli.errors import BnError, InputError, printable
 from bncli.formats.source import RegularFile
 from bncli.store import HEAP, check_heap
 
 OVERLAP = 7  # bytes of a heap's signature that may lie before a read
+HEAD = 9  # bytes of an attribute message before its name, at most
+STRUCTURES = 1 << 16  # most reads of structures to remember
+STRING_LIMIT = 64 << 20  # bytes of strings, or of references to them
 
 
 class Watched(io.RawIOBase):
@@ -31,6 +38,7 @@ class Watched(io.RawIOBase):
     def __init__(self, raw: RegularFile) -> None:
         super().__init__()
         self.raw, self._place = raw, 0
+        self._structures: dict[int, int] = {}  # where HDF5 has read, and how many bytes
         self.failure: Exception | None = None
 
     def readinto(self, out: Any) -> int:
@@ -43,8 +51,39 @@ class Watched(io.RawIOBase):
         except (OSError, ValueError) as error:
             self.failure = error
             raise
+        if len(self._structures) < STRUCTURES:
+            self._structures[self._place] = got
         self._place += got
         return got
+
+    def check_attribute(self, attribute: h5a.AttrID) -> None:
+        """Raise ValueError when texts of an attribute claim more than there can be, for which HDF5 would make room first.
+
+        Layout: HDF5 file format specification, IV.A.2.m (the attribute message, which HDF5 has read when the attribute is
+        open) and VI.B (references into heaps).
+        """
+        kind, name = attribute.get_type(), bytes(attribute.name) + b"\0"
+        if kind.get_class() != h5t.STRING or not kind.is_variable_str():
+            return
+        width = 8 + h5i.get_file_id(attribute).get_create_plist().get_sizes()[0]
+        for start, count in self._structures.items():
+            first = max(0, start - len(name) - HEAD)
+            content = os.pread(self.raw.fd, count + len(name) + start - first, first)
+            for match in re.finditer(re.escape(name), content):
+                for head, versions in ((8, (1, 2)), (9, (3,))):
+                    fields = content[max(0, match.start() - head) :][:8]
+                    version, _, *sizes = struct.unpack("<BBHHH", fields.ljust(8))
+                    if version in versions and sizes[0] == len(name):
+                        unit = 8 if version == 1 else 1
+                        place = first + match.start() + sum(-(-size // unit) * unit for size in sizes)
+                        self.check_texts(os.pread(self.raw.fd, math.prod(attribute.shape) * width, place), width)
+
+    def check_texts(self, references: bytes, width: int) -> None:
+        """Raise ValueError when these references into heaps claim more bytes of text than the file can hold."""
+        whole = np.frombuffer(references, np.uint8)[: len(references) // width * width].reshape(-1, width)
+        claimed = int(np.ascontiguousarray(whole[:, :4]).view("<u4").sum(dtype=np.int64))
+        if claimed > self.raw.size:
+            raise ValueError(f"its texts claim {claimed} bytes")
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Set the position."""
@@ -72,7 +111,7 @@ class Watched(io.RawIOBase):
 
 
 @contextmanager
-def open_file(path: str) -> Iterator[tuple[h5py.File, RegularFile]]:
+def open_file(path: str) -> Iterator[tuple[h5py.File, Watched]]:
     """Open an HDF5 file for reading, locked against writers and without HDF5's chunk cache.
 
     Raises
@@ -89,7 +128,7 @@ def open_file(path: str) -> Iterator[tuple[h5py.File, RegularFile]]:
         except (OSError, RuntimeError, KeyError, ValueError) as error:
             raise InputError(_unopened(path, watched.failure or error)) from None
         with file:
-            yield file, raw
+            yield file, watched
     finally:
         raw.close()
 

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from h5py import h5d, h5i, h5s, h5z
+from h5py import h5d, h5i, h5s, h5t, h5z
 
 from bncli.errors import InputError
 from bncli.formats.hdf5_chunks import ChunkCache, ChunkTable, Decoder
-from bncli.formats.hdf5_file import hdf5_errors
+from bncli.formats.hdf5_file import Watched, hdf5_errors
 from bncli.formats.hdf5_vetting import filters_of
 from bncli.formats.source import RegularFile
 from bncli.kernels import Place
 
+AT_ONCE = 1 << 16  # references to strings
 SZIP, COUNTING = (
     h5z.FILTER_SZIP,
     (h5z.FILTER_NBIT, h5z.FILTER_SCALEOFFSET),
@@ -200,3 +201,27 @@ class Chunked(Reader):
     def _load_part(self, number: int, first: int, out: npt.NDArray[Any]) -> None:
         offset = int(self._table.offset[self._table.find(number)]) + first * out.itemsize
         Contiguous(self._raw, offset, self._stored).read(0, out)
+
+
+def check_strings(item: h5d.DatasetID, watched: Watched, where: str, budget: int) -> None:
+    """Raise ValueError when strings of variable length claim more than there can be: see `Watched.check_texts`.
+
+    The references are read as any values are, with the same checks; a compact dataset has them in its header, and few.
+    """
+    kind, plist = item.get_type(), item.get_create_plist()
+    if kind.get_class() != h5t.STRING or not kind.is_variable_str() or plist.get_layout() == h5d.COMPACT:
+        return
+    shape = tuple(item.get_space().get_simple_extent_dims())
+    width = 8 + h5i.get_file_id(item).get_create_plist().get_sizes()[0]
+    stored = np.dtype(f"V{width}")
+    reader: Reader | None = None
+    if plist.get_layout() == h5d.CHUNKED:
+        table = ChunkTable(item, shape, tuple(plist.get_chunk()))
+        reader = Chunked(where, watched.raw, item, table, shape, stored, np.zeros((), stored), budget)
+    elif (offset := item.get_offset()) is not None:
+        reader = Contiguous(watched.raw, offset, stored)
+    if reader is not None:
+        for first in range(0, math.prod(shape), AT_ONCE):
+            references = np.empty(min(AT_ONCE, math.prod(shape) - first), stored)
+            reader.read(first, references)
+            watched.check_texts(references.tobytes(), width)

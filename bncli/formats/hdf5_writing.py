@@ -12,7 +12,8 @@ from h5py import h5a, h5d, h5g, h5o, h5s, h5t, h5z
 
 from bncli.errors import InputError, printable
 from bncli.formats.hdf5_chunks import Filter
-from bncli.formats.hdf5_file import hdf5_errors
+from bncli.formats.hdf5_file import STRING_LIMIT, Watched, hdf5_errors
+from bncli.formats.hdf5_layouts import check_strings
 from bncli.formats.hdf5_vetting import (
     identity,
     missing_filter,
@@ -116,7 +117,9 @@ def keep_filters(layout: Any, filters: list[Filter], address: str) -> None:
         layout.set_filter(f.code, f.flags, f.values)
 
 
-def copy_objects(root: h5g.GroupID, target: h5g.GroupID, main: tuple[int, int], copied: str, where: str) -> list[str]:
+def copy_objects(
+    root: h5g.GroupID, target: h5g.GroupID, main: tuple[int, int], copied: str, watched: Watched
+) -> list[str]:
     """Copy all that hangs under `root` by hard links, and the attributes of groups; aliases stay aliases.
 
     The object of identity `main` is not copied: `copied` is the path of what stands for it in the target.
@@ -127,16 +130,17 @@ def copy_objects(root: h5g.GroupID, target: h5g.GroupID, main: tuple[int, int], 
         Datasets that were left out: their values lie in other files.
     """
     left: list[str] = []
-    copy_attributes(root, target)
+    where = printable(watched.raw.path)
+    copy_attributes(root, target, watched)
     for path, item, first in walk(root, where):
         with hdf5_errors(where, f"{printable(path)} cannot be copied"):
             origin = copied if identity(item) == main else first
-            if not _copy_object(root, target, item, path, origin):
+            if not _copy_object(root, target, item, path, origin, watched):
                 left.append(path)
     return left
 
 
-def _copy_object(root: h5g.GroupID, target: h5g.GroupID, item: Any, path: str, origin: str) -> bool:
+def _copy_object(root: h5g.GroupID, target: h5g.GroupID, item: Any, path: str, origin: str, watched: Watched) -> bool:
     """Copy one object, or link it to its copy `origin`; False when it is left out."""
     name, there = name_bytes(path), target.links.exists  # `in` takes no names but in UTF-8
     if path != origin:
@@ -146,15 +150,17 @@ def _copy_object(root: h5g.GroupID, target: h5g.GroupID, item: Any, path: str, o
             target.links.create_hard(name, target, name_bytes(origin))
     elif isinstance(item, h5g.GroupID):
         group = h5g.open(target, name) if there(name) else h5g.create(target, name)
-        copy_attributes(item, group)
+        copy_attributes(item, group, watched)
     elif isinstance(item, h5d.DatasetID) and storage_problem(item):
         return False
     elif not there(name):
+        if isinstance(item, h5d.DatasetID) and item.get_space().get_simple_extent_type() == h5s.SIMPLE:
+            check_strings(item, watched, printable(path), STRING_LIMIT)
         h5o.copy(root, name, target, name)
     return True
 
 
-def copy_attributes(source: Any, target: Any, skip: tuple[str, ...] = ()) -> None:
+def copy_attributes(source: Any, target: Any, watched: Watched, skip: tuple[str, ...] = ()) -> None:
     """Copy attributes with their types; references, which point into the source's file, are left out."""
     for position in range(h5a.get_num_attrs(source)):
         attribute = h5a.open(source, index=position)
@@ -164,6 +170,7 @@ def copy_attributes(source: Any, target: Any, skip: tuple[str, ...] = ()) -> Non
             continue
         values = None if space.get_simple_extent_type() == h5s.NULL else np.empty(attribute.shape, attribute.dtype)
         if values is not None:
+            watched.check_attribute(attribute)
             attribute.read(values)
         copy = h5a.create(target, name, kind.copy(), space)
         if values is not None:

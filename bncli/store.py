@@ -164,9 +164,10 @@ def check_heap(heap: bytes) -> None:
     place = 16
     while place + 16 <= len(heap):
         index, size = struct.unpack_from("<H6xQ", heap, place)
-        if size == 0 and index == 0:
+        step = 16 + -(-size // 8) * 8 if index else size
+        if step == 0 or place + step > len(heap):  # HDF5 adds in 64 bits, where a large size may come to nothing too
             raise ValueError("its heap of texts is damaged")
-        place += 16 + -(-size // 8) * 8 if index else size
+        place += step
 
 
 def _check_digest_is_there(file: h5py.File, where: str) -> None:

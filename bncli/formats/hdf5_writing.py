@@ -114,7 +114,7 @@ def keep_filters(layout: Any, filters: list[Filter], address: str) -> None:
     if missing:
         raise InputError(f"{printable(address)}: to be written alike it {missing}")
     for f in kept:
-        layout.set_filter(f.code, f.flags, f.values)
+        layout.set_filter(f.code, f.flags & h5z.FLAG_OPTIONAL, f.values)
 
 
 def copy_objects(

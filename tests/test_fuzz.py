@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import bncli
 
 RUN = Path(__file__).parent / "fuzz" / "run.py"
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="its limits need Linux")
@@ -30,3 +33,35 @@ def test_a_short_round() -> None:
 def test_what_was_found_before(number: int) -> None:
     """A text that claimed 33 MB, a heap without end by overflow, and a filter's unknown flags."""
     check_round(seed=1, first=number, count=1)
+
+
+def test_the_fuzzer_sees_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fuzz import run
+
+    def outcome(code: int, killed: int = 0, err: str = "bn: error: x.npy: damaged\n") -> run.Outcome:
+        return run.Outcome(code, killed, b"", err, 0)
+
+    assert run._refusal(outcome(3)) == "refused with exit 3"
+    assert run._refusal(outcome(0, err="")) == ""
+    for bad in (
+        outcome(0, killed=11),
+        outcome(70),
+        outcome(1),
+        outcome(3, err="Traceback (most recent call last):\n"),
+        outcome(3, err="bn: error: one\ntwo\nthree\n"),
+        outcome(3, err=""),
+        outcome(3, err="bn: error: \x1b[31m\n"),
+    ):
+        assert run._refusal(bad).startswith("FINDING"), bad
+    monkeypatch.chdir(tmp_path)
+    x = np.arange(12.0).reshape(4, 3)
+    np.save("x.npy", x)
+    found = {"count": [4] * 3}
+    found |= {f"{kind}_mean": x.mean(axis=0).tolist() for kind in ("running", "population")}
+    found |= {f"{kind}_var": x.var(axis=0).tolist() for kind in ("running", "population")}
+    stats = bncli.fit(x)
+    assert run._judge(stats, ["fit", "x.npy"], found) == 0
+    with pytest.raises(AssertionError):
+        run._judge(stats, ["fit", "x.npy"], found | {"population_mean": [4.5, 5.5, 6.5 + 1e-12]})
+    (tmp_path / "x.npy").write_bytes(b"no array")
+    assert run._judge(stats, ["fit", "x.npy"], found) == 5

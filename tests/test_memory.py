@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -93,3 +95,47 @@ def test_fortran_order_and_apply_hold_little_of_a_large_file(tmp_path: Path) -> 
     first = np.load(norm, mmap_mode="r")[0, 0]
     expected = (1 - 1e-6) / math.sqrt(1e-6 * (1 - 1e-6) + 1e-5)  # a one among a million zeros, eps 1e-5
     assert first == pytest.approx(expected, rel=2e-3)  # float16
+
+
+def constant(file: h5py.File) -> None:
+    """A good file whose one chunk takes 64 MB, within the budget."""
+    file.create_dataset("x", data=np.zeros((1 << 24, 1), "f4"), chunks=(1 << 24, 1), compression="gzip")
+
+
+def small(file: h5py.File) -> None:
+    file.create_dataset(
+        "x", data=np.random.default_rng(1).normal(size=(50_000, 2)), chunks=(5_000, 2), compression="gzip"
+    )
+
+
+def bomb(file: h5py.File) -> None:
+    """The same chunk inflates to 1 GB."""
+    constant(file)
+    stream = zlib.compressobj(9)
+    pieces = [stream.compress(bytes(1 << 20)) for _ in range(1 << 10)]
+    file["x"].id.write_direct_chunk((0, 0), b"".join([*pieces, stream.flush()]))
+
+
+def much_is_missing(file: h5py.File) -> None:
+    file.create_dataset("x", (10**15, 64), "f4", chunks=(100, 64))
+
+
+def many_chunks(file: h5py.File) -> None:
+    item = file.create_dataset("x", (10**6, 1), "f4", chunks=(1, 1), compression="gzip")
+    for i in range(10_000):
+        item.id.write_direct_chunk((i, 0), b"x")
+
+
+@pytest.mark.parametrize(("bad", "good"), [(bomb, constant), (much_is_missing, small), (many_chunks, small)])
+def test_files_that_claim_much_take_little(
+    tmp_path: Path, bad: Callable[[h5py.File], None], good: Callable[[h5py.File], None]
+) -> None:
+    """No more than 1.2 times the peak of a good file: of the same chunks, or of much the same size."""
+    peaks = {}
+    for build, expected in ((good, 0), (bad, 3)):
+        path = tmp_path / f"{build.__name__}.h5"
+        with h5py.File(path, "w") as file:
+            build(file)
+        peaks[build], code = peak_mb("fit", str(path), "-o", str(tmp_path / "x.bn.h5"), "-q", "-f")
+        assert code == expected
+    assert peaks[bad] < 1.2 * peaks[good]

@@ -62,8 +62,8 @@ class Watched(io.RawIOBase):
         Layout: HDF5 file format specification, IV.A.2.m (the attribute message, which HDF5 has read when the attribute is
         open) and VI.B (references into heaps).
         """
-        kind, name = attribute.get_type(), bytes(attribute.name) + b"\0"
-        if kind.get_class() != h5t.STRING or not kind.is_variable_str():
+        unit, name = element_bytes(attribute.get_type()), bytes(attribute.name) + b"\0"
+        if not unit:
             return
         width = 8 + h5i.get_file_id(attribute).get_create_plist().get_sizes()[0]
         for start, count in self._structures.items():
@@ -76,12 +76,12 @@ class Watched(io.RawIOBase):
                     if version in versions and sizes[0] == len(name):
                         unit = 8 if version == 1 else 1
                         place = first + match.start() + sum(-(-size // unit) * unit for size in sizes)
-                        self.check_texts(os.pread(self.raw.fd, math.prod(attribute.shape) * width, place), width)
+                        self.check_texts(os.pread(self.raw.fd, math.prod(attribute.shape) * width, place), width, unit)
 
-    def check_texts(self, references: bytes, width: int) -> None:
-        """Raise ValueError when these references into heaps claim more bytes of text than the file can hold."""
+    def check_texts(self, references: bytes, width: int, unit: int) -> None:
+        """Raise ValueError when these references into heaps claim more bytes than the file can hold."""
         whole = np.frombuffer(references, np.uint8)[: len(references) // width * width].reshape(-1, width)
-        claimed = int(np.ascontiguousarray(whole[:, :4]).view("<u4").sum(dtype=np.int64))
+        claimed = unit * int(np.ascontiguousarray(whole[:, :4]).view("<u4").sum(dtype=np.int64))
         if claimed > self.raw.size:
             raise ValueError(f"its texts claim {claimed} bytes")
 
@@ -108,6 +108,12 @@ class Watched(io.RawIOBase):
             place = start + match.start()
             size = int.from_bytes(os.pread(self.raw.fd, 8, place + 8), "little")
             check_heap(os.pread(self.raw.fd, min(size, self.raw.size - place), place))
+
+
+def element_bytes(kind: Any) -> int:
+    """Return the size of an element of a type of variable length, one byte of a text; 0 for other types."""
+    variable = kind.get_class() == h5t.VLEN or (kind.get_class() == h5t.STRING and kind.is_variable_str())
+    return int(kind.get_super().get_size()) if variable else 0
 
 
 @contextmanager

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from h5py import h5d, h5i, h5s, h5t, h5z
+from h5py import h5d, h5i, h5s, h5z
 
 from bncli.errors import InputError
 from bncli.formats.hdf5_chunks import ChunkCache, ChunkTable, Decoder
-from bncli.formats.hdf5_file import Watched, hdf5_errors
+from bncli.formats.hdf5_file import Watched, element_bytes, hdf5_errors
 from bncli.formats.hdf5_vetting import filters_of
 from bncli.formats.source import RegularFile
 from bncli.kernels import Place
@@ -208,8 +208,8 @@ def check_strings(item: h5d.DatasetID, watched: Watched, where: str, budget: int
 
     The references are read as any values are, with the same checks; a compact dataset has them in its header, and few.
     """
-    kind, plist = item.get_type(), item.get_create_plist()
-    if kind.get_class() != h5t.STRING or not kind.is_variable_str() or plist.get_layout() == h5d.COMPACT:
+    unit, plist = element_bytes(item.get_type()), item.get_create_plist()
+    if not unit or plist.get_layout() == h5d.COMPACT:
         return
     shape = tuple(item.get_space().get_simple_extent_dims())
     width = 8 + h5i.get_file_id(item).get_create_plist().get_sizes()[0]
@@ -224,4 +224,4 @@ def check_strings(item: h5d.DatasetID, watched: Watched, where: str, budget: int
         for first in range(0, math.prod(shape), AT_ONCE):
             references = np.empty(min(AT_ONCE, math.prod(shape) - first), stored)
             reader.read(first, references)
-            watched.check_texts(references.tobytes(), width)
+            watched.check_texts(references.tobytes(), width, unit)

@@ -29,7 +29,7 @@ Open = Callable[[str, str], Source]
 class Picked:
     """The indices of one axis that a mapping takes: `count` blocks of `block`, each `stride` after the last.
 
-    >>> list(Picked(1, 4, 2, 3).at(0, 6))
+    >>> Picked(1, 4, 2, 3).at(0, 6).tolist()
     [1, 2, 3, 5, 6, 7]
     """
 

@@ -20,6 +20,7 @@ import pytest
 from bad_files import HDF5, NPY, X
 from cli_helpers import BN, bn, check_refused, good, save, save_h5, table, untouched
 
+from bncli.engine import fold
 from bncli.formats import hdf5_file
 from bncli.formats.hdf5_virtual import Picked
 
@@ -436,3 +437,17 @@ def test_texts_that_claim_gigabytes(here: Path, options: dict[str, Any], libver:
             refused += bn(*args, "-f").code == 3
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + (50 << 10)
     assert refused >= (4 if "compression" in options else 12)
+
+
+def test_a_source_of_a_virtual_dataset_that_changes_during_the_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_h5(here / "s.h5", X)
+    virtual_file(here / "v.h5", [(..., "s.h5", "x", (16, 4), ...)], (16, 4))
+    original = fold.segment_moments
+
+    def touching(*args: Any) -> Any:
+        os.utime("s.h5", ns=(1, 1))
+        return original(*args)
+
+    monkeypatch.setattr(fold, "segment_moments", touching)
+    with untouched(here):
+        check_refused(3, ["fit", "v.h5", "--allow-virtual"], "s.h5: changed while it was being read")

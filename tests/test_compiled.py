@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 from bncli import compiled
+from bncli.formats import hdf5_chunks
 from bncli.moments import Moments, Running, reduce_pairs
 
 if not compiled.AVAILABLE and os.environ.get("BN_REQUIRE_PEERS") == "1" and os.environ.get("BN_KERNEL") != "numpy":
@@ -90,3 +93,36 @@ def test_without_it_on_request() -> None:
     environment = os.environ | {"BN_KERNEL": "numpy"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "numpy\n"
+
+
+@pytest.mark.parametrize("kind", ["random", "runs", "zeros"])
+def test_lzf_is_undone_alike_and_damage_is_seen_alike(tmp_path: Path, kind: str) -> None:
+    """What h5py's own filter stored, whole, cut and with changed bytes."""
+    rng = np.random.default_rng(4)
+    plain = {
+        "random": rng.integers(0, 9, 5000),
+        "runs": np.repeat(rng.integers(0, 250, 50), 100),
+        "zeros": np.zeros(5000),
+    }
+    values = plain[kind].astype(np.uint8)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        item = file.create_dataset("x", data=values, chunks=(5000,), compression="lzf")
+        mask, content = item.id.read_direct_chunk((0,))
+    assert mask == 0
+    stored = np.frombuffer(content, np.uint8)
+    for undo in (compiled.unlzf, hdf5_chunks._unlzf):
+        np.testing.assert_array_equal(undo(stored, values.size), values)
+    outcomes = set()
+    for _ in range(500):
+        damaged = stored[: rng.integers(stored.size) if rng.random() < 0.3 else stored.size].copy()
+        if damaged.size:
+            damaged[rng.integers(damaged.size, size=2)] = rng.integers(0, 256, 2)
+        found = []
+        for undo in (compiled.unlzf, hdf5_chunks._unlzf):
+            try:
+                found.append(undo(damaged, values.size).tobytes())
+            except ValueError as error:
+                found.append(str(error).encode())
+        assert found[0] == found[1]
+        outcomes.add(found[0][:8])
+    assert len(outcomes) > 2

@@ -198,6 +198,9 @@ class Hdf5Source(Source):
         return f"its writer may have died. --allow-unwritten reads the fill value {self._fill()} there"
 
     def _fill(self) -> Any:
+        # to be asked for a damaged fill value crashes HDF5; to be asked whether there is one does not
+        if self._id.get_create_plist().fill_value_defined() != h5d.FILL_VALUE_USER_DEFINED:
+            return self.dtype.type(0)
         return np.asarray(h5py.Dataset(self._id).fillvalue).astype(self.dtype)[()]
 
     def _find_names(self) -> tuple[str, ...] | None:

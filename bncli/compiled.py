@@ -114,6 +114,25 @@ def unlzf(data: npt.NDArray[np.uint8], room: int) -> npt.NDArray[np.uint8]:
     return out[:given]
 
 
+def activate(
+    kind: int, x: Floats, mean: Floats, inverse: Floats, gamma: Floats, beta: Floats, xhat: Floats, a: Floats
+) -> None:
+    """Fill xhat = (x - mean) * inverse and a = activation(gamma * xhat + beta), of shape (R, W) as x; the others are (W,)."""
+    _call("bn_activate", ctypes.c_int(kind), len(x), x.shape[1], x, mean, inverse, gamma, beta, xhat, a)
+
+
+def gradients(kind: int, rows: int, da: Floats, xhat: Floats, a: Floats, dgamma: Floats, dbeta: Floats) -> None:
+    """Add to dgamma and dbeta, of shape (W,), what da, of shape (S, W), gives with xhat and a, of shape (S·rows, W)."""
+    _call("bn_gradients", ctypes.c_int(kind), len(da), rows, da.shape[1], da, xhat, a, dgamma, dbeta)
+
+
+def product(a: Floats, b: Floats) -> Floats:
+    """The matrix product of a, (m, l) in any order, and b, (l, n) in C order; summed over l in order."""
+    out = np.empty((len(a), b.shape[1]))
+    _call("bn_product", len(a), len(b), b.shape[1], a.strides[0] // 8, a.strides[1] // 8, a, b, out)
+    return out
+
+
 def _call(name: str, *arguments: Any) -> int:
     """Call a function of the library: arrays go as pointers, integers as sizes."""
     passed = [

@@ -25,6 +25,7 @@ LEVELS = [
     ["render"],
     ["engine", "exchange"],
     ["formats", "advice"],
+    ["affine"],
     ["stats"],
     ["batchnorm", "store"],
     ["layout"],

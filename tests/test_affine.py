@@ -1,0 +1,203 @@
+"""The arithmetic of learning: gradients against torch autograd and differences, whole trainings against torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from helpers import peer
+
+from bncli import affine, batchnorm, compiled
+from bncli.affine import Model, Optimizer, Training
+from bncli.layout import Layout
+
+Array = npt.NDArray[Any]
+SHAPES = [((50, 6), -1), ((7, 3, 4, 5), 1), ((9, 4, 5, 3), -1), ((300, 200), -1), ((5, 4, 6), 1)]
+CASES = [("cross-entropy", 1), ("cross-entropy", 3), ("mse", 1), ("mse", 4), ("mse", 0)]
+
+
+def problem(shape: tuple[int, ...], axis: int, loss: str, outputs: int, activation: str) -> tuple[Model, Array, ...]:
+    """A model, its parameters (drawn, none of them 0), a batch and a target."""
+    rng = np.random.default_rng(outputs)
+    model = Model(Layout.of(shape, axis), outputs, activation, loss, 1e-3)
+    x = rng.standard_normal(shape) * 3 + 10
+    if loss == "cross-entropy":
+        target = rng.integers(outputs, size=shape[0])
+    else:
+        target = rng.standard_normal((shape[0], outputs) if outputs else shape)
+    return model, rng.standard_normal(model.size) * 0.5 + 0.6, x, target
+
+
+def judge(model: Model, values: Array, x: Array, target: Array, axis: int) -> affine.Judged:
+    """In training mode: with the batch's own statistics."""
+    batch = batchnorm.moments(x, axis)
+    return affine.judge(model, values, x, batch.mean, batch.variance(), target)
+
+
+class TorchNet:
+    """The same network in torch, in float64."""
+
+    def __init__(self, model: Model, values: Array, rank: int, axis: int, momentum: float = 0.1) -> None:
+        torch = self.torch = peer("torch")
+        kind = {2: torch.nn.BatchNorm1d, 3: torch.nn.BatchNorm1d, 4: torch.nn.BatchNorm2d}[rank]
+        self.model, self.axis = model, axis
+        self.norm = kind(model.layout.features, eps=model.eps, momentum=momentum, dtype=torch.float64)
+        self.head = torch.nn.Linear(model.layout.features, max(1, model.outputs), dtype=torch.float64)
+        gamma, beta, weight, bias = (torch.tensor(v) for v in model.split(values))
+        with torch.no_grad():
+            self.norm.weight.copy_(gamma)
+            self.norm.bias.copy_(beta)
+            if model.outputs:
+                self.head.weight.copy_(weight)
+                self.head.bias.copy_(bias)
+
+    def parameters(self) -> list[Any]:
+        return [*self.norm.parameters(), *(self.head.parameters() if self.model.outputs else [])]
+
+    def loss(self, x: Array, target: Array) -> Any:
+        torch = self.torch
+        y = self.norm(torch.tensor(x).movedim(self.axis, 1))
+        if not self.model.outputs:
+            return torch.nn.functional.mse_loss(y, torch.tensor(target).movedim(self.axis, 1))
+        activations = {"identity": lambda v: v, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
+        a = activations[self.model.activation](y)
+        out = self.head(a.flatten(2).mean(2) if a.ndim > 2 else a)
+        name = {"mse": "mse_loss", "cross-entropy": "cross_entropy"}[self.model.loss]
+        return getattr(torch.nn.functional, name)(out, torch.tensor(target))
+
+    def values(self) -> Array:
+        return np.concatenate([p.detach().numpy().reshape(-1) for p in self.parameters()])
+
+    def gradient(self) -> Array:
+        return np.concatenate([p.grad.numpy().reshape(-1) for p in self.parameters()])
+
+
+def drawn(shape: tuple[int, ...], axis: int, loss: str, outputs: int, activation: str) -> Any:
+    return problem(shape, axis, loss, outputs, activation if outputs else "identity")
+
+
+@pytest.mark.parametrize("activation", affine.ACTIVATIONS)
+@pytest.mark.parametrize(("loss", "outputs"), CASES)
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+def test_loss_and_gradient_are_torch_autograds(
+    shape: tuple[int, ...], axis: int, loss: str, outputs: int, activation: str
+) -> None:
+    model, values, x, target = drawn(shape, axis, loss, outputs, activation)
+    net = TorchNet(model, values, len(shape), axis)
+    expected = net.loss(x, target)
+    expected.backward()
+    found = judge(model, values, x, target, axis)
+    assert found.loss == pytest.approx(expected.item(), rel=1e-12, abs=1e-15)
+    gradient = net.gradient()
+    np.testing.assert_allclose(found.gradient, gradient, rtol=0, atol=1e-12 * max(1e-3, np.abs(gradient).max()))
+
+
+@pytest.mark.parametrize("activation", affine.ACTIVATIONS)
+@pytest.mark.parametrize(("loss", "outputs"), CASES)
+def test_gradient_is_the_central_difference(loss: str, outputs: int, activation: str) -> None:
+    model, values, x, target = drawn((40, 5), -1, loss, outputs, activation)
+    found, h = judge(model, values, x, target, -1), 1e-6
+    for i in range(model.size):
+        up, down = (judge(model, values + s * h * (np.arange(model.size) == i), x, target, -1) for s in (1, -1))
+        assert (up.loss - down.loss) / (2 * h) == pytest.approx(found.gradient[i], rel=1e-6, abs=2e-9)
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+def test_gradient_of_gamma_and_beta_is_that_of_backward(shape: tuple[int, ...], axis: int) -> None:
+    model, values, x, target = drawn(shape, axis, "mse", 0, "identity")
+    gamma, beta, _, _ = model.split(values)
+    y, cache = batchnorm.forward(x, gamma, beta, eps=model.eps, axis=axis)
+    _, dgamma, dbeta = batchnorm.backward(2 * (y - target) / y.size, cache)
+    np.testing.assert_allclose(judge(model, values, x, target, axis).gradient, [*dgamma, *dbeta], rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("activation", affine.ACTIVATIONS)
+@pytest.mark.parametrize(("loss", "outputs"), CASES)
+@pytest.mark.parametrize(("shape", "axis"), SHAPES[:3])
+def test_both_kernels_agree(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], axis: int, loss: str, outputs: int, activation: str
+) -> None:
+    model, values, x, target = drawn(shape, axis, loss, outputs, activation)
+    one = judge(model, values, x, target, axis)
+    monkeypatch.setattr(compiled, "AVAILABLE", False)
+    other = judge(model, values, x, target, axis)
+    assert one.loss == pytest.approx(other.loss, rel=1e-13)
+    assert one.correct == other.correct
+    np.testing.assert_allclose(one.gradient, other.gradient, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
+@pytest.mark.parametrize("available", [True, False])
+def test_activations_are_exact_to_a_few_ulp_anywhere(
+    monkeypatch: pytest.MonkeyPatch, activation: str, available: bool
+) -> None:
+    if available and not compiled.AVAILABLE:
+        pytest.skip("the compiled kernel was not built")
+    monkeypatch.setattr(compiled, "AVAILABLE", available)
+    y = np.concatenate([np.linspace(-40, 40, 4001), [-1e300, -600, 600, 1e300, 1e-9, 0.0]])[:, None]
+    one, zero = np.ones(1), np.zeros(1)
+    _, found = affine._activate(affine.ACTIVATIONS.index(activation), y, zero, one, one, zero)
+    with np.errstate(over="ignore"):
+        exact = y.astype(np.longdouble)
+        truth = np.tanh(exact) if activation == "tanh" else 1 / (1 + np.exp(-exact))
+    np.testing.assert_allclose(
+        found, truth.astype(np.float64), rtol=1e-15 if activation == "sigmoid" else 0, atol=4e-16
+    )
+
+
+@pytest.mark.parametrize("activation", affine.ACTIVATIONS)
+def test_nan_is_not_hidden_by_an_activation(activation: str) -> None:
+    y, one, zero = np.array([[np.nan], [1.0]]), np.ones(1), np.zeros(1)
+    _, found = affine._activate(affine.ACTIVATIONS.index(activation), y, zero, one, one, zero)
+    assert np.isnan(found[:, 0]).tolist() == [True, False]
+
+
+def test_cross_entropy_of_outputs_that_exp_cannot_hold() -> None:
+    outputs = np.array([[1e5, 0.0, -1e5], [1e5, 0.0, -1e5]])
+    loss, slopes = affine.cross_entropy(outputs, np.array([0, 2]))
+    assert loss == 2e5
+    assert slopes.tolist() == [[0, 0, 0], [1, 0, -1]]
+
+
+@pytest.mark.parametrize("name", affine.OPTIMIZERS)
+@pytest.mark.parametrize("decay", [0, 50])
+@pytest.mark.parametrize(
+    ("loss", "outputs", "activation"),
+    [("cross-entropy", 3, "sigmoid"), ("mse", 2, "identity"), ("mse", 0, "identity"), ("cross-entropy", 2, "relu")],
+)
+def test_fifty_steps_are_torchs(name: str, decay: int, loss: str, outputs: int, activation: str) -> None:
+    model, values, _, _ = problem((32, 8), -1, loss, outputs, activation)
+    rng = np.random.default_rng(3)
+    net = TorchNet(model, values, 2, -1)
+    torch = net.torch
+    kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[name]
+    theirs = kind(net.parameters(), lr=0.02)
+    schedule = torch.optim.lr_scheduler.LambdaLR(theirs, lambda step: 1 - step / decay if decay else 1.0)
+    ours, training = Optimizer(name, 0.02, decay), Training.begin(values)
+    for taken in range(50):
+        x = rng.standard_normal((32, 8)) * 5 - 2
+        target = rng.integers(outputs, size=32) if loss == "cross-entropy" else rng.standard_normal((32, outputs or 8))
+        training = ours.step(training, judge(model, training.values, x, target, -1).gradient, taken)
+        theirs.zero_grad()
+        net.loss(x, target).backward()
+        theirs.step()
+        schedule.step()
+    assert np.abs(training.values - values).max() > 1e-3
+    np.testing.assert_allclose(training.values, net.values(), rtol=0, atol=1e-10)
+
+
+def test_training_packs_and_unpacks_exactly() -> None:
+    rng = np.random.default_rng(0)
+    training = Training(*rng.standard_normal((3, 7)), steps=12)
+    again = Training.unpack(*training.pack())
+    assert [v.tobytes() for v in again.pack()[0].values()] == [v.tobytes() for v in training.pack()[0].values()]
+    assert again.steps == 12
+
+
+def test_parameters_are_views_in_the_order_of_pytorchs_modules() -> None:
+    model = Model(Layout.of((9, 2), -1), 3, "sigmoid", "cross-entropy", 1e-5)
+    parts = model.split(np.arange(float(model.size)))
+    assert [p.tolist() for p in parts] == [[0, 1], [2, 3], [[4, 5], [6, 7], [8, 9]], [10, 11, 12]]
+    assert model.join(parts).tolist() == list(range(model.size))

@@ -78,6 +78,22 @@ with h5py.File(sys.argv[1]) as f:
         b = d[i : i + 256]
         r, v = 0.9 * r + 0.1 * b.mean(0), 0.9 * v + 0.1 * b.var(0)
 """
+# per epoch, with the data in memory
+TORCH_LEARNS = """
+import sys, h5py, torch
+torch.set_num_threads(2)
+with h5py.File(sys.argv[1]) as f:
+    x, y = torch.from_numpy(f["x"][()]), torch.from_numpy(f["y"][()])
+net = torch.nn.Sequential(torch.nn.BatchNorm1d(x.shape[1]), torch.nn.Sigmoid(), torch.nn.Linear(x.shape[1], 10))
+optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+for epoch in range(int(sys.argv[2])):
+    order = torch.randperm(len(x))
+    for i in range(0, len(x), 256):
+        rows = order[i : i + 256]
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
+        optimizer.step()
+"""
 COPY = 'cp "$0" "$0.copy" && sync "$0.copy"'
 
 
@@ -91,6 +107,7 @@ class Task:
     runners: dict[str, list[str]]
     base: str
     small: int = 16
+    suffix: str = ".npy"
     times: dict[str, list[float]] = field(default_factory=dict)
 
 
@@ -123,6 +140,16 @@ def save_hdf5(chunk_rows: int) -> Callable[[Path, int], None]:
                 dataset[first : first + count] = rng.standard_normal((count, 256), np.float32)
 
     return make
+
+
+def save_labelled(path: Path, samples: int) -> None:
+    """Write an HDF5 file of (N, 256) float32 in 10 classes, x, and their labels, y."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(10, size=samples)
+    centres = rng.standard_normal((10, 256), np.float32) / 4
+    with h5py.File(path, "w") as file:
+        file["x"] = centres[labels] + rng.standard_normal((samples, 256), np.float32)
+        file["y"] = labels
 
 
 def bn(*options: str, workers: int = 2, kernel: str = "") -> list[str]:
@@ -183,7 +210,14 @@ def tasks(scale: float) -> list[Task]:
     loop = {"h5py and NumPy loop": peer(H5PY_LOOP)}
     for rows, samples in ((1024, 1 << 18), (16384, 1 << 17)):  # the loop inflates each large chunk 64 times
         name = f"fit gzip-4 and shuffle, chunks ({rows}, 256)"
-        found.append(Task(name, save_hdf5(rows), size(samples), both | loop, "bn -j 2", small=4))
+        found.append(Task(name, save_hdf5(rows), size(samples), both | loop, "bn -j 2", small=4, suffix=".h5"))
+    epochs = 8
+    learn = ("--target", "::/y", "--epochs", str(epochs))
+    runners = {"bn -j 2": bn(*learn), "bn -j 1": bn(*learn, workers=1)}
+    runners["bn -j 2, NumPy kernel"] = bn(*learn, kernel="numpy")
+    runners["torch, 2 threads"] = peer(TORCH_LEARNS, "torch", arguments=(str(epochs),))
+    name = f"learn from (N, 256) float32 and 10 classes, {epochs} epochs"
+    found.append(Task(name, save_labelled, size(1 << 16), runners, "torch, 2 threads", suffix=".h5"))
     apply = [*BN, "apply", "STATS", "FILE", "-q", "-f", "-o", "OUT.npy"]
     runners = {"cp and sync": ["sh", "-c", COPY, "FILE"], "bn apply -j 2": [*apply, "-j", "2"]}
     found.append(Task("apply (N, 256) float32 .npy", save_npy((256,), "f4"), size(1 << 20), runners, "cp and sync"))
@@ -205,8 +239,7 @@ def seconds(command: list[str], path: Path) -> float:
 def run(task: Task, rounds: int) -> None:
     """Run one task and print its table."""
     with tempfile.TemporaryDirectory() as folder:
-        suffix = ".h5" if "gzip" in task.name else ".npy"
-        large, small = Path(folder, "large" + suffix), Path(folder, "small" + suffix)
+        large, small = Path(folder, "large" + task.suffix), Path(folder, "small" + task.suffix)
         task.make(large, task.samples)
         task.make(small, task.samples // task.small)
         size = large.stat().st_size - small.stat().st_size

@@ -6,6 +6,7 @@ space, a linear head, a loss. Without a head (distillation) y itself is compared
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -73,8 +74,8 @@ class Model:
     def split(self, values: Floats) -> Parameters:
         """Views of the parameters in a vector of shape (P,) that holds them one after the other."""
         c, k = self.layout.features, self.outputs
-        gamma, beta, weight, bias = np.split(values, [c, 2 * c, 2 * c + k * c])
-        return Parameters(gamma, beta, weight.reshape(k, c), bias)
+        head = 2 * c + k * c
+        return Parameters(values[:c], values[c : 2 * c], values[2 * c : head].reshape(k, c), values[head:])
 
     def join(self, parameters: Parameters) -> Floats:
         """The vector that `split` takes apart; a number, or a row or column, stands for all that it broadcasts to."""
@@ -131,7 +132,7 @@ class Optimizer:
     rate : float or shape (P,)
         The learning rate, of all parameters or of each.
     decay : int
-        Steps over which the rate falls to 0 on a straight line; 0 leaves it constant.
+        Steps over which the rate falls to 0 as half a cosine, like PyTorch's CosineAnnealingLR; 0 leaves it constant.
     """
 
     name: str
@@ -140,12 +141,13 @@ class Optimizer:
 
     def step(self, training: Training, gradient: Floats, taken: int) -> Training:
         """The state after one more step; `taken` counts those of this run, for the decay."""
-        rate = self.rate * (1 - taken / self.decay) if self.decay else self.rate
+        rate = self.rate * (0.5 + 0.5 * math.cos(math.pi * taken / self.decay)) if self.decay else self.rate
         steps = training.steps + 1
         if self.name == "sgd":
             return replace(training, values=training.values - rate * gradient, steps=steps)
         first = BETA1 * training.first + (1 - BETA1) * gradient
-        second = BETA2 * training.second + (1 - BETA2) * (gradient * gradient)
+        with np.errstate(over="ignore", invalid="ignore"):  # what diverges is told by whoever looks at the values
+            second = BETA2 * training.second + (1 - BETA2) * (gradient * gradient)
         moved = rate / (1 - BETA1**steps) * first / (np.sqrt(second) / np.sqrt(1 - BETA2**steps) + ADAM_EPS)
         return Training(training.values - moved, first, second, steps)
 
@@ -198,8 +200,10 @@ class _Network(NamedTuple):
 
     @classmethod
     def of(cls, model: Model, parameters: Parameters, mean: Floats, var: Floats) -> _Network:
-        per_feature = (mean, 1 / deviation(var, model.eps), parameters.gamma, parameters.beta)
-        mean, inverse, gamma, beta = (np.repeat(v, model.layout.positions) for v in per_feature)
+        columns = (mean, 1 / deviation(var, model.eps), parameters.gamma, parameters.beta)
+        if model.layout.positions > 1:
+            columns = tuple(np.repeat(v, model.layout.positions) for v in columns)  # type: ignore[assignment]
+        mean, inverse, gamma, beta = columns
         kind = ACTIVATIONS.index(model.activation)
         return cls(model, kind, mean, inverse, gamma, beta, parameters.weight, parameters.bias)
 

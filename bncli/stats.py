@@ -35,6 +35,8 @@ PLAIN_ATTRIBUTES = (
 
 Floats = npt.NDArray[np.float64]
 
+LEARNED_ARRAYS = ("weight", "bias", "first", "second", "train_loss", "holdout_loss", "accuracy")
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -45,6 +47,73 @@ class Preset:
     ddof: int
     init: str
     axis: int
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What learning left beside gamma and beta; kept under `affine/` in the file.
+
+    Attributes
+    ----------
+    weight, bias : shape (K, C) and (K,)
+        The linear head; K is 0 where there is none.
+    first, second : shape (2·C + K·(C + 1),)
+        Adam's moments of the gradients of gamma, beta, weight and bias, one after the other.
+    train_loss, holdout_loss, accuracy : shape (E,)
+        Of each epoch; NaN where there is none.
+    holdout_loss_fixed : float
+        At the end, with gamma 1, beta 0 and a head trained for as long; NaN without a hold-out.
+    classes : shape (K,) or None
+        The labels, ascending.
+    settings : dict
+        loss, activation, optimizer, lr (None: the default), steps, seed, holdout and target.
+    """
+
+    weight: Floats
+    bias: Floats
+    first: Floats
+    second: Floats
+    train_loss: Floats
+    holdout_loss: Floats
+    accuracy: Floats
+    holdout_loss_fixed: float
+    classes: npt.NDArray[Any] | None
+    settings: dict[str, Any]
+
+    def check(self, features: int) -> None:
+        """Raise MismatchError when the parts do not belong to each other and to this many features."""
+        outputs = len(self.bias)
+        size = 2 * features + outputs * (features + 1)
+        shapes = {"weight": (outputs, features), "first": (size,), "second": (size,), "classes": (outputs,)}
+        shapes |= {"accuracy": self.train_loss.shape, "holdout_loss": self.train_loss.shape}
+        for name, shape in shapes.items():
+            part = getattr(self, name)
+            if part is not None and part.shape != shape:
+                raise MismatchError(f"what was learned holds {name} of shape {part.shape}, not {shape}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `inspect --json` shows: the losses of each epoch, and the held-out loss with and without learning."""
+        names = ("train_loss", "holdout_loss", "accuracy")
+        epochs = zip(*([_plain(v) for v in getattr(self, name).tolist()] for name in names), strict=True)
+        return {
+            "epochs": [dict(zip(names, epoch, strict=True)) for epoch in epochs],
+            "holdout_loss": _plain(float(self.holdout_loss[-1])) if self.holdout_loss.size else None,
+            "holdout_loss_fixed": _plain(self.holdout_loss_fixed),
+        }
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """For the stats file."""
+        found = {f"affine/{name}": getattr(self, name) for name in LEARNED_ARRAYS}
+        return found if self.classes is None else found | {"affine/classes": self.classes}
+
+    @classmethod
+    def from_parts(cls, arrays: dict[str, npt.NDArray[Any]], attributes: dict[str, Any]) -> Learned | None:
+        """What a stats file holds; None where nothing was learned."""
+        if "learning" not in attributes:
+            return None
+        parts = {name: arrays[f"affine/{name}"] for name in LEARNED_ARRAYS}
+        fixed, classes = float(attributes["holdout_loss_fixed"]), arrays.get("affine/classes")
+        return cls(**parts, holdout_loss_fixed=fixed, classes=classes, settings=json.loads(attributes["learning"]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +144,8 @@ class Stats:
         Which kernel computed the blocks.
     provenance : dict
         Versions, command line, inputs and time of the fit.
+    learned : Learned or None
+        What a fit that learned gamma and beta leaves beside them.
 
     Raises
     ------
@@ -102,6 +173,7 @@ class Stats:
     options: dict[str, Any] = field(default_factory=dict)
     kernel: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
+    learned: Learned | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.running_mean),)
@@ -115,6 +187,8 @@ class Stats:
         if (self.running_var < 0).any() or (self.population.m2 < 0).any():
             raise MismatchError("a variance is negative")
         check_conventions(self.momentum, self.eps, self.ddof, self.init)
+        if self.learned is not None:
+            self.learned.check(shape[0])
 
     @property
     def num_features(self) -> int:
@@ -275,7 +349,7 @@ class Stats:
             "scale": scale,
             "shift": shift,
         }
-        plain = {name: [v if math.isfinite(v) else None for v in values.tolist()] for name, values in columns.items()}
+        plain = {name: [_plain(v) for v in values.tolist()] for name, values in columns.items()}
         counts, flags = self.population_count.tolist(), self.flags()
         features = [
             {
@@ -287,6 +361,7 @@ class Stats:
             }
             for i in range(self.num_features)
         ]
+        learning = {"learning": self.learned.as_dict()} if self.learned else {}
         return {
             "format": FORMAT,
             "version": FORMAT_VERSION,
@@ -302,6 +377,7 @@ class Stats:
             "num_parameters": self.num_parameters,
             "sources": self.provenance.get("sources", []),
             "features": features,
+            **learning,
         }
 
     def to_bytes(self) -> bytes:
@@ -334,6 +410,10 @@ class Stats:
             "provenance": json.dumps(self.provenance, sort_keys=True),
         }
         attributes |= {name: getattr(self, name) for name in PLAIN_ATTRIBUTES}
+        if self.learned is not None:
+            arrays |= self.learned.arrays()
+            attributes["learning"] = json.dumps(self.learned.settings, sort_keys=True)
+            attributes["holdout_loss_fixed"] = self.learned.holdout_loss_fixed
         return store.pack(arrays, attributes)
 
     @classmethod
@@ -380,6 +460,7 @@ class Stats:
             names=None if names is None else tuple(name.decode() for name in names.tolist()),
             options=json.loads(attributes["options"]),
             provenance=json.loads(attributes["provenance"]),
+            learned=Learned.from_parts(arrays, attributes),
             **plain,
         )
 
@@ -432,6 +513,11 @@ def provenance(sources: list[dict[str, Any]]) -> dict[str, Any]:
         "sources": sources,
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _plain(value: float) -> float | None:
+    """A number for JSON, which has no NaN or infinity."""
+    return value if math.isfinite(value) else None
 
 
 def _written_by(attributes: dict[str, Any]) -> str:

@@ -174,7 +174,9 @@ def test_fifty_steps_are_torchs(name: str, decay: int, loss: str, outputs: int, 
     torch = net.torch
     kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[name]
     theirs = kind(net.parameters(), lr=0.02)
-    schedule = torch.optim.lr_scheduler.LambdaLR(theirs, lambda step: 1 - step / decay if decay else 1.0)
+    schedulers = torch.optim.lr_scheduler
+    constant = schedulers.ConstantLR(theirs, factor=1)
+    schedule = schedulers.CosineAnnealingLR(theirs, T_max=decay) if decay else constant
     ours, training = Optimizer(name, 0.02, decay), Training.begin(values)
     for taken in range(50):
         x = rng.standard_normal((32, 8)) * 5 - 2

@@ -35,8 +35,19 @@ from bncli.cli import options
     "--nan", type=click.Choice(["error", "omit"]), default="error", show_default=True, help="NaN and infinity."
 )
 @options.fill_value
-@click.option("--shuffle", is_flag=True, help="Draw the samples in a seeded order: for data that lies sorted.")
+@click.option(
+    "--shuffle/--no-shuffle",
+    default=None,
+    help="Draw the samples in a seeded order.  [default: only when learning]",
+)
 @click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="Of everything that is drawn.")
+@click.option("--target", metavar="ADDRESS", help="Learn gamma and beta from this; ::/y is in every input.")
+@click.option("--loss", type=click.Choice(["cross-entropy", "mse"]), help="[default: by the target's type]")
+@click.option("--activation", type=click.Choice(["identity", "sigmoid", "tanh", "relu"]), help="[default: by the loss]")
+@click.option("--optimizer", type=click.Choice(["adam", "sgd"]), help="[default: adam]")
+@click.option("--lr", type=float, metavar="R", help="Learning rate, constant.  [default: one that falls to 0]")
+@click.option("--epochs", type=int, metavar="N", help="Passes over the data.  [default: 1,000 steps or more]")
+@click.option("--holdout", type=float, metavar="F", help="Fraction of the samples kept out of learning.  [default: 0]")
 @options.workers
 @options.max_memory
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be done; read no value, write nothing.")
@@ -66,6 +77,7 @@ def fit(
       bn fit images.h5 --axis 1            images (N, C, H, W)
       bn fit train.npy --preset torch      what nn.BatchNorm would hold
       bn fit new.npy --like train.bn.h5    trained gamma and beta, new data
+      bn fit train.h5 --target ::/y --holdout 0.2     learn gamma and beta
     """
     from bncli.engine.local import fit_to_file, look
     from bncli.render.progress import progress

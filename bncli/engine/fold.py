@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bncli.advice import BnWarning, advice
 from bncli.engine.plan import Conventions, FitSpec, Segment, segments
@@ -124,10 +125,10 @@ def fold_segment(data: DataSet, layout: Layout, segment: Segment, missing: Missi
     """The Fold of one segment; raises as `segment_moments` does."""
     batches = segment_moments(data, layout, segment, missing)
     fold = Fold.of(batches, segment.batches * segment.samples, conventions)
-    return replace(fold, rounded=_holds_large_integers(data, segment, fold.population))
+    return replace(fold, rounded=holds_large_integers(data, segment, fold.population))
 
 
-def _holds_large_integers(data: DataSet, segment: Segment, population: Moments) -> bool:
+def holds_large_integers(data: DataSet, segment: Segment, population: Moments) -> bool:
     """Whether a segment holds integers beyond 2^53; its values are looked at only where the moments allow for some."""
     if not any(i.dtype.kind in "iu" and i.dtype.itemsize == 8 for i in data.inputs):
         return False
@@ -141,6 +142,17 @@ def _holds_large_integers(data: DataSet, segment: Segment, population: Moments) 
         if int(values.max()) > EXACT_INTEGERS or int(values.min()) < -EXACT_INTEGERS:  # before float64 rounds them
             return True
     return False
+
+
+def statistics(fold: Fold, conventions: Conventions) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Running mean and variance as they are stored, each of shape (C,); NaN where no batch was folded."""
+    if conventions.momentum is not None:
+        return fold.running.read(conventions.init, conventions.momentum)
+    folded = np.broadcast_to(fold.running.k[0], fold.population.count.shape) > 0
+    return (
+        np.where(folded, fold.population.mean, np.nan),
+        np.where(folded, fold.population.variance(conventions.ddof), np.nan),
+    )
 
 
 def finish(fold: Fold, conventions: Conventions, *, names: tuple[str, ...] | None, **rest: Any) -> Stats:
@@ -160,12 +172,7 @@ def finish(fold: Fold, conventions: Conventions, *, names: tuple[str, ...] | Non
         raise InputError(
             f"{_feature(names, feature)}: its values are too large or too close together for their squares to fit a float64; rescale them"
         )
-    if conventions.momentum is None:
-        folded = np.broadcast_to(fold.running.k[0], fold.population.count.shape) > 0
-        mean = np.where(folded, fold.population.mean, np.nan)
-        var = np.where(folded, fold.population.variance(conventions.ddof), np.nan)
-    else:
-        mean, var = fold.running.read(conventions.init, conventions.momentum)
+    mean, var = statistics(fold, conventions)
     stats = Stats(
         mean,
         var,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,8 +15,10 @@ from bncli import compiled, files, store
 from bncli.advice import BnWarning
 from bncli.batchnorm import per_feature
 from bncli.engine.fold import Fold, finish, fold_segment, folds
+from bncli.engine.learn import learn
+from bncli.engine.lesson import Plan, open_target
 from bncli.engine.order import Order
-from bncli.engine.plan import Conventions, FitSpec, Segment, check_batch, options_record
+from bncli.engine.plan import Conventions, FitSpec, Progress, Segment, check_batch, options_record
 from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.formats.address import expand, split
 from bncli.formats.array import ArraySource
@@ -28,7 +30,6 @@ from bncli.layout import Layout
 from bncli.stats import Stats, load, provenance
 
 ROUNDED = "integers beyond 2^53 were rounded to float64"
-Progress = Callable[[int, "int | None", int], None]  # samples done, samples in all, bytes done
 
 
 def fit(
@@ -45,10 +46,12 @@ def fit(
         FILE or FILE::/path; an array (or nested lists of numbers, or an open h5py dataset) with samples along axis 0;
         or an iterable whose items are batches, each folded as it comes.
     progress : function, optional
-        Called with the samples done, the samples there are (None when unknown) and the bytes done.
+        Called with the samples done, the samples there are (None when unknown) and the bytes done; when learning also
+        with words about the last epoch.
     **options
         As on the command line: momentum (a number, or "none" or None), eps, batch_size, axis, init, ddof, preset, like (Stats or their
-        file), gamma, beta, names, dataset, rows ("A:B" or a pair), nan, fill_value, shuffle, seed, max_memory (bytes).
+        file), gamma, beta, names, dataset, rows ("A:B" or a pair), nan, fill_value, shuffle, seed, max_memory (bytes); to learn
+        gamma and beta: target (an address or an array), loss, activation, optimizer, lr, epochs, holdout.
 
     Returns
     -------
@@ -124,10 +127,10 @@ def open_inputs(addresses: Sequence[str], spec: FitSpec) -> DataSet:
 
 
 def drawn(data: Joined, spec: FitSpec) -> DataSet:
-    """The samples that are not held out, in drawn order where they are to be shuffled."""
-    if not spec.shuffle and not spec.holdout:
+    """The samples in drawn order where they are to be shuffled. Learning draws its own, another for each epoch."""
+    if not spec.shuffle or spec.target is not None:
         return data
-    order = Order(data.shape[0], data.sample_size, spec.seed, spec.holdout, spec.shuffle)
+    order = Order(data.shape[0], data.sample_size, spec.seed, shuffled=True)
     return Drawn(data, order.indices, order.count, order.window, spec.max_memory)
 
 
@@ -154,7 +157,8 @@ def fit_to_file(
     """
     with open_inputs(addresses, spec) as data:
         path = output or default_output(data.inputs[0].address)
-        named = [split(a)[0] for a in (spec.gamma, spec.beta, spec.names, spec.like) if isinstance(a, str)]
+        others = (spec.gamma, spec.beta, spec.names, spec.like, spec.target)
+        named = [split(a)[0] for a in others if isinstance(a, str)]
         with files.replacing(path, force=force, inputs=data.files + named) as temporary:
             stats = _fit_joined(data, spec, progress)
             with open(temporary, "wb") as file:
@@ -184,6 +188,7 @@ class Look:
     batches, batch_size, last : int
         Batches, samples in each, and in the last one.
     output : str
+    learning : Plan or None
     """
 
     inputs: list[Input]
@@ -195,6 +200,7 @@ class Look:
     last: int
     conventions: Conventions
     output: str
+    learning: Plan | None = None
 
 
 def look(addresses: Sequence[str], spec: FitSpec, output: str | None) -> Look:
@@ -215,7 +221,15 @@ def look(addresses: Sequence[str], spec: FitSpec, output: str | None) -> Look:
             rest or spec.batch_size,
             spec.conventions(),
             output or default_output(data.inputs[0].address),
+            _plan(data, layout, spec),
         )
+
+
+def _plan(data: DataSet, layout: Layout, spec: FitSpec) -> Plan | None:
+    if spec.target is None or not isinstance(data, Joined):
+        return None
+    with open_target(spec, data) as targets:
+        return Plan.of(spec, data, layout, targets)
 
 
 def _fit_joined(data: DataSet, spec: FitSpec, progress: Progress | None) -> Stats:
@@ -228,10 +242,14 @@ def _fit_joined(data: DataSet, spec: FitSpec, progress: Progress | None) -> Stat
     # glibc gives memory back to the system at every fall in use, and page faults then cost a third of the run;
     # having freed a large block once, it keeps as much
     np.empty(24 << 20, np.uint8)
-    for part in folds(data, layout, spec, conventions):
-        fold = fold.join(part, conventions.momentum)
-        if progress:
-            progress(fold.samples, data.shape[0], fold.samples * data.sample_size * data.dtype.itemsize)
+    learned = None
+    if isinstance(data, Joined) and spec.target is not None:
+        fold, gamma, beta, learned = learn(data, layout, spec, conventions, gamma, beta, progress)
+    else:
+        for part in folds(data, layout, spec, conventions):
+            fold = fold.join(part, conventions.momentum)
+            if progress:
+                progress(fold.samples, data.shape[0], fold.samples * data.sample_size * data.dtype.itemsize)
     data.check_unchanged()
     for note in data.notes + [ROUNDED] * fold.rounded:
         warnings.warn(note, BnWarning, stacklevel=3)
@@ -243,6 +261,7 @@ def _fit_joined(data: DataSet, spec: FitSpec, progress: Progress | None) -> Stat
         sample_shape=data.shape[1:],
         gamma=gamma,
         beta=beta,
+        learned=learned,
         names=names,
         options=options_record(spec),
         kernel=compiled.NAME,
@@ -255,6 +274,10 @@ def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: P
     if spec.rows != (None, None):
         raise UsageError(
             "rows cannot be taken from an iterable of batches; leave them out of it, or give an array or files"
+        )
+    if spec.target is not None:
+        raise UsageError(
+            "an iterable of batches comes by once; learning goes over the data again: give an array or files"
         )
     if spec.shuffle:
         raise UsageError("an iterable of batches is folded as it comes and cannot be shuffled; give an array or files")

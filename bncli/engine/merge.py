@@ -80,6 +80,9 @@ def merge(
         _check_data(first, part, names[0], name)
         if not population_only:
             _check_recurrence(first, part, names[0], name)
+    if any(part.learned is not None for part in parts):
+        text = "what was learned beside gamma and beta (head, optimiser, history) is of one part and is not merged"
+        warnings.warn(text, BnWarning, stacklevel=3)
     affine = {name: _affine(name, given, parts, names) for name, given in (("gamma", gamma), ("beta", beta))}
     conventions = Conventions(None if population_only else first.momentum, first.eps, first.ddof, first.init)
     fold = functools.reduce(lambda before, after: before.join(after, conventions.momentum), map(_fold, parts))

@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
+import numpy.typing as npt
 
+from bncli.affine import ACTIVATIONS, LOSSES, OPTIMIZERS
 from bncli.errors import UsageError
 from bncli.layout import Layout
 from bncli.stats import PRESETS, Stats, check_conventions, load
@@ -30,7 +32,16 @@ KINDS: dict[str, tuple[type, ...]] = {
     "shuffle": (bool,),
     "seed": (int, np.integer),
     "holdout": (float, int, np.floating),
+    "lr": (float, int, np.floating),
+    "epochs": (int, np.integer),
 }
+
+
+class Progress(Protocol):
+    """What is called as a run goes on."""
+
+    def __call__(self, done: int, total: int | None, size: int, note: str = "", /) -> None:
+        """Samples done, samples in all, bytes done, and what else there is to say."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +61,19 @@ class FitSpec:
         Address or file of feature names, or the names.
     rows : (int or None, int or None)
         Python slice of the joined samples.
-    shuffle : bool
-        Draw the samples in an order of `seed`; see `order.Order`.
+    shuffle : bool, optional
+        Draw the samples in an order of `seed`; see `order.Order`. None: where gamma and beta are learned.
     seed : int
         0 to 2^64 - 1.
-    holdout : float
-        Fraction of the samples that are kept out, 0 <= F < 1.
+    target : str or array, optional
+        What gamma and beta are learned from: an address, "::/path" in every input, or an array.
+    loss, activation, optimizer : str, optional
+        See `affine`.
+    lr : float, optional
+        Learning rate, constant. None: the default's, which falls to 0.
+    epochs : int, optional
+    holdout : float, optional
+        Fraction of the samples that are kept out of learning, 0 <= F < 1.
     workers : int
         Threads; 0 for all CPUs that the process may use.
     max_memory : int
@@ -77,9 +95,15 @@ class FitSpec:
     names: str | Sequence[str] | None = None
     nan: str = "error"
     fill_value: float | int | None = None
-    shuffle: bool = False
+    shuffle: bool | None = None
     seed: int = 0
-    holdout: float = 0.0
+    target: str | npt.NDArray[Any] | None = None
+    loss: str | None = None
+    activation: str | None = None
+    optimizer: str | None = None
+    lr: float | None = None
+    epochs: int | None = None
+    holdout: float | None = None
     workers: int = 0
     max_memory: int = DEFAULT_MEMORY
     allow_unwritten: bool = False
@@ -108,10 +132,7 @@ class FitSpec:
             raise UsageError(f"preset {self.preset!r} is not one of {', '.join(PRESETS)}")
         if not 0 <= self.seed < 1 << 64:
             raise UsageError(f"--seed {self.seed}: a whole number from 0 to 2^64 - 1")
-        if not 0 <= self.holdout < 1:
-            raise UsageError(f"--holdout {self.holdout}: a fraction of the samples, 0 <= F < 1")
-        if self.holdout:
-            raise UsageError("--holdout keeps samples out of learning; give it together with --target")
+        self._check_learning()
         if self.workers < 0:
             raise UsageError(f"--workers {self.workers}: at least 1, or 0 for all CPUs")
         if self.max_memory < 1 << 20:
@@ -122,6 +143,31 @@ class FitSpec:
     def reference(self) -> Stats | None:
         """The statistics of `like`, read from their file when they are first asked for."""
         return load(self.like) if isinstance(self.like, str) else self.like
+
+    @property
+    def shuffled(self) -> bool:
+        """Whether the samples are drawn in a seeded order: as asked, else where gamma and beta are learned."""
+        return self.target is not None if self.shuffle is None else self.shuffle
+
+    def _check_learning(self) -> None:
+        if self.holdout is not None and not 0 <= self.holdout < 1:
+            raise UsageError(f"--holdout {self.holdout}: a fraction of the samples, 0 <= F < 1")
+        known = {"loss": LOSSES, "activation": ACTIVATIONS, "optimizer": OPTIMIZERS}
+        for name in (*known, "lr", "epochs", "holdout"):
+            value = getattr(self, name)
+            if value is not None and self.target is None:
+                raise UsageError(f"--{name} is for learning gamma and beta; give it together with --target")
+            if value is not None and name in known and value not in known[name]:
+                raise UsageError(f"--{name} {value!r} is not one of {', '.join(known[name])}")
+        if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
+            raise UsageError(f"--lr {self.lr}: a learning rate is a finite number above 0")
+        if self.epochs is not None and self.epochs < 1:
+            raise UsageError(f"--epochs {self.epochs}: at least 1")
+        if self.target is not None and (self.nan == "omit" or self.fill_value is not None):
+            option = "--nan omit" if self.nan == "omit" else "--fill-value"
+            raise UsageError(
+                f"{option} together with --target: learning needs every value; leave out samples that lack one"
+            )
 
     def conventions(self) -> Conventions:
         """The arithmetic's parameters: what was asked for, else those of `like` or the preset, else the defaults."""
@@ -270,7 +316,7 @@ def options_record(spec: FitSpec) -> dict[str, Any]:
         kept["fill_value"] = spec.fill_value
     if spec.rows != (None, None):
         kept["rows"] = list(spec.rows)
-    if spec.shuffle:
+    if spec.shuffled:
         kept |= {"shuffle": True, "seed": int(spec.seed)}
     if spec.holdout:
         kept |= {"holdout": float(spec.holdout), "seed": int(spec.seed)}

@@ -44,6 +44,24 @@ def in_order(work: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterat
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def ahead(work: Callable[[T], R], tasks: Iterable[T], most: int) -> Iterator[R]:
+    """Results of work(task) for each task, in order; up to `most` are computed ahead, by one thread. With 0, none is."""
+    if not most:
+        yield from map(work, tasks)
+        return
+    waiting: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="bn")
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(work, task))
+            if len(waiting) > most:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
 class Readers:
     """A reader of the data set for each thread that asks for one; all are closed at the end."""
 

@@ -98,6 +98,11 @@ class DataSet(Protocol):
 class Joined:
     """The data set, read by position in C order. Opens one input at a time.
 
+    Attributes
+    ----------
+    addresses, lengths : list of str, list of int
+        Of all inputs, those among them that `rows` leaves out.
+
     Parameters
     ----------
     addresses : sequence of str, or one array
@@ -139,7 +144,9 @@ class Joined:
         self.names: tuple[str, ...] | None = None
         self.notes: list[str] = []
         self.rows_together = 1
-        self.inputs = self._select(self._look_at_all(), rows)
+        whole = self._look_at_all()
+        self.addresses, self.lengths = [i.address for i in whole], [i.stop for i in whole]
+        self.inputs = self._select(whole, rows)
         self.shape = (sum(i.stop - i.start for i in self.inputs), *self.inputs[0].shape[1:])
         types = {i.dtype for i in self.inputs}
         self.dtype = types.pop() if len(types) == 1 else np.dtype(np.float64)

@@ -6,17 +6,20 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bncli.engine.plan import Progress
 
 APPEARS_AFTER = 1.0  # seconds
 LINE_EVERY = 10.0  # seconds between plain lines
-Told = Callable[[int, "int | None", int], None]  # samples done, samples in all, bytes done
 
 
 @contextlib.contextmanager
-def progress(label: str, quiet: bool) -> Iterator[Told]:
-    """Give the function to call with (samples done, samples in all or None, bytes done)."""
+def progress(label: str, quiet: bool) -> Iterator[Progress]:
+    """Give the function to call with (samples done, samples in all or None, bytes done, what else to say)."""
     if quiet:
-        yield lambda done, total, size: None
+        yield lambda done, total, size, note="": None
     elif sys.stderr.isatty():
         with _Bar(label) as bar:
             yield bar.told
@@ -31,12 +34,12 @@ class _Lines:
         self._label, self._start = label, time.monotonic()
         self._next = self._start + APPEARS_AFTER
 
-    def told(self, done: int, total: int | None, size: int) -> None:
+    def told(self, done: int, total: int | None, size: int, note: str = "", /) -> None:
         now = time.monotonic()
         if now < self._next:
             return
         self._next = now + LINE_EVERY
-        print(f"bn {self._label}: {_status(done, total, size, now - self._start)}", file=sys.stderr, flush=True)
+        print(f"bn {self._label}: {_status(done, total, size, now - self._start, note)}", file=sys.stderr, flush=True)
 
 
 class _Bar:
@@ -53,13 +56,13 @@ class _Bar:
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
-    def told(self, done: int, total: int | None, size: int) -> None:
+    def told(self, done: int, total: int | None, size: int, note: str = "", /) -> None:
         elapsed = time.monotonic() - self._start
         if elapsed < APPEARS_AFTER:
             return
         if self._update is None:
             self._update = self._appear()
-        self._update(done, total, _status(done, total, size, elapsed))
+        self._update(done, total, _status(done, total, size, elapsed, note))
 
     def _appear(self) -> Callable[[int, int | None, str], None]:
         from rich.console import Console
@@ -76,14 +79,14 @@ class _Bar:
         return lambda done, total, status: bar.update(task, completed=done, total=total, status=status)
 
 
-def _status(done: int, total: int | None, size: int, elapsed: float) -> str:
+def _status(done: int, total: int | None, size: int, elapsed: float, note: str) -> str:
     """ "12,000 of 90,000 samples, 1.2 GB/s, 8 s left"."""
     parts = [f"{done:,}" + (f" of {total:,}" if total else "") + " samples"]
     if size:
         parts.append(f"{size / elapsed / 1e9:.2f} GB/s")
     if total and done:
         parts.append(f"{_duration(elapsed * (total - done) / done)} left")
-    return ", ".join(parts)
+    return ", ".join([*parts, note] if note else parts)
 
 
 def _duration(seconds: float) -> str:

@@ -10,9 +10,10 @@ from bncli.errors import printable
 
 if TYPE_CHECKING:  # `bn inspect` shows a record without loading what makes one
     from bncli.engine.apply import Applied, ApplySpec
+    from bncli.engine.lesson import Plan
     from bncli.engine.local import Look
     from bncli.exchange.common import Exported
-    from bncli.stats import Stats
+    from bncli.stats import Learned, Stats
 
 
 def json_text(record: dict[str, Any]) -> str:
@@ -21,8 +22,9 @@ def json_text(record: dict[str, Any]) -> str:
 
 
 def fit_summary(stats: Stats, path: str) -> str:
-    """Features, samples, batches, and where the stats went."""
-    return f"{_seen(stats)}\n{momentum_in_words(stats.momentum)}\nstats in {printable(path)}"
+    """Features, samples, batches, what was learned, and where the stats went."""
+    learned = f"{learned_in_words(stats.learned)}\n" if stats.learned else ""
+    return f"{_seen(stats)}\n{momentum_in_words(stats.momentum)}\n{learned}stats in {printable(path)}"
 
 
 def merge_summary(stats: Stats, paths: Sequence[str], path: str) -> str:
@@ -69,6 +71,8 @@ def _seen(stats: Stats) -> str:
     )
     if not stats.batch_size:
         return counts
+    if stats.learned:
+        return f"{counts} of {stats.batch_size} in {_count(len(stats.learned.train_loss), 'epoch')}"
     rest = stats.num_samples % stats.batch_size
     last = f", the last of {rest}" if rest and stats.num_samples > stats.batch_size else ""
     return f"{counts} of {min(stats.batch_size, stats.num_samples)}{last}"
@@ -85,6 +89,45 @@ def momentum_in_words(momentum: float | None) -> str:
     )
 
 
+def learned_in_words(learned: Learned) -> str:
+    """What learning gamma and beta came to, and whether it helped."""
+    settings = learned.settings
+    head = f", {_count(len(learned.bias), 'class', 'classes')}" if learned.classes is not None else ""
+    lines = [
+        f"gamma and beta learned with {settings['optimizer']} ({settings['loss']}, {settings['activation']}{head}): "
+        f"training loss {learned.train_loss[-1]:.4g}" + _accuracy(learned, held_out=False)
+    ]
+    if not settings["holdout"]:
+        return lines[0] + "; no sample was held out, so nothing says how it does on others (--holdout 0.2)"
+    found, fixed = float(learned.holdout_loss[-1]), learned.holdout_loss_fixed
+    lines.append(
+        f"held-out loss {found:.4g}{_accuracy(learned, held_out=True)}; "
+        f"with gamma 1, beta 0 and a head trained for as long {fixed:.4g}"
+    )
+    if not found < fixed:
+        lines.append(
+            "learning gamma and beta did not help: on the samples held out it is no better than gamma 1, beta 0"
+        )
+    return "\n".join(lines)
+
+
+def _accuracy(learned: Learned, *, held_out: bool) -> str:
+    if learned.classes is None or held_out != bool(learned.settings["holdout"]):
+        return ""
+    return f", {learned.accuracy[-1]:.1%} right"
+
+
+def plan_in_words(plan: Plan) -> str:
+    """What would be learned, from what and how."""
+    goal = {0: "a target of the data's own shape", -1: "labels"}.get(plan.outputs, _count(plan.outputs, "number"))
+    held = f"{_count(plan.order.held, 'sample')} held out" if plan.order.held else "none held out"
+    rate = f"lr {plan.lr:g}" if plan.lr else "the default lr"
+    return (
+        f"gamma and beta would be learned from {goal} ({plan.loss}, {plan.activation}): "
+        f"{_count(plan.epochs, 'epoch')} of {_count(plan.batches, 'batch', 'batches')}, {plan.optimizer} with {rate}, {held}"
+    )
+
+
 def plan_summary(look: Look) -> str:
     """What a fit would do."""
     lines = [
@@ -98,6 +141,7 @@ def plan_summary(look: Look) -> str:
             f"{_count(look.features, 'feature')} on axis {look.axis}, {_count(look.shape[0], 'sample')}, "
             f"{_count(look.batches, 'batch', 'batches')} of {look.batch_size}{last}",
             momentum_in_words(look.conventions.momentum),
+            *([plan_in_words(look.learning)] if look.learning else []),
             f"would write {printable(look.output)} (dry run: nothing was read or written)",
         ]
     )

@@ -218,11 +218,21 @@ def _header(record: Row, path: str, kernel: str) -> list[str]:
         f"{record['num_parameters']:,} parameters (gamma and beta of each feature)",
         "apply uses the running statistics, the population's with --use population",
     ]
+    if "learning" in record:
+        lines.append(_learning(record["learning"]))
     if sources:
         more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
         verb = "imported from" if "format" in record["sources"][0] else "fitted on"
         lines.append(f"{verb} {printable(sources[0])}{more}" + (f", kernel {printable(kernel)}" if kernel else ""))
     return lines
+
+
+def _learning(learning: Row) -> str:
+    found, fixed, epochs = learning["holdout_loss"], learning["holdout_loss_fixed"], learning["epochs"]
+    line = f"gamma and beta were learned in {len(epochs):,} epochs: training loss {epochs[-1]['train_loss']:.4g}"
+    if found is None:
+        return line
+    return line + f", held-out loss {found:.4g}" + (f" ({fixed:.4g} with gamma 1, beta 0)" if fixed is not None else "")
 
 
 def _footer(hidden_rows: int, hidden_columns: list[str]) -> list[str]:
@@ -312,10 +322,10 @@ def _indices(text: str, stats: Stats) -> list[int]:
 def _field(record: Row, rows: list[Row], field: str) -> str:
     if field in COLUMNS:
         return "".join(f"{_plain(field, row[field])}\n" for row in rows)
-    if field in record and not isinstance(record[field], list):
+    if field in record and not isinstance(record[field], (list, dict)):
         value = record[field]
         return f"{'none' if value is None else value}\n"
-    known = [*COLUMNS, *(k for k, v in record.items() if not isinstance(v, list))]
+    known = [*COLUMNS, *(k for k, v in record.items() if not isinstance(v, (list, dict)))]
     raise UsageError(f"--get {field!r}: no such field; there are {', '.join(known)}")
 
 

@@ -1,0 +1,362 @@
+"""The loop of learning: batches are read ahead in their drawn order, each takes one step, and its moments are folded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bncli.affine import Judged, Training, judge
+from bncli.engine.fold import Fold, holds_large_integers, segment_moments, statistics
+from bncli.engine.lesson import Lesson, Plan, open_target
+from bncli.engine.plan import Conventions, FitSpec, Progress, Segment
+from bncli.engine.workers import ahead, available
+from bncli.errors import InputError, printable
+from bncli.formats.drawn import Drawn
+from bncli.formats.joined import Joined
+from bncli.kernels import Missing
+from bncli.layout import Layout, Values
+from bncli.stats import Learned
+
+AHEAD_BYTES = 16 << 20  # of batches that are read ahead: a window's, which is gathered at once
+MOST_AHEAD = 64
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+
+
+class Epoch(NamedTuple):
+    """What an epoch came to: mean losses, and the share of classes that were right; NaN where there is none.
+
+    The training loss is that of each batch before its step. The accuracy is that of the samples held out, where there are
+    some, else that of the batches.
+    """
+
+    train_loss: float
+    holdout_loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """All that a run of learning has come to. Frozen and replaced after each step: an interrupted run holds a whole one.
+
+    Attributes
+    ----------
+    learned : Training
+    fixed : Training or None
+        The comparison with gamma 1 and beta 0, where samples are held out.
+    fold : Fold
+        The population of the first epoch's batches, the running statistics of all.
+    epoch, batch : int
+        Epochs that are complete, and batches of the one that is not.
+    loss : float
+        Sum of the losses of this epoch's samples.
+    correct : int
+        Of this epoch's samples, those whose class was right.
+    history : tuple of Epoch
+    """
+
+    learned: Training
+    fixed: Training | None
+    fold: Fold
+    epoch: int = 0
+    batch: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    history: tuple[Epoch, ...] = ()
+
+    @classmethod
+    def begin(cls, lesson: Lesson) -> Course:
+        """Nothing learned yet."""
+        fold = Fold.empty(lesson.model.layout.features)
+        return cls(lesson.start, lesson.fixed_start if lesson.plan.order.held else None, fold)
+
+    def pack(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Named arrays and attributes of everything but the fold, from which `unpack` makes the same course."""
+        arrays = {"history": np.array(self.history, np.float64).reshape(-1, len(Epoch._fields))}
+        attributes: dict[str, Any] = {name: getattr(self, name) for name in ("epoch", "batch", "loss", "correct")}
+        for name, training in (("learned", self.learned), ("fixed", self.fixed)):
+            if training is not None:
+                packed, plain = training.pack()
+                arrays |= {f"{name}/{key}": array for key, array in packed.items()}
+                attributes |= {f"{name}_{key}": value for key, value in plain.items()}
+        return arrays, attributes
+
+    @classmethod
+    def unpack(cls, arrays: dict[str, Array], attributes: dict[str, Any], fold: Fold) -> Course:
+        """The course that was packed. Raises LookupError or MismatchError where parts are missing or do not fit."""
+
+        def training(name: str) -> Training:
+            own = {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}
+            return Training.unpack(own, {"steps": attributes[f"{name}_steps"]})
+
+        return cls(
+            training("learned"),
+            training("fixed") if "fixed/values" in arrays else None,
+            fold,
+            int(attributes["epoch"]),
+            int(attributes["batch"]),
+            float(attributes["loss"]),
+            int(attributes["correct"]),
+            tuple(Epoch(*row) for row in arrays["history"].tolist()),
+        )
+
+
+class Batch(NamedTuple):
+    """A batch as it was read: its samples and their targets, mean and variance of its features, and its fold."""
+
+    x: Array
+    goals: Array
+    mean: Floats
+    var: Floats
+    fold: Fold
+
+
+@dataclass(frozen=True)
+class Classroom:
+    """A lesson with the data and the target that it reads.
+
+    Attributes
+    ----------
+    lesson : Lesson
+    data, targets : Joined
+    conventions : Conventions
+    budget : int
+        Bytes of buffers.
+    threads : int
+        With more than one the next batches are read while one is learned from.
+    """
+
+    lesson: Lesson
+    data: Joined
+    targets: Joined
+    conventions: Conventions
+    budget: int
+    threads: int
+
+    def courses(self, start: Course | None = None) -> Iterator[Course]:
+        """The course after each batch and each epoch, from `start` on to the end.
+
+        Raises
+        ------
+        InputError
+            Where a value is not finite, or the loss is not: learning diverged.
+        """
+        course, plan = start or Course.begin(self.lesson), self.lesson.plan
+        while course.epoch < plan.epochs:
+            count = self._batches(course.epoch)
+            reader = _Reader(self, course.epoch)
+            for batch in self._read(reader, range(course.batch, count)):
+                course = self._step(course, batch)
+                yield course
+            course = self._close(course)
+            yield course
+
+    def fixed_loss(self, course: Course) -> float:
+        """Held-out loss of the head that was trained with gamma 1 and beta 0; NaN without a hold-out."""
+        return self._examine(course, course.fixed)[0] if course.fixed else math.nan
+
+    def _batches(self, epoch: int) -> int:
+        """Batches to read: in the first epoch also a last one that is too small to train, for the population."""
+        plan = self.lesson.plan
+        return plan.batches if epoch else -(-plan.order.count // plan.batch_size)
+
+    def _read(self, reader: _Reader, numbers: range) -> Iterator[Batch]:
+        """Batches in order, some of them read ahead by a thread of its own."""
+        most = max(1, min(MOST_AHEAD, AHEAD_BYTES // reader.batch_bytes)) if self.threads > 1 else 0
+        return ahead(reader.batch, numbers, most)
+
+    def _step(self, course: Course, batch: Batch) -> Course:
+        lesson, count = self.lesson, len(batch.x)
+        fold = _folded(course, batch.fold, self.conventions)
+        if course.batch == lesson.plan.batches:
+            return replace(course, fold=fold, batch=course.batch + 1)
+        taken = course.epoch * lesson.plan.batches + course.batch
+        judged = self._judge(course.learned, batch)
+        learned = lesson.optimizer.step(course.learned, judged.gradient, taken)
+        if not (math.isfinite(judged.loss) and np.isfinite(learned.values).all()):
+            raise self._diverged(course, judged.loss)
+        fixed = course.fixed
+        if fixed:
+            fixed = lesson.head_optimizer.step(fixed, self._judge(fixed, batch).gradient, taken)
+        loss, correct = course.loss + judged.loss * count, course.correct + judged.correct
+        return replace(
+            course, learned=learned, fixed=fixed, fold=fold, batch=course.batch + 1, loss=loss, correct=correct
+        )
+
+    def _judge(self, training: Training, batch: Batch) -> Judged:
+        """In training mode: with the batch's own statistics."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return judge(self.lesson.model, training.values, batch.x, batch.mean, batch.var, batch.goals)
+
+    def _close(self, course: Course) -> Course:
+        """The course at the end of an epoch, with what it came to."""
+        plan = self.lesson.plan
+        samples = min(plan.batches * plan.batch_size, plan.order.count)
+        holdout_loss, accuracy = math.nan, course.correct / samples
+        if plan.order.held:
+            holdout_loss, accuracy = self._examine(course, course.learned)
+        if self.lesson.classes is None:
+            accuracy = math.nan
+        epoch = Epoch(course.loss / samples, holdout_loss, accuracy)
+        return replace(course, epoch=course.epoch + 1, batch=0, loss=0.0, correct=0, history=(*course.history, epoch))
+
+    def _examine(self, course: Course, training: Training) -> tuple[float, float]:
+        """Loss and accuracy of the samples held out, in test mode with the running statistics as they would be stored."""
+        mean, var = statistics(course.fold, self.conventions)
+        held, loss, correct = self.lesson.plan.order.held, 0.0, 0
+        reader = _Reader(self, None)
+        for batch in self._read(reader, range(-(-held // reader.samples))):
+            with np.errstate(over="ignore", invalid="ignore"):
+                judged = judge(self.lesson.model, training.values, batch.x, mean, var, batch.goals)
+            loss, correct = loss + judged.loss * len(batch.x), correct + judged.correct
+        return loss / held, correct / held
+
+    def _diverged(self, course: Course, loss: float) -> InputError:
+        rate = f"--lr {self.lesson.plan.lr:g}" if self.lesson.plan.lr else "the default --lr"
+        found = "a parameter is not finite" if math.isfinite(loss) else f"the loss is {loss:g}"
+        return InputError(
+            f"learning diverged: at batch {course.batch + 1} of epoch {course.epoch + 1} {found}; most likely {rate} is too "
+            "high (try a tenth of it), or the targets are too large"
+        )
+
+
+def _folded(course: Course, part: Fold, conventions: Conventions) -> Fold:
+    """The fold with one more batch; the population is counted in the first epoch alone."""
+    fold = course.fold
+    if not course.epoch:
+        return fold.join(part, conventions.momentum)
+    running = fold.running.merge(part.running, conventions.momentum)
+    return replace(fold, running=running, batches=fold.batches + 1)
+
+
+class _Reader:
+    """Reads batches of an epoch, or, without one, of the samples held out."""
+
+    def __init__(self, room: Classroom, epoch: int | None) -> None:
+        order, lesson = room.lesson.plan.order, room.lesson
+        self._lesson, self._layout = lesson, lesson.model.layout
+
+        @lru_cache(1)  # the data's are the target's
+        def indices(first: int, count: int) -> npt.NDArray[np.int64]:
+            return order.held_out(first, count) if epoch is None else order.indices(first, count, epoch)
+
+        self._count = order.held if epoch is None else order.count
+        self._x, self._goals = (
+            Drawn(source, indices, self._count, order.window, room.budget // 2) for source in (room.data, room.targets)
+        )
+        self._conventions, self._watched = room.conventions, epoch == 0
+        self.samples = lesson.plan.batch_size
+        self.batch_bytes = sum(self.samples * d.sample_size * d.dtype.itemsize for d in (room.data, room.targets))
+
+    def batch(self, number: int) -> Batch:
+        """Batch `number`. Raises InputError naming the sample where a value is not finite."""
+        first = number * self.samples
+        count = min(self.samples, self._count - first)
+        x, goals = (
+            d.read(first * d.sample_size, count * d.sample_size).reshape(count, *d.shape[1:]).copy()
+            for d in (self._x, self._goals)
+        )
+        flat = x.reshape(-1)
+        moments = self._layout.moments(Values(lambda start, length: flat[start : start + length]), 1, count, Missing())
+        segment = Segment(first, 1, count)
+        if not np.isfinite(moments.m2).all():
+            segment_moments(self._x, self._layout, segment, Missing())  # raises, and says where
+        _check_finite(self._goals, goals, first)
+        fold = Fold.of(moments, count, self._conventions)
+        if self._watched:
+            fold = replace(fold, rounded=holds_large_integers(self._x, segment, fold.population))
+        return Batch(x, self._lesson.goals(goals), fold.population.mean, fold.population.variance(), fold)
+
+
+def _check_finite(targets: Drawn, values: Array, first: int) -> None:
+    if values.dtype.kind != "f" or np.isfinite(values).all():
+        return
+    place = int(np.flatnonzero(~np.isfinite(values.reshape(-1)))[0])
+    address, sample = targets.locate(first * targets.sample_size + place)
+    raise InputError(
+        f"{printable(address)}: sample {sample} is {values.reshape(-1)[place]}; a target has to be finite: leave such samples out"
+    )
+
+
+def learn(
+    data: Joined,
+    layout: Layout,
+    spec: FitSpec,
+    conventions: Conventions,
+    gamma: Floats,
+    beta: Floats,
+    progress: Progress | None,
+) -> tuple[Fold, Floats, Floats, Learned]:
+    """Learn gamma and beta from where they are, and fold the statistics of the same batches.
+
+    Returns
+    -------
+    fold, gamma, beta, learned
+
+    Raises
+    ------
+    UsageError, MismatchError, InputError
+        As `Plan.of`, `Lesson.of` and `Classroom.courses`.
+    """
+    with open_target(spec, data) as targets:
+        plan = Plan.of(spec, data, layout, targets)
+        before = spec.reference.learned if spec.reference else None
+        lesson = Lesson.of(plan, layout, targets, conventions.eps, gamma, beta, before, spec.max_memory)
+        room = Classroom(lesson, data, targets, conventions, spec.max_memory, spec.workers or available())
+        course = Course.begin(lesson)
+        for course in room.courses():
+            if progress:
+                done = course.epoch * plan.order.count + min(course.batch * plan.batch_size, plan.order.count)
+                size = done * data.sample_size * data.dtype.itemsize
+                progress(done, plan.epochs * plan.order.count, size, in_words(course))
+        learned = record(room, course)
+        targets.check_unchanged()
+        data.notes += targets.notes
+    parameters = lesson.model.split(course.learned.values)
+    return course.fold, parameters.gamma, parameters.beta, learned
+
+
+def in_words(course: Course) -> str:
+    """The last epoch's losses."""
+    if not course.history:
+        return ""
+    last = course.history[-1]
+    told = {"loss": last.train_loss, "held-out": last.holdout_loss, "accuracy": last.accuracy}
+    values = ", ".join(f"{name} {value:.4g}" for name, value in told.items() if not math.isnan(value))
+    return f"epoch {course.epoch}: {values}"
+
+
+def record(room: Classroom, course: Course) -> Learned:
+    """What is kept of a course beside gamma and beta."""
+    lesson, plan = room.lesson, room.lesson.plan
+    parameters = lesson.model.split(course.learned.values)
+    train_loss, holdout_loss, accuracy = np.array(course.history, np.float64).T.copy()
+    settings = {
+        "loss": plan.loss,
+        "activation": plan.activation,
+        "optimizer": plan.optimizer,
+        "lr": plan.lr,
+        "steps": course.learned.steps,
+        "seed": plan.order.seed,
+        "holdout": plan.order.holdout,
+        "target": [printable(address) for address in room.targets.addresses],
+    }
+    return Learned(
+        parameters.weight,
+        parameters.bias,
+        course.learned.first,
+        course.learned.second,
+        train_loss,
+        holdout_loss,
+        accuracy,
+        room.fixed_loss(course),
+        lesson.classes,
+        settings,
+    )

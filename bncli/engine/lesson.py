@@ -1,0 +1,303 @@
+"""What is to be learned: the target beside the data, and all that follows from the options before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bncli.affine import CHUNK_VALUES, Model, Optimizer, Parameters, Training
+from bncli.engine.order import Order
+from bncli.engine.plan import FitSpec
+from bncli.errors import InputError, MismatchError, UsageError, printable
+from bncli.formats.address import SEPARATOR, expand, split
+from bncli.formats.array import ArraySource
+from bncli.formats.drawn import Drawn
+from bncli.formats.joined import Joined
+from bncli.kernels import Missing
+from bncli.layout import Layout, Values
+from bncli.stats import Learned
+
+STEPS = 1000  # the fewest that the default number of epochs gives
+RATES = {"adam": 0.01, "sgd": 0.1}  # where --lr does not say; see `_rates`
+DISTILLING_RATE = 0.02
+MOST_CLASSES = 1 << 16
+PIECE_VALUES = 1 << 18  # of the target, read at a time
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+
+
+def open_target(spec: FitSpec, data: Joined) -> Joined:
+    """The target over the same samples as the data; no value is read.
+
+    Raises
+    ------
+    MismatchError
+        When it holds another number of samples.
+    InputError, UsageError
+        As `Joined`.
+    """
+    target, own = spec.target, isinstance(spec.target, str) and spec.target.startswith(SEPARATOR)
+    addresses: Sequence[str] | Array
+    if not isinstance(target, str):
+        addresses = ArraySource(np.asarray(target)).array
+    elif own:
+        addresses = [split(address)[0] + target for address in data.addresses]
+    else:
+        addresses = expand([target])
+    options = {"rows": spec.rows, "budget": spec.max_memory, "allow_unwritten": spec.allow_unwritten}
+    targets = Joined(addresses, **options)  # type: ignore[arg-type]
+    pairs = zip(data.addresses, data.lengths, targets.addresses, targets.lengths, strict=True) if own else ()
+    for address, samples, other, length in [
+        *pairs,
+        ("the data", sum(data.lengths), targets.addresses[0], sum(targets.lengths)),
+    ]:
+        if samples != length:
+            raise MismatchError(
+                f"--target {printable(other)} holds {length:,} samples, {printable(address)} {samples:,}; one for each is needed"
+            )
+    return targets
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a lesson before a value is read.
+
+    Attributes
+    ----------
+    loss, activation, optimizer : str
+        See `affine`.
+    outputs : int
+        Numbers to predict; 0 for distillation, and -1 for classes, which are yet to be found.
+    order : Order
+        Which samples are held out, and in what order the others come.
+    batch_size, batches : int
+        Samples in each batch but the last, and batches that are trained in an epoch.
+    epochs : int
+    lr : float or None
+        The learning rate; None for the default's, which falls to 0.
+    """
+
+    loss: str
+    activation: str
+    optimizer: str
+    outputs: int
+    order: Order
+    batch_size: int
+    batches: int
+    epochs: int
+    lr: float | None
+
+    @property
+    def steps(self) -> int:
+        """Of the optimiser, in all epochs."""
+        return self.epochs * self.batches
+
+    @classmethod
+    def of(cls, spec: FitSpec, data: Joined, layout: Layout, targets: Joined) -> Plan:
+        """Raise UsageError, MismatchError or InputError where the options, data and target do not go together."""
+        loss, outputs = _loss_and_outputs(spec, data, targets)
+        if spec.activation not in (None, "identity") and not outputs:
+            raise UsageError(
+                f"--activation {spec.activation}: a target of the data's own shape is compared with y itself"
+            )
+        order = Order(data.shape[0], data.sample_size, spec.seed, spec.holdout or 0.0, spec.shuffled)
+        if spec.holdout and not order.held:
+            raise UsageError(f"--holdout {spec.holdout} of {data.shape[0]:,} samples keeps none out")
+        whole, rest = divmod(order.count, spec.batch_size)
+        batches = whole + (rest * layout.values_per_sample >= 2)
+        if not batches:
+            raise InputError(
+                f"{order.count} of {data.shape[0]} samples are left to learn from; a batch needs two values"
+            )
+        _check_memory(spec, data, targets, layout.features * abs(outputs))
+        return cls(
+            loss,
+            spec.activation or ("sigmoid" if loss == "cross-entropy" else "identity"),
+            spec.optimizer or "adam",
+            outputs,
+            order,
+            spec.batch_size,
+            batches,
+            spec.epochs or -(-STEPS // batches),
+            spec.lr,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """A plan with all that was read for it.
+
+    Attributes
+    ----------
+    plan : Plan
+    model : Model
+    classes : shape (K,) or None
+        The labels, ascending.
+    optimizer, head_optimizer : Optimizer
+        For all parameters, and for the head alone: gamma 1 and beta 0 stay what they are.
+    start : Training
+    """
+
+    plan: Plan
+    model: Model
+    classes: Array | None
+    optimizer: Optimizer
+    head_optimizer: Optimizer
+    start: Training
+
+    @classmethod
+    def of(
+        cls,
+        plan: Plan,
+        layout: Layout,
+        targets: Joined,
+        eps: float,
+        gamma: Floats,
+        beta: Floats,
+        before: Learned | None,
+        budget: int,
+    ) -> Lesson:
+        """Read the classes, and the first batch's targets where the learning rates depend on them.
+
+        Parameters
+        ----------
+        before : Learned, optional
+            What an earlier run learned, to be continued.
+        budget : int
+            Bytes of buffers.
+        """
+        classes = find_classes(targets) if plan.outputs < 0 else None
+        outputs = plan.outputs if classes is None else len(classes)
+        model = Model(layout, outputs, plan.activation, plan.loss, eps)
+        rates = _rates(plan, model, targets, gamma, beta, budget)
+        decay = 0 if plan.lr else plan.steps
+        head_rates = model.join(model.split(rates)._replace(gamma=np.zeros(1), beta=np.zeros(1)))
+        whole, head = (Optimizer(plan.optimizer, r, decay) for r in (rates, head_rates))
+        return cls(plan, model, classes, whole, head, _start(plan, model, classes, gamma, beta, before))
+
+    @property
+    def fixed_start(self) -> Training:
+        """Where the comparison starts: gamma 1, beta 0 and the head of `start`."""
+        parts = self.model.split(self.start.values)._replace(gamma=np.ones(1), beta=np.zeros(1))
+        return Training.begin(self.model.join(parts))
+
+    def goals(self, values: Array) -> Array:
+        """Targets as `affine.judge` takes them: labels become their places among the classes."""
+        if self.classes is None:
+            return values
+        return np.searchsorted(self.classes, values.reshape(-1))
+
+
+def find_classes(targets: Joined) -> Array:
+    """The distinct labels, ascending, of all samples.
+
+    Raises
+    ------
+    InputError
+        When there is only one, or more than MOST_CLASSES.
+    """
+    found = np.empty(0, targets.dtype)
+    for first in range(0, targets.shape[0], PIECE_VALUES):
+        values = targets.read(first, min(PIECE_VALUES, targets.shape[0] - first))
+        found = np.union1d(found, values)
+        if len(found) > MOST_CLASSES:
+            raise InputError(
+                f"--target {printable(targets.addresses[0])}: more than {MOST_CLASSES:,} different labels; "
+                "if they are numbers to predict, say --loss mse"
+            )
+    if len(found) == 1:
+        raise InputError(
+            f"--target {printable(targets.addresses[0])}: every label is {found[0]}; nothing can be learned"
+        )
+    return found
+
+
+def _loss_and_outputs(spec: FitSpec, data: Joined, targets: Joined) -> tuple[str, int]:
+    """The loss, and the outputs as in `Plan`."""
+    where, shape = f"--target {printable(targets.addresses[0])}", targets.shape
+    if targets.dtype.kind in "biu" and spec.loss != "mse":
+        if shape[1:] != (1,):
+            raise MismatchError(
+                f"{where}: integers are labels, one for each sample, and these have the shape {shape}; "
+                "if they are numbers to predict, say --loss mse"
+            )
+        return "cross-entropy", -1
+    if spec.loss == "cross-entropy":
+        raise UsageError(f"--loss cross-entropy needs integer labels; {where} holds {targets.dtype.name}")
+    if shape == data.shape:
+        return "mse", 0
+    if len(shape) == 2:
+        return "mse", shape[1]
+    raise MismatchError(f"{where}: shape {shape} is neither (N,) nor (N, K), nor the data's own {data.shape}")
+
+
+def _check_memory(spec: FitSpec, data: Joined, targets: Joined, head: int) -> None:
+    """Raise UsageError when a batch, with those read ahead and the arrays to compute with, takes more than half the buffers."""
+    sample = data.sample_size * data.dtype.itemsize + targets.sample_size * targets.dtype.itemsize
+    beside = 5 * 8 * (max(CHUNK_VALUES, data.sample_size) + 2 * head)
+    most = (spec.max_memory // 2 - beside) // (4 * sample)
+    if spec.batch_size <= most:
+        return
+    needed = 2 * (8 * sample + beside)
+    if most < 2:
+        raise UsageError(f"two samples do not fit --max-memory; learning needs at least {-(-needed >> 20)}M here")
+    raise UsageError(f"--batch-size {spec.batch_size}: such a batch does not fit --max-memory; {most} does")
+
+
+def _rates(plan: Plan, model: Model, targets: Joined, gamma: Floats, beta: Floats, budget: int) -> Floats:
+    """The learning rate of each parameter, of shape (P,).
+
+    Adam's steps are as long as the rate whatever the gradient, so its default is in the unit of what it moves: the
+    target's, as the first batch shows it, for a head that predicts numbers, and for gamma and beta in distillation.
+    """
+    if plan.lr:
+        return np.full(model.size, plan.lr)
+    rate = RATES[plan.optimizer]
+    one = np.ones(1)
+    if plan.loss == "cross-entropy":
+        return np.full(model.size, rate)
+    if plan.optimizer == "sgd":  # mse is a mean over features, and so is its gradient
+        return np.full(model.size, rate / 10 if model.outputs else DISTILLING_RATE * model.layout.features)
+    mean, var = _first_targets(plan, model, targets, budget)
+    unit = np.hypot(np.sqrt(var), mean)
+    if model.outputs:
+        unit = np.where(unit > 0, unit, 1)
+        return rate * model.join(Parameters(one, one, unit[:, None], unit))
+    return DISTILLING_RATE * model.join(Parameters(np.sqrt(var) + np.abs(gamma), unit + np.abs(beta), one, one))
+
+
+def _first_targets(plan: Plan, model: Model, targets: Joined, budget: int) -> tuple[Floats, Floats]:
+    """Mean and variance of the first batch's targets, per output, or per feature in distillation."""
+    count = min(plan.batch_size, plan.order.count)
+    layout = model.layout if not model.outputs else Layout(1, model.outputs, 1)
+    first = Drawn(targets, plan.order.indices, count, plan.order.window, budget)
+    moments = layout.moments(Values(first.read), 1, count, Missing())
+    return moments.mean[0], moments.variance()[0]
+
+
+def _start(
+    plan: Plan, model: Model, classes: Array | None, gamma: Floats, beta: Floats, before: Learned | None
+) -> Training:
+    """Gamma and beta as given and a head of zeros, or everything as an earlier run left it.
+
+    The head's zeros are no tie to break, as the outputs differ in their targets; at the very first step they keep the
+    gradient of gamma and beta at 0.
+    """
+    zeros = np.zeros(1)
+    if before is None:
+        return Training.begin(model.join(Parameters(gamma, beta, zeros[:, None], zeros)))
+    if before.weight.shape[0] != model.outputs:
+        raise MismatchError(
+            f"the head of --like has {before.weight.shape[0]} outputs, the target asks for {model.outputs}"
+        )
+    if (classes is None) != (before.classes is None) or not np.array_equal(classes, before.classes):  # type: ignore[arg-type]
+        raise MismatchError("the classes of --like are not those of the target")
+    values = model.join(Parameters(gamma, beta, before.weight, before.bias))
+    if before.settings["optimizer"] != plan.optimizer:
+        return Training.begin(values)
+    return Training(values, before.first, before.second, before.settings["steps"])

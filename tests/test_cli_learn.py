@@ -100,7 +100,7 @@ def test_progress_tells_of_every_epoch(labelled: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("bncli.render.progress.LINE_EVERY", 0.0)
     err = good(*fit(labelled, "--target", "::/y", "--holdout", "0.2", "--epochs", 3)).err
     for epoch in (1, 2, 3):
-        assert re.search(rf"epoch {epoch}: loss [\d.]+, held-out [\d.]+, accuracy [\d.]+\n", err)
+        assert re.search(rf"epoch {epoch}/3: loss [\d.]+, held-out [\d.]+, [\d.]+% right", err)
     assert no_controls(err)
     assert good(*fit(labelled, "--target", "::/y", "--epochs", 2, "-q", "-f")).err == ""
 
@@ -141,6 +141,7 @@ def test_merge_says_what_it_leaves_out(labelled: Path) -> None:
         (2, ["--target", "::/z", "--loss", "cross-entropy"], ["integer labels"]),
         (2, ["--target", "::/x", "--activation", "relu"], ["--activation relu"]),
         (2, ["--target", "::/y", "--holdout", "1"], ["--holdout", "0 <= F < 1"]),
+        (2, ["--target", "::"], ["names no dataset"]),
         (3, ["--target", "::/none"], ["/none"]),
         (3, ["--target", "missing.npy"], ["missing.npy"]),
         (3, ["--target", "::/bad"], ["::/bad: sample 123 is nan"]),

@@ -21,6 +21,7 @@ from bncli.formats.drawn import Drawn
 from bncli.formats.joined import Joined
 from bncli.kernels import Missing
 from bncli.layout import Layout, Values
+from bncli.moments import Moments
 from bncli.stats import Learned
 
 AHEAD_BYTES = 16 << 20  # of batches that are read ahead: a window's, which is gathered at once
@@ -109,7 +110,7 @@ class Course:
 
 
 class Batch(NamedTuple):
-    """A batch as it was read: its samples and their targets, mean and variance of its features, and its fold."""
+    """A batch as it was read: its samples and their targets, mean and variance of its features, and the fold so far."""
 
     x: Array
     goals: Array
@@ -151,7 +152,7 @@ class Classroom:
         course, plan = start or Course.begin(self.lesson), self.lesson.plan
         while course.epoch < plan.epochs:
             count = self._batches(course.epoch)
-            reader = _Reader(self, course.epoch)
+            reader = _Reader(self, course.epoch, course.fold)
             for batch in self._read(reader, range(course.batch, count)):
                 course = self._step(course, batch)
                 yield course
@@ -174,9 +175,8 @@ class Classroom:
 
     def _step(self, course: Course, batch: Batch) -> Course:
         lesson, count = self.lesson, len(batch.x)
-        fold = _folded(course, batch.fold, self.conventions)
         if course.batch == lesson.plan.batches:
-            return replace(course, fold=fold, batch=course.batch + 1)
+            return replace(course, fold=batch.fold, batch=course.batch + 1)
         taken = course.epoch * lesson.plan.batches + course.batch
         judged = self._judge(course.learned, batch)
         learned = lesson.optimizer.step(course.learned, judged.gradient, taken)
@@ -187,7 +187,7 @@ class Classroom:
             fixed = lesson.head_optimizer.step(fixed, self._judge(fixed, batch).gradient, taken)
         loss, correct = course.loss + judged.loss * count, course.correct + judged.correct
         return replace(
-            course, learned=learned, fixed=fixed, fold=fold, batch=course.batch + 1, loss=loss, correct=correct
+            course, learned=learned, fixed=fixed, fold=batch.fold, batch=course.batch + 1, loss=loss, correct=correct
         )
 
     def _judge(self, training: Training, batch: Batch) -> Judged:
@@ -211,7 +211,7 @@ class Classroom:
         """Loss and accuracy of the samples held out, in test mode with the running statistics as they would be stored."""
         mean, var = statistics(course.fold, self.conventions)
         held, loss, correct = self.lesson.plan.order.held, 0.0, 0
-        reader = _Reader(self, None)
+        reader = _Reader(self, None, course.fold)
         for batch in self._read(reader, range(-(-held // reader.samples))):
             with np.errstate(over="ignore", invalid="ignore"):
                 judged = judge(self.lesson.model, training.values, batch.x, mean, var, batch.goals)
@@ -227,19 +227,10 @@ class Classroom:
         )
 
 
-def _folded(course: Course, part: Fold, conventions: Conventions) -> Fold:
-    """The fold with one more batch; the population is counted in the first epoch alone."""
-    fold = course.fold
-    if not course.epoch:
-        return fold.join(part, conventions.momentum)
-    running = fold.running.merge(part.running, conventions.momentum)
-    return replace(fold, running=running, batches=fold.batches + 1)
-
-
 class _Reader:
     """Reads batches of an epoch, or, without one, of the samples held out."""
 
-    def __init__(self, room: Classroom, epoch: int | None) -> None:
+    def __init__(self, room: Classroom, epoch: int | None, fold: Fold) -> None:
         order, lesson = room.lesson.plan.order, room.lesson
         self._lesson, self._layout = lesson, lesson.model.layout
 
@@ -251,12 +242,12 @@ class _Reader:
         self._x, self._goals = (
             Drawn(source, indices, self._count, order.window, room.budget // 2) for source in (room.data, room.targets)
         )
-        self._conventions, self._watched = room.conventions, epoch == 0
+        self._conventions, self._epoch, self._fold = room.conventions, epoch, fold
         self.samples = lesson.plan.batch_size
         self.batch_bytes = sum(self.samples * d.sample_size * d.dtype.itemsize for d in (room.data, room.targets))
 
     def batch(self, number: int) -> Batch:
-        """Batch `number`. Raises InputError naming the sample where a value is not finite."""
+        """Batch `number`; to be asked for in order. Raises InputError naming the sample where a value is not finite."""
         first = number * self.samples
         count = min(self.samples, self._count - first)
         x, goals = (
@@ -269,10 +260,19 @@ class _Reader:
         if not np.isfinite(moments.m2).all():
             segment_moments(self._x, self._layout, segment, Missing())  # raises, and says where
         _check_finite(self._goals, goals, first)
-        fold = Fold.of(moments, count, self._conventions)
-        if self._watched:
-            fold = replace(fold, rounded=holds_large_integers(self._x, segment, fold.population))
-        return Batch(x, self._lesson.goals(goals), fold.population.mean, fold.population.variance(), fold)
+        if self._epoch is not None:
+            self._fold_in(moments, segment)
+        return Batch(x, self._lesson.goals(goals), moments.mean[0], moments.variance()[0], self._fold)
+
+    def _fold_in(self, moments: Moments, segment: Segment) -> None:
+        """Fold one more batch; the population is counted in the first epoch alone."""
+        part, momentum = Fold.of(moments, segment.samples, self._conventions), self._conventions.momentum
+        if not self._epoch:
+            part = replace(part, rounded=holds_large_integers(self._x, segment, part.population))
+            self._fold = self._fold.join(part, momentum)
+            return
+        running = self._fold.running.merge(part.running, momentum)
+        self._fold = replace(self._fold, running=running, batches=self._fold.batches + 1)
 
 
 def _check_finite(targets: Drawn, values: Array, first: int) -> None:
@@ -315,7 +315,7 @@ def learn(
             if progress:
                 done = course.epoch * plan.order.count + min(course.batch * plan.batch_size, plan.order.count)
                 size = done * data.sample_size * data.dtype.itemsize
-                progress(done, plan.epochs * plan.order.count, size, in_words(course))
+                progress(done, plan.epochs * plan.order.count, size, in_words(plan, course))
         learned = record(room, course)
         targets.check_unchanged()
         data.notes += targets.notes
@@ -323,14 +323,16 @@ def learn(
     return course.fold, parameters.gamma, parameters.beta, learned
 
 
-def in_words(course: Course) -> str:
-    """The last epoch's losses."""
+def in_words(plan: Plan, course: Course) -> str:
+    """The last epoch that is complete, and what it came to, in few columns."""
+    told = f"epoch {course.epoch}/{plan.epochs}"
     if not course.history:
-        return ""
+        return told
     last = course.history[-1]
-    told = {"loss": last.train_loss, "held-out": last.holdout_loss, "accuracy": last.accuracy}
-    values = ", ".join(f"{name} {value:.4g}" for name, value in told.items() if not math.isnan(value))
-    return f"epoch {course.epoch}: {values}"
+    told += f": loss {last.train_loss:.3g}"
+    if not math.isnan(last.holdout_loss):
+        told += f", held-out {last.holdout_loss:.3g}"
+    return told if math.isnan(last.accuracy) else f"{told}, {last.accuracy:.1%} right"
 
 
 def record(room: Classroom, course: Course) -> Learned:

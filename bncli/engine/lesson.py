@@ -45,6 +45,8 @@ def open_target(spec: FitSpec, data: Joined) -> Joined:
     addresses: Sequence[str] | Array
     if not isinstance(target, str):
         addresses = ArraySource(np.asarray(target)).array
+    elif not target.lstrip(":/"):
+        raise UsageError(f"--target {target!r} names no dataset; say which: ::/y")
     elif own:
         addresses = [split(address)[0] + target for address in data.addresses]
     else:

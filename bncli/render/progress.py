@@ -80,13 +80,13 @@ class _Bar:
 
 
 def _status(done: int, total: int | None, size: int, elapsed: float, note: str) -> str:
-    """ "12,000 of 90,000 samples, 1.2 GB/s, 8 s left"."""
-    parts = [f"{done:,}" + (f" of {total:,}" if total else "") + " samples"]
-    if size:
+    """ "12,000 of 90,000 samples, 1.2 GB/s, 8 s left"; the note, where there is one, says how far it is."""
+    parts = [note or f"{done:,}" + (f" of {total:,}" if total else "") + " samples"]
+    if size and not note:
         parts.append(f"{size / elapsed / 1e9:.2f} GB/s")
     if total and done:
         parts.append(f"{_duration(elapsed * (total - done) / done)} left")
-    return ", ".join([*parts, note] if note else parts)
+    return ", ".join(parts)
 
 
 def _duration(seconds: float) -> str:

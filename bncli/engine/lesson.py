@@ -51,8 +51,13 @@ def open_target(spec: FitSpec, data: Joined) -> Joined:
         addresses = [split(address)[0] + target for address in data.addresses]
     else:
         addresses = expand([target])
-    options = {"rows": spec.rows, "budget": spec.max_memory, "allow_unwritten": spec.allow_unwritten}
-    targets = Joined(addresses, **options)  # type: ignore[arg-type]
+    targets = Joined(
+        addresses,
+        rows=spec.rows,
+        budget=spec.max_memory,
+        allow_unwritten=spec.allow_unwritten,
+        allow_virtual=spec.allow_virtual,
+    )
     pairs = zip(data.addresses, data.lengths, targets.addresses, targets.lengths, strict=True) if own else ()
     for address, samples, other, length in [
         *pairs,

@@ -82,6 +82,9 @@ class Learned:
 
     def check(self, features: int) -> None:
         """Raise MismatchError when the parts do not belong to each other and to this many features."""
+        missing = {"loss", "activation", "optimizer", "steps", "holdout"} - set(self.settings)
+        if missing or self.train_loss.ndim != 1 or not self.train_loss.size:
+            raise MismatchError("what was learned lacks its history or settings")
         outputs = len(self.bias)
         size = 2 * features + outputs * (features + 1)
         shapes = {"weight": (outputs, features), "first": (size,), "second": (size,), "classes": (outputs,)}

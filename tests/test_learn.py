@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -339,6 +340,33 @@ def test_what_was_learned_survives_the_file(tmp_path: Path) -> None:
     assert [set(e) for e in learning["epochs"]] == [{"train_loss", "holdout_loss", "accuracy"}] * 2
     assert learning["holdout_loss"] == stats.learned.holdout_loss[-1]
     assert learning["holdout_loss_fixed"] == stats.learned.holdout_loss_fixed
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("weight", np.zeros((3, 5))), ("bias", np.zeros(2)), ("first", np.zeros(3)), ("classes", np.arange(2)),
+     ("accuracy", np.zeros(3)), ("train_loss", np.zeros((2, 1))), ("train_loss", np.zeros(0)), ("settings", {})],
+)  # fmt: skip
+def test_parts_that_do_not_belong_together_are_refused(part: str, value: Any) -> None:
+    x, labels = classified()
+    stats = fit(x, target=labels, epochs=2)
+    assert stats.learned is not None
+    with pytest.raises(MismatchError, match="learned"):
+        replace(stats, learned=replace(stats.learned, **{part: value}))
+
+
+def test_like_keeps_activation_and_optimizer() -> None:
+    x, labels = classified()
+    first = fit(x, target=labels, epochs=2, activation="tanh", optimizer="sgd")
+    again = fit(x, target=labels, epochs=2, like=first)
+    other = fit(x, target=labels, epochs=2, like=first, activation="relu")
+    numbers = fit(x, target=x[:, 0], epochs=1, like=replace(first, learned=None))
+    found = [
+        (s.learned.settings["activation"], s.learned.settings["optimizer"])
+        for s in (again, other, numbers)
+        if s.learned
+    ]
+    assert found == [("tanh", "sgd"), ("relu", "sgd"), ("identity", "adam")]
 
 
 def test_without_a_hold_out_there_is_no_held_out_loss() -> None:

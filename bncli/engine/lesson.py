@@ -112,6 +112,9 @@ class Plan:
             raise UsageError(
                 f"--activation {spec.activation}: a target of the data's own shape is compared with y itself"
             )
+        before = spec.reference.learned.settings if spec.reference and spec.reference.learned else {}
+        usual = {"optimizer": "adam", "activation": "sigmoid" if loss == "cross-entropy" else "identity"}
+        usual |= {name: before[name] for name in usual if before.get("loss") == loss}
         order = Order(data.shape[0], data.sample_size, spec.seed, spec.holdout or 0.0, spec.shuffled)
         if spec.holdout and not order.held:
             raise UsageError(f"--holdout {spec.holdout} of {data.shape[0]:,} samples keeps none out")
@@ -124,8 +127,8 @@ class Plan:
         _check_memory(spec, data, targets, layout.features * abs(outputs))
         return cls(
             loss,
-            spec.activation or ("sigmoid" if loss == "cross-entropy" else "identity"),
-            spec.optimizer or "adam",
+            spec.activation or usual["activation"] if outputs else "identity",
+            spec.optimizer or usual["optimizer"],
             outputs,
             order,
             spec.batch_size,

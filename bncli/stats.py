@@ -35,7 +35,7 @@ PLAIN_ATTRIBUTES = (
 
 Floats = npt.NDArray[np.float64]
 
-LEARNED_ARRAYS = ("weight", "bias", "first", "second", "train_loss", "holdout_loss", "accuracy")
+LEARNED_ARRAYS = ("weight", "bias", "first", "second", "fixed", "train_loss", "holdout_loss", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Learned:
         The linear head; K is 0 where there is none.
     first, second : shape (2·C + K·(C + 1),)
         Adam's moments of the gradients of gamma, beta, weight and bias, one after the other.
+    fixed : shape (3, 2·C + K·(C + 1)) or (0, …)
+        The same parameters and their moments as trained with gamma 1 and beta 0; none where there is no such comparison.
     train_loss, holdout_loss, accuracy : shape (E,)
         Of each epoch; NaN where there is none.
     holdout_loss_fixed : float
@@ -73,6 +75,7 @@ class Learned:
     bias: Floats
     first: Floats
     second: Floats
+    fixed: Floats
     train_loss: Floats
     holdout_loss: Floats
     accuracy: Floats
@@ -88,6 +91,7 @@ class Learned:
         outputs = len(self.bias)
         size = 2 * features + outputs * (features + 1)
         shapes = {"weight": (outputs, features), "first": (size,), "second": (size,), "classes": (outputs,)}
+        shapes["fixed"] = (3 if len(self.fixed) else 0, size)
         shapes |= {"accuracy": self.train_loss.shape, "holdout_loss": self.train_loss.shape}
         for name, shape in shapes.items():
             part = getattr(self, name)

@@ -16,6 +16,7 @@ from helpers import ANY_ADVICE, advised, peer
 
 import bncli
 from bncli import Stats, affine
+from bncli.advice import BnWarning
 from bncli.engine import learn, lesson
 from bncli.engine.learn import Classroom, Course
 from bncli.engine.lesson import Lesson, Plan, open_target
@@ -24,6 +25,7 @@ from bncli.engine.order import Order
 from bncli.errors import InputError, MismatchError, UsageError
 from bncli.formats.joined import Joined
 from bncli.layout import Layout
+from bncli.render.summary import fit_summary
 
 Array = npt.NDArray[Any]
 SAMPLE = Path(__file__).parent.parent / "sample_data" / "cancer_train.h5"
@@ -344,7 +346,7 @@ def test_what_was_learned_survives_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("part", "value"),
-    [("weight", np.zeros((3, 5))), ("bias", np.zeros(2)), ("first", np.zeros(3)), ("classes", np.arange(2)),
+    [("weight", np.zeros((3, 5))), ("bias", np.zeros(2)), ("first", np.zeros(3)), ("fixed", np.zeros((2, 33))), ("classes", np.arange(2)),
      ("accuracy", np.zeros(3)), ("train_loss", np.zeros((2, 1))), ("train_loss", np.zeros(0)), ("settings", {})],
 )  # fmt: skip
 def test_parts_that_do_not_belong_together_are_refused(part: str, value: Any) -> None:
@@ -367,6 +369,21 @@ def test_like_keeps_activation_and_optimizer() -> None:
         if s.learned
     ]
     assert found == [("tanh", "sgd"), ("relu", "sgd"), ("identity", "adam")]
+
+
+def test_like_goes_on_with_the_comparison_too() -> None:
+    x, labels = classified()
+    options: dict[str, Any] = {"holdout": 0.25, "batch_size": 240, "lr": 0.02, "shuffle": False}
+    whole = fit(x, target=labels, epochs=7, **options).learned
+    rest = fit(x, target=labels, epochs=3, like=fit(x, target=labels, epochs=4, **options), **options).learned
+    assert whole is not None
+    assert rest is not None
+    assert whole.fixed.tobytes() == rest.fixed.tobytes()
+    seen = fit(x, target=labels, epochs=2, batch_size=240)
+    with pytest.warns(BnWarning, match="may come from samples that are held out now"):
+        unlike = bncli.fit(x, target=labels, epochs=2, like=seen, holdout=0.25)
+    assert unlike.as_dict()["learning"]["holdout_loss_fixed"] is None
+    assert "nothing to compare with" in fit_summary(unlike, "s.bn.h5")
 
 
 def test_without_a_hold_out_there_is_no_held_out_loss() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bncli.advice import BnWarning
 from bncli.affine import Judged, Training, judge
 from bncli.engine.fold import Fold, holds_large_integers, segment_moments, statistics
 from bncli.engine.lesson import Lesson, Plan, open_target
@@ -76,7 +78,7 @@ class Course:
     def begin(cls, lesson: Lesson) -> Course:
         """Nothing learned yet."""
         fold = Fold.empty(lesson.model.layout.features)
-        return cls(lesson.start, lesson.fixed_start if lesson.plan.order.held else None, fold)
+        return cls(lesson.start, lesson.fixed_start, fold)
 
     def pack(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """Named arrays and attributes of everything but the fold, from which `unpack` makes the same course."""
@@ -309,6 +311,7 @@ def learn(
         plan = Plan.of(spec, data, layout, targets)
         before = spec.reference.learned if spec.reference else None
         lesson = Lesson.of(plan, layout, targets, conventions.eps, gamma, beta, before, spec.max_memory)
+        _tell_seen(plan, before)
         room = Classroom(lesson, data, targets, conventions, spec.max_memory, spec.workers or available())
         course = Course.begin(lesson)
         for course in room.courses():
@@ -321,6 +324,18 @@ def learn(
         data.notes += targets.notes
     parameters = lesson.model.split(course.learned.values)
     return course.fold, parameters.gamma, parameters.beta, learned
+
+
+def _tell_seen(plan: Plan, before: Learned | None) -> None:
+    """Warn where samples that are held out now may be among those that were learned from before."""
+    drawn = {"seed": plan.order.seed, "holdout": plan.order.holdout}
+    if before and plan.order.held and any(before.settings.get(name) != value for name, value in drawn.items()):
+        warnings.warn(
+            "what --like learned may come from samples that are held out now, and the held-out loss then says too little: "
+            "give the --holdout and --seed of that run, or other data",
+            BnWarning,
+            stacklevel=4,
+        )
 
 
 def in_words(plan: Plan, course: Course) -> str:
@@ -355,6 +370,7 @@ def record(room: Classroom, course: Course) -> Learned:
         parameters.bias,
         course.learned.first,
         course.learned.second,
+        np.array(list(course.fixed.pack()[0].values()) if course.fixed else np.empty((0, lesson.model.size))),
         train_loss,
         holdout_loss,
         accuracy,

@@ -151,6 +151,8 @@ class Lesson:
     optimizer, head_optimizer : Optimizer
         For all parameters, and for the head alone: gamma 1 and beta 0 stay what they are.
     start : Training
+    fixed_start : Training or None
+        Of the comparison with gamma 1 and beta 0; None where nothing is held out, or an earlier run made none.
     """
 
     plan: Plan
@@ -159,6 +161,7 @@ class Lesson:
     optimizer: Optimizer
     head_optimizer: Optimizer
     start: Training
+    fixed_start: Training | None
 
     @classmethod
     def of(
@@ -188,13 +191,9 @@ class Lesson:
         decay = 0 if plan.lr else plan.steps
         head_rates = model.join(model.split(rates)._replace(gamma=np.zeros(1), beta=np.zeros(1)))
         whole, head = (Optimizer(plan.optimizer, r, decay) for r in (rates, head_rates))
-        return cls(plan, model, classes, whole, head, _start(plan, model, classes, gamma, beta, before))
-
-    @property
-    def fixed_start(self) -> Training:
-        """Where the comparison starts: gamma 1, beta 0 and the head of `start`."""
-        parts = self.model.split(self.start.values)._replace(gamma=np.ones(1), beta=np.zeros(1))
-        return Training.begin(self.model.join(parts))
+        start = _start(plan, model, classes, gamma, beta, before)
+        fixed = _fixed_start(plan, model, before) if plan.order.held else None
+        return cls(plan, model, classes, whole, head, start, fixed)
 
     def goals(self, values: Array) -> Array:
         """Targets as `affine.judge` takes them: labels become their places among the classes."""
@@ -308,6 +307,20 @@ def _start(
     if (classes is None) != (before.classes is None) or not np.array_equal(classes, before.classes):  # type: ignore[arg-type]
         raise MismatchError("the classes of --like are not those of the target")
     values = model.join(Parameters(gamma, beta, before.weight, before.bias))
+    return _continued(plan, before, np.array([values, before.first, before.second]))
+
+
+def _fixed_start(plan: Plan, model: Model, before: Learned | None) -> Training | None:
+    """Gamma 1, beta 0 and a head of zeros, or everything as an earlier run left it; None where it left nothing."""
+    zeros = np.zeros(1)
+    if before is None:
+        return Training.begin(model.join(Parameters(np.ones(1), zeros, zeros[:, None], zeros)))
+    return _continued(plan, before, before.fixed) if len(before.fixed) else None
+
+
+def _continued(plan: Plan, before: Learned, parts: Floats) -> Training:
+    """A training from its values and moments; another optimizer starts without moments."""
     if before.settings["optimizer"] != plan.optimizer:
-        return Training.begin(values)
-    return Training(values, before.first, before.second, before.settings["steps"])
+        return Training.begin(parts[0])
+    values, first, second = parts
+    return Training(values, first, second, before.settings["steps"])

@@ -172,8 +172,8 @@ class Classroom:
 
     def _read(self, reader: _Reader, numbers: range) -> Iterator[Batch]:
         """Batches in order, some of them read ahead by a thread of its own."""
-        most = max(1, min(MOST_AHEAD, AHEAD_BYTES // reader.batch_bytes)) if self.threads > 1 else 0
-        return ahead(reader.batch, numbers, most)
+        room = min(AHEAD_BYTES, self.budget // 8) // reader.batch_bytes
+        return ahead(reader.batch, numbers, max(1, min(MOST_AHEAD, room)) if self.threads > 1 else 0)
 
     def _step(self, course: Course, batch: Batch) -> Course:
         lesson, count = self.lesson, len(batch.x)

@@ -1,19 +1,26 @@
-"""Where the process begins: Ctrl-C and SIGTERM while bn itself is being loaded leave no traceback."""
+"""Where the process begins and ends: signals are seen to before bn itself is loaded, and no thread is waited for."""
 
 from __future__ import annotations
 
-import signal
+import contextlib
+import os
 import sys
+from typing import NoReturn
+
+from bncli import interrupts
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run bn; see `bncli.cli.main`."""
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(143))
+    interrupts.watch()
+    from bncli.cli import main as run
+
     try:
-        from bncli.cli import main as run
-    except KeyboardInterrupt:
-        sys.exit(130)
-    run()
+        run()
+    except SystemExit as done:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.flush()
+        os._exit(done.code if isinstance(done.code, int) else 1)  # stdout is flushed; all files are closed or given up
 
 
 if __name__ == "__main__":

@@ -4,57 +4,184 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
+from bncli import interrupts
 from bncli.errors import InputError, OutputExistsError, WriteError, printable
+
+SUFFIX = ".tmp"
+MOST_LOCKED = 256  # of the outputs of one run; every lock is an open file
+
+
+class Outputs:
+    """Files that come into being together: each is written beside its place, and all get their names at the end.
+
+    A temporary file is made at once, so that a folder that cannot be written to is found out before computing. Until
+    the renaming every output is what it was; after an error, or when the process is stopped, the temporary files are
+    gone. A killed process leaves them; the next that writes the same output removes them.
+
+    Parameters
+    ----------
+    force : bool
+        Replace files that exist.
+    inputs : sequence of str
+        Files that must not be an output.
+    final : bool
+        The run ends with these files: once they have their names it is not stopped any more.
+    """
+
+    def __init__(self, *, force: bool = False, inputs: Sequence[str] = (), final: bool = True) -> None:
+        self._force, self._inputs, self._final = force, inputs, final
+        self._pending: list[_Pending] = []
+        self._swept: dict[str, list[str]] = {}  # folder -> what was in it
+        self._watched = interrupts.tidied(self._tidy)
+
+    def add(self, path: str) -> str:
+        """Return the path of an empty temporary file that becomes `path`. A symbolic link is kept: its target is replaced.
+
+        Raises
+        ------
+        OutputExistsError
+            When the output exists (without `force`) or is one of the inputs.
+        WriteError
+            When the folder cannot be written to.
+        """
+        check_output(path, force=self._force, inputs=self._inputs)
+        target = os.path.realpath(path)
+        folder, name = os.path.split(target)
+        try:
+            if folder not in self._swept:
+                self._swept[folder] = os.listdir(folder)
+            _sweep(folder, name, self._swept[folder])
+            with interrupts.held:
+                fd, temporary = _temporary(folder, name)
+                self._pending.append(_Pending(path, target, temporary, fd))
+        except OSError as error:
+            raise _failed(path, error) from None
+        if len(self._pending) > MOST_LOCKED:
+            self._pending[-1].unlock()
+        return temporary
+
+    def __enter__(self) -> Outputs:
+        self._watched.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                self._complete()
+            elif isinstance(error, OSError) and self._pending:
+                raise _failed(self._pending[-1].path, error) from error
+        finally:
+            self._tidy()
+            self._watched.__exit__(None, None, None)
+
+    def _complete(self) -> None:
+        """Bring all to the disk, then rename all, then bring the names to the disk."""
+        for new in self._pending:
+            with _telling(new.path):
+                _set_mode(new.temporary, new.target)
+                _sync(new.temporary)
+            if not self._force:
+                check_output(new.path, force=False, inputs=self._inputs)  # it may have come into being meanwhile
+        with interrupts.held:
+            for new in self._pending:
+                with _telling(new.path):
+                    os.replace(new.temporary, new.target)
+                if self._final:
+                    interrupts.pass_by()
+        for folder, path in {os.path.dirname(new.target): new.path for new in self._pending}.items():
+            with _telling(path):
+                _sync_folder(folder)
+
+    def _tidy(self) -> None:
+        """Remove the temporary files that have not become outputs."""
+        for new in self._pending:
+            with contextlib.suppress(OSError):
+                os.unlink(new.temporary)
+            new.unlock()
+
+
+@dataclass
+class _Pending:
+    """An output to be: as typed, where it goes, its temporary file, and the descriptor that holds the lock on that."""
+
+    path: str
+    target: str
+    temporary: str
+    fd: int
+
+    def unlock(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
 
 @contextlib.contextmanager
 def replacing(path: str, *, force: bool = False, inputs: Sequence[str] = ()) -> Iterator[str]:
-    """Give the path of an empty temporary file that becomes `path` when the block ends without an error.
+    """Give the path of an empty temporary file that becomes `path` when the block ends without an error; see `Outputs`."""
+    with Outputs(force=force, inputs=inputs) as outputs:
+        yield outputs.add(path)
 
-    The temporary file is made at once, so that a folder that cannot be written to is found out before computing.
-    Until the rename `path` is what it was; after an error the temporary file is gone.
 
-    Parameters
-    ----------
-    path : str
-        The output. A symbolic link is kept: what it points to is replaced.
-    force : bool
-        Replace a file that exists.
-    inputs : sequence of str
-        Files that must not be the output.
+def sweep(path: str) -> None:
+    """Remove the temporary files that killed runs left of this output; a live run's are locked, and stay."""
+    folder, name = os.path.split(os.path.realpath(path))
+    with contextlib.suppress(OSError):
+        _sweep(folder, name, os.listdir(folder))
 
-    Raises
-    ------
-    OutputExistsError
-        When the output exists (without `force`) or is one of the inputs.
-    WriteError
-        When the folder cannot be written to, or the file cannot be completed.
-    """
-    check_output(path, force=force, inputs=inputs)
-    target = os.path.realpath(path)
-    folder, name = os.path.split(target)
-    try:
-        fd, temporary = tempfile.mkstemp(prefix=f".{name[:80]}.", suffix=".tmp", dir=folder)
-    except OSError as error:
-        raise _failed(path, error) from None
-    try:
+
+def _sweep(folder: str, name: str, listed: Sequence[str]) -> None:
+    left = re.compile(re.escape(_prefix(name)) + r"[a-z0-9_]{8}" + re.escape(SUFFIX))  # as mkstemp names them
+    for found in filter(left.fullmatch, listed):
+        with contextlib.suppress(OSError):  # live, gone meanwhile, or of a file system without locks
+            fd = os.open(os.path.join(folder, found), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(os.path.join(folder, found))
+            finally:
+                os.close(fd)
+
+
+def _temporary(folder: str, name: str) -> tuple[int, str]:
+    """A new temporary file and its locked descriptor."""
+    while True:
+        fd, path = tempfile.mkstemp(prefix=_prefix(name), suffix=SUFFIX, dir=folder)
+        with contextlib.suppress(OSError):  # a file system without locks: nobody can sweep there either
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:  # else another run took it, just made, for one that was left
+            return fd, path
         os.close(fd)
-        yield temporary
-        _set_mode(temporary, target)
-        _sync(temporary)
-        if not force:
-            check_output(path, force=False, inputs=inputs)  # it may have come into being meanwhile
-        os.replace(temporary, target)
-        _sync(folder)
+
+
+def _prefix(name: str) -> str:
+    return f".{name[:80]}.bn-"
+
+
+def reserve(fd: int, size: int) -> None:
+    """Set space aside for `size` bytes, so that a full disk is found out before computing; not all file systems can."""
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    try:
+        os.posix_fallocate(fd, 0, size)
     except OSError as error:
-        raise _failed(path, error) from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
+
+
+def fill(temporary: str, content: bytes) -> None:
+    """Write the whole of a file, into the space that was set aside for it."""
+    with open(temporary, "r+b", buffering=0) as file:
+        rest = memoryview(content)
+        while len(rest):
+            rest = rest[file.write(rest) :]
+        file.truncate(len(content))
 
 
 def check_output(path: str, *, force: bool, inputs: Sequence[str] = ()) -> None:
@@ -71,9 +198,9 @@ def check_output(path: str, *, force: bool, inputs: Sequence[str] = ()) -> None:
 
 
 def write_bytes(path: str, content: bytes, *, force: bool = False, inputs: Sequence[str] = ()) -> None:
-    """Write a small file in one piece; raises as `replacing` does."""
-    with replacing(path, force=force, inputs=inputs) as temporary, open(temporary, "wb") as file:
-        file.write(content)
+    """Write a small file in one piece; raises as `Outputs` does."""
+    with replacing(path, force=force, inputs=inputs) as temporary:
+        fill(temporary, content)
 
 
 def read_bytes(path: str, limit: int) -> bytes:
@@ -99,6 +226,15 @@ def read_bytes(path: str, limit: int) -> bytes:
     return content
 
 
+@contextlib.contextmanager
+def _telling(path: str) -> Iterator[None]:
+    """Make a WriteError of what fails while a file is completed."""
+    try:
+        yield
+    except OSError as error:
+        raise _failed(path, error) from error
+
+
 def _failed(path: str, error: OSError) -> WriteError:
     reason = error.strerror or str(error)
     cure = "free some space or give" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "give"
@@ -122,3 +258,11 @@ def _sync(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _sync_folder(path: str) -> None:
+    try:
+        _sync(path)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that syncs no folders
+            raise

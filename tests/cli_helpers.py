@@ -7,7 +7,6 @@ import io
 import os
 import pty
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ import numpy.typing as npt
 from bncli import cli
 
 Array = npt.NDArray[Any]
-BN = [sys.executable, "-c", "import sys; sys.argv[0] = 'bn'; from bncli.cli import main; main()"]
+BN = [sys.executable, "-c", "import sys; sys.argv[0] = 'bn'; from bncli.__main__ import main; main()"]
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]\d+)?")
 
 
@@ -36,15 +35,12 @@ class Result:
 def bn(*args: object) -> Result:
     """Run the console entry in this process, as a pipe would see it."""
     out, err = io.StringIO(), io.StringIO()
-    before = signal.getsignal(signal.SIGTERM)
     code: Any = None
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             cli.main([str(a) for a in args])
     except SystemExit as done:
         code = done.code
-    finally:
-        signal.signal(signal.SIGTERM, before)
     assert isinstance(code, int)
     return Result(code, out.getvalue(), err.getvalue())
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +25,7 @@ from cli_helpers import (
     untouched,
 )
 
-from bncli import __version__, cli, errors, stats
+from bncli import __version__, errors, stats
 
 
 @pytest.fixture
@@ -120,7 +118,6 @@ def test_a_bug_is_one_line_and_how_to_report_it(here: Path, monkeypatch: pytest.
     [
         (MemoryError(), 3, "--max-memory"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (cli.Terminated(), 143, "terminated"),
         (errors.BnError("odd"), 70, "odd"),
         (errors.MismatchError("one\ntwo"), 4, "one\ntwo"),
     ],
@@ -210,7 +207,6 @@ def test_disk_that_fills_up_under_stdout(here: Path, unbuffered: str) -> None:
 
 
 def limit_file_size() -> None:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 
 
@@ -242,43 +238,6 @@ def test_unreadable_files(here: Path) -> None:
     (here / "x.bn.h5").chmod(0)
     check_refused(3, ["fit", "x.npy", "-f"], "x.npy", "Permission denied")
     check_refused(3, ["inspect", "x.bn.h5"], "x.bn.h5", "Permission denied")
-
-
-# --- signals
-
-
-@pytest.mark.parametrize(
-    ("number", "code", "words"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
-)
-@pytest.mark.parametrize("command", ["fit", "apply npy", "apply h5"])
-def test_signal_in_the_middle(here: Path, number: int, code: int, words: str, command: str) -> None:
-    with (here / "long.npy").open("wb") as file:  # sparse: minutes of work, no room on the disk
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": "<f4", "fortran_order": False, "shape": (10_000_000_000, 3)}
-        )
-        file.truncate(file.tell() + 10_000_000_000 * 3 * 4)
-    args = ["fit", "long.npy", "-o", "x.bn.h5", "-f"]
-    if command != "fit":
-        args = ["apply", "x.bn.h5", "long.npy", "-o", "out." + command.split()[1]]
-    before = set(os.listdir(here))
-    old = (here / "x.bn.h5").read_bytes()
-    process = child(args)
-    try:
-        while not temporaries(here):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
-        time.sleep(0.1)  # into the loop; the answer is the same everywhere
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == code
-    assert out == b""
-    assert err.decode().splitlines()[-1] == f"bn: {words}; outputs are as they were"
-    assert b"Traceback" not in err
-    assert set(os.listdir(here)) == before
-    assert (here / "x.bn.h5").read_bytes() == old
 
 
 # --- environments

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import signal
 import stat
 from pathlib import Path
 
@@ -219,3 +222,138 @@ def test_write_and_read_bytes(tmp_path: Path) -> None:
         files.read_bytes(path + "b", 4)
     with pytest.raises(InputError, match="not a regular file"):
         files.read_bytes(str(tmp_path), 4)
+
+
+# --- what killed runs left
+
+
+def left_behind(path: Path) -> Path:
+    """The temporary file of a process that was killed in the middle of writing `path`."""
+    pid = os.fork()
+    if not pid:
+        with files.replacing(str(path), force=True) as temporary:
+            Path(temporary).write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    (found,) = set(temporaries(path.parent))
+    return found
+
+
+def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    left = left_behind(tmp_path / "a")
+    put(tmp_path / "b", b"other")
+    assert left.exists()
+    put(tmp_path / "a", b"new")
+    assert contents(tmp_path) == {"a": b"new", "b": b"other"}
+
+
+def test_a_live_run_keeps_its_own(tmp_path: Path) -> None:
+    with files.replacing(str(tmp_path / "a"), force=True) as temporary:
+        Path(temporary).write_bytes(b"first")
+        put(tmp_path / "a", b"second")
+        assert contents(tmp_path) == {"a": b"second", os.path.basename(temporary): b"first"}
+    assert contents(tmp_path) == {"a": b"first"}
+
+
+@pytest.mark.parametrize(
+    "name", [".a.b.bn-12345678.tmp", ".a.bn-1234567.tmp", ".a.bn-12345678.tmp.gz", "a.tmp", ".a.tmp", ".a.12345678.tmp"]
+)
+def test_nothing_else_is_removed(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"not of this output")
+    put(tmp_path / "a", b"new")
+    assert contents(tmp_path) == {"a": b"new", name: b"not of this output"}
+
+
+def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_bytes(b"data")
+    (tmp_path / ".a.bn-12345678.tmp").symlink_to("precious")
+    put(tmp_path / "a", b"new")
+    assert (tmp_path / "precious").read_bytes() == b"data"
+
+
+# --- several outputs, and space set aside
+
+
+def test_outputs_come_together(tmp_path: Path) -> None:
+    (tmp_path / "b").write_bytes(b"old")
+    with files.Outputs(force=True) as outputs:
+        for name in "abc":
+            Path(outputs.add(str(tmp_path / name))).write_bytes(b"new")
+            assert set(contents(tmp_path)) & {"a", "c"} == set()
+    assert contents(tmp_path) == dict.fromkeys("abc", b"new")
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_none_gets_its_name_before_all_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    fsync, calls = os.fsync, iter(range(1, 9))
+
+    def broken(fd: int) -> None:
+        if next(calls) == at:
+            raise OSError(28, os.strerror(28))
+        fsync(fd)
+
+    def write() -> None:
+        with files.Outputs() as outputs:
+            for name in "abc":
+                outputs.add(str(tmp_path / name))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(WriteError, match=f"/{'abc'[at - 1]}: cannot be written: No space left on device; free some"):
+        write()
+    assert contents(tmp_path) == {}
+
+
+def test_more_outputs_than_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MOST_LOCKED", 2)
+    before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+    with files.Outputs() as outputs:
+        for i in range(9):
+            outputs.add(str(tmp_path / f"{i}"))
+        if before:
+            assert len(os.listdir("/proc/self/fd")) == before + 2
+    assert len(contents(tmp_path)) == 9
+
+
+def test_space_is_set_aside_and_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with path.open("wb") as file:
+        files.reserve(file.fileno(), 1 << 20)
+        assert os.fstat(file.fileno()).st_blocks * 512 >= 1 << 20
+    files.fill(str(path), b"short")
+    assert path.read_bytes() == b"short"
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(errno.EOPNOTSUPP, False), (errno.EINVAL, False), (28, True), (27, True)]
+)
+def test_space_on_file_systems_that_set_none_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, raised: bool
+) -> None:
+    def broken(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", broken)
+    with (
+        (tmp_path / "a").open("wb") as file,
+        pytest.raises(OSError, match=os.strerror(number)) if raised else contextlib.nullcontext(),
+    ):
+        files.reserve(file.fileno(), 99)
+
+
+@pytest.mark.parametrize(("number", "raised"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_folders_that_cannot_be_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, raised: bool
+) -> None:
+    fsync = os.fsync
+
+    def broken(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(WriteError) if raised else contextlib.nullcontext():
+        put(tmp_path / "a", b"new")
+    assert contents(tmp_path) == {"a": b"new"}

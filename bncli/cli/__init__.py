@@ -6,11 +6,9 @@ import contextlib
 import importlib
 import io
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -19,10 +17,6 @@ from bncli import __version__
 from bncli.errors import BnError, InputError, WriteError, printable
 
 REPORT = "please report it with the command, the versions and what --debug prints"
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived; unwinds like KeyboardInterrupt, so that temporary files are removed."""
 
 
 class Commands(click.Group):
@@ -72,7 +66,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the life of the process
     if "--plugins" not in args:
         os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # HDF5 looks once, when it is loaded, and then loads no plugin
-    signal.signal(signal.SIGTERM, _terminate)
     _steady_stdout()
     with _bn_warnings():
         code = _run(args)
@@ -94,10 +87,8 @@ def _run(args: list[str]) -> int:
         error.message = printable(error.message)  # type: ignore[misc]  # it may quote what was typed
         error.show()
         return 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort):  # under another program's main; see `interrupts`
         return _said("interrupted; outputs are as they were", 130, debug)
-    except Terminated:
-        return _said("terminated; outputs are as they were", 143, debug)
     except BnError as error:
         return _said(f"error: {error}", error.exit_code, debug)
     except BrokenPipeError:
@@ -135,10 +126,6 @@ def _steady_stdout() -> None:
     if isinstance(raw, io.RawIOBase):  # PYTHONUNBUFFERED: what a short write leaves over would be lost in silence
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), sys.stdout.encoding, write_through=True)
     sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise Terminated
 
 
 def _forget_stdout() -> None:

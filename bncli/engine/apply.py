@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bncli import files
+from bncli import files, interrupts
 from bncli.batchnorm import Affine, output_type, overflowed, round_to
 from bncli.engine.plan import DEFAULT_MEMORY
 from bncli.engine.workers import Readers, available, in_order
@@ -165,10 +165,9 @@ def apply(
     for job in jobs:
         files.check_output(job.output, force=spec.force, inputs=paths)
     report, total = Applied(), sum(job.shape[0] for job in jobs)
-    with _folder(jobs), contextlib.ExitStack() as outputs:
+    with _folder(jobs), files.Outputs(force=spec.force, inputs=paths) as outputs:
         for job in jobs:
-            temporary = outputs.enter_context(files.replacing(job.output, force=spec.force, inputs=paths))
-            _apply_one(stats, affine, job, spec, temporary, report, total, progress)
+            _apply_one(stats, affine, job, spec, outputs.add(job.output), report, total, progress)
             report.outputs.append(job.output)
         if report.overflowed:
             raise MismatchError(
@@ -222,16 +221,21 @@ def _folder(jobs: list[Job]) -> Iterator[None]:
         return
     if os.path.lexists(folder):
         raise OutputExistsError(f"{printable(folder)}: exists and is not a folder")
-    try:
-        os.mkdir(folder)
-    except OSError as error:
-        raise WriteError(f"{printable(folder)}: the folder cannot be made: {error.strerror}") from None
-    try:
-        yield
-    except BaseException:
+
+    def remove() -> None:
         with contextlib.suppress(OSError):
             os.rmdir(folder)
-        raise
+
+    with interrupts.tidied(remove):
+        try:
+            os.mkdir(folder)
+        except OSError as error:
+            raise WriteError(f"{printable(folder)}: the folder cannot be made: {error.strerror}") from None
+        try:
+            yield
+        except BaseException:
+            remove()
+            raise
 
 
 def _apply_one(

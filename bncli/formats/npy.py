@@ -7,6 +7,7 @@ a pickle.
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import math
 import re
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from bncli import files
 from bncli.errors import InputError, UsageError, printable
 from bncli.formats.source import RegularFile, Source, check_shape
 from bncli.kernels import Place
@@ -142,7 +144,7 @@ def is_npy(path: str) -> bool:
 
 
 class NpySink:
-    """Writes a .npy file front to back, in C order.
+    """Writes a .npy file front to back, in C order. Its space is set aside first, where the file system can.
 
     Parameters
     ----------
@@ -150,6 +152,11 @@ class NpySink:
         An empty file to write to.
     shape, dtype
         Of the whole array.
+
+    Raises
+    ------
+    OSError
+        From every method but `abandon`: the disk is full, or failed.
     """
 
     def __init__(self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -158,7 +165,12 @@ class NpySink:
         np.lib.format.write_array_header_1_0(
             header, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         )
-        self._write(header.getvalue())
+        try:
+            files.reserve(self._file.fileno(), len(header.getvalue()) + math.prod(shape) * dtype.itemsize)
+            self._write(header.getvalue())
+        except BaseException:
+            self.abandon()
+            raise
 
     def write(self, values: npt.NDArray[Any]) -> None:
         """Append the next values, of shape (n,)."""
@@ -169,8 +181,9 @@ class NpySink:
         self._file.close()
 
     def abandon(self) -> None:
-        """Close the file after a failure."""
-        self._file.close()
+        """Close the file after a failure; nothing is raised."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def _write(self, content: bytes | memoryview) -> None:
         rest = memoryview(content)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bncli.engine.plan import Progress
 
+from bncli import interrupts
+
 APPEARS_AFTER = 1.0  # seconds
 LINE_EVERY = 10.0  # seconds between plain lines
 
@@ -75,6 +77,7 @@ class _Bar:
             console=Console(stderr=True),
             transient=True,
         )
+        self._stack.enter_context(interrupts.tidied(bar.stop))  # a stopped process must not leave the cursor hidden
         task = self._stack.enter_context(bar).add_task(self._label, status="", total=None)
         return lambda done, total, status: bar.update(task, completed=done, total=total, status=status)
 

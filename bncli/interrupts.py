@@ -1,0 +1,67 @@
+"""SIGINT and SIGTERM: a thread that waits for them tidies up and ends the process, whatever the others are doing.
+
+No exception is raised: one that comes between any two lines can be lost in a callback, must not unwind through HDF5, and
+waits for as long as the main thread is inside a library. What has to be undone is said beforehand (`tidied`), what must
+not be cut in two holds `held`, and once the outputs have their names nothing is stopped any more (`pass_by`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+held = threading.RLock()  # who has it is not stopped
+_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_tidying: list[Callable[[], object]] = []
+_too_late = False
+
+
+def watch() -> None:
+    """Let a thread of its own wait for the signals. Called once, before any other thread is started."""
+    numbers = {n for n in _WORDS if signal.getsignal(n) is not signal.SIG_IGN}  # in the background of a script, say
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    threading.Thread(target=_wait, args=(numbers,), name="bn-signals", daemon=True).start()
+
+
+@contextlib.contextmanager
+def tidied(tidy: Callable[[], object]) -> Iterator[None]:
+    """Have `tidy` called, from another thread, when the process is stopped within the block; a text it returns is said.
+
+    What was entered last is called first.
+    """
+    with held:
+        _tidying.append(tidy)
+    try:
+        yield
+    finally:
+        with held:
+            _tidying.remove(tidy)
+
+
+def pass_by() -> None:
+    """Let signals pass by from now on: the outputs have their names, and the little that is left is done."""
+    global _too_late
+    _too_late = True
+
+
+def _wait(numbers: set[signal.Signals]) -> None:
+    while True:
+        _stop(signal.sigwait(numbers))
+
+
+def _stop(number: int) -> None:
+    """Tidy up, say so, and end the process with 130 or 143."""
+    with held:
+        if _too_late:
+            return
+        said = "outputs are as they were"
+        for tidy in reversed(_tidying):
+            with contextlib.suppress(Exception):  # the others still have their turn
+                told = tidy()
+                said = told if isinstance(told, str) else said
+        with contextlib.suppress(OSError):
+            os.write(2, f"bn: {_WORDS[signal.Signals(number)]}; {said}\n".encode(errors="backslashreplace"))
+        os._exit(128 + number)

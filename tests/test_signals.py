@@ -1,0 +1,187 @@
+"""SIGINT and SIGTERM at any moment: outputs as they were, no temporary files, an honest exit code, and soon.
+
+`BN_ROUNDS=200 python -m pytest -s tests/test_signals.py` is the long run; it prints the longest delay.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import BN, child, contents, good, no_controls, run_child, save, save_h5, table, temporaries
+
+from bncli import interrupts
+
+ROUNDS = int(os.environ.get("BN_ROUNDS", "3"))
+HANGS = 5.0  # seconds; the aim is one, but a machine that is busy is no failure
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+WORDS = {130: "interrupted", 143: "terminated"}
+RUNS = {
+    "fit npy": ["fit", "long.npy", "-o", "old.bn.h5", "-f", "-q"],
+    "fit h5": ["fit", "x.h5", "-o", "old.bn.h5", "-f", "-q", "--batch-size", "20000"],
+    "apply npy": ["apply", "s.bn.h5", "big.npy", "-o", "old.npy", "-f", "-q"],
+    "apply h5": ["apply", "s.bn.h5", "x.h5", "-o", "old.h5", "-f", "-q"],
+    "folder": ["apply", "s.bn.h5", "x.npy", "y.npy", "big.npy", "-o", "out/", "-f", "-q"],
+    "merge": ["merge", "s.bn.h5", "s.bn.h5", "-o", "old.bn.h5", "-f", "-q"],
+    "export": ["export", "s.bn.h5", "-o", "old.npz", "-f", "-q"],
+}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data that takes seconds to read, to decode or to write, and outputs that are there already."""
+    folder = tmp_path_factory.mktemp("signals")
+    for name, rows in (("long", 400_000_000), ("big", 30_000_000)):  # sparse: work, but no room on the disk
+        with (folder / f"{name}.npy").open("wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (rows, 3)}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.truncate(file.tell() + 12 * rows)
+    x = np.resize(np.random.default_rng(0).standard_normal((50_000, 3)), (6_000_000, 3)).astype("f4")
+    save_h5(folder / "x.h5", x, chunks=(500_000, 3), compression="gzip", compression_opts=1)
+    save(folder / "x.npy", table())
+    save(folder / "y.npy", table(seed=2))
+    good("fit", folder / "x.npy", "-o", folder / "s.bn.h5", "-q")
+    for name in ("old.bn.h5", "old.npy", "old.h5", "old.npz"):
+        (folder / name).write_bytes(b"the old one")
+    return folder
+
+
+def signalled(here: Path, args: list[str], number: int, after: float) -> float:
+    """Send a signal after some seconds and check what is left of the run; returns how long it took to end."""
+    held = {p.name: p.read_bytes() for p in here.glob("old.*")}
+    names = {p.name for p in here.iterdir()}
+    process = child(args, cwd=here)
+    try:
+        time.sleep(after)
+        process.send_signal(number)
+        sent = time.monotonic()
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    took, code, said = time.monotonic() - sent, process.returncode, err.decode()
+    assert temporaries(here) == []
+    changed = {p.name for p in here.glob("old.*") if p.read_bytes() != held[p.name]} | (
+        {p.name for p in here.iterdir()} ^ names
+    )
+    for name in changed:  # for the next round
+        if name in held:
+            (here / name).write_bytes(held[name])
+        else:
+            for path in (here / name).glob("*"):
+                path.unlink()
+            (here / name).rmdir()
+    if code == 0:  # it was done already
+        assert changed
+        return took
+    assert changed == set()
+    assert out == b""
+    if code == CODES[signal.Signals(number)]:
+        assert said.splitlines()[-1] == f"bn: {WORDS[code]}; outputs are as they were"
+        assert "Traceback" not in said
+        assert no_controls(said)
+    else:
+        assert after < 0.5, said  # Python itself was still starting, and bn had not begun
+        assert code in (-number, 1)
+    return took
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_at_any_moment(here: Path, run: str) -> None:
+    chance = random.Random(run)
+    start = time.monotonic()
+    whole = 2.0
+    if run in ("merge", "export"):
+        assert run_child(RUNS[run], cwd=here).code == 0
+        (here / RUNS[run][-3]).write_bytes(b"the old one")
+        whole = time.monotonic() - start
+    took = [signalled(here, RUNS[run], chance.choice(list(CODES)), chance.uniform(0, whole)) for _ in range(ROUNDS)]
+    print(f"\n{run}: the longest of {ROUNDS} took {max(took):.2f} s")
+    assert max(took) < HANGS
+
+
+def test_a_second_signal_changes_nothing(here: Path) -> None:
+    process = child(RUNS["apply npy"], cwd=here)
+    while not temporaries(here):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    for _ in range(5):
+        process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, b"bn: interrupted; outputs are as they were\n")
+    assert temporaries(here) == []
+
+
+def test_a_signal_that_was_ignored_from_the_start_stays_so(tmp_path: Path) -> None:
+    """As for a command in the background of a script."""
+    save(tmp_path / "x.npy", table())
+    process = child(
+        ["fit", "x.npy", "-q"], cwd=tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
+    )
+    for _ in range(20):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    assert process.wait(60) == 0
+    process.communicate()
+
+
+SLOW = """
+import os, sys, time
+from bncli import files, interrupts
+def slow(name):
+    real = getattr(os, name)
+    def call(*args, **kwargs):
+        if os.environ["SLOW"] == name:
+            open("reached", "w").close()
+            time.sleep(0.5)
+        return real(*args, **kwargs)
+    setattr(os, name, call)
+slow("fsync"), slow("replace"), slow("chmod")
+sys.argv = ["bn", "fit", "x.npy", "-o", "old.bn.h5", "-f", "-q"]
+from bncli.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("step", "code"), [("chmod", 143), ("fsync", 143), ("replace", 0)])
+def test_while_the_output_is_being_completed(tmp_path: Path, step: str, code: int) -> None:
+    """Before the renaming the run stops; once it has begun it ends well, and says so."""
+    save(tmp_path / "x.npy", table())
+    (tmp_path / "old.bn.h5").write_bytes(b"the old one")
+    process = subprocess.Popen([BN[0], "-c", SLOW], cwd=tmp_path, env=os.environ | {"SLOW": step})
+    while not (tmp_path / "reached").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == code
+    assert contents(tmp_path).keys() == {"x.npy", "old.bn.h5", "reached"}
+    assert ((tmp_path / "old.bn.h5").read_bytes() == b"the old one") == (code != 0)
+
+
+def test_tidying_goes_backwards_and_the_last_word_is_said(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a child: all are called, also after one that fails."""
+    monkeypatch.setattr(interrupts, "_too_late", False)
+    pid = os.fork()
+    if not pid:
+
+        def fails() -> None:
+            os.write(1, b"second ")
+            raise OSError
+
+        with (
+            interrupts.tidied(lambda: os.write(1, b"third") and "words"),
+            interrupts.tidied(fails),
+            interrupts.tidied(lambda: os.write(1, b"first ")),
+        ):
+            interrupts._stop(signal.SIGTERM)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
+    assert capfd.readouterr() == ("first second third", "bn: terminated; words\n")

@@ -20,6 +20,7 @@ def main() -> NoReturn:
     except SystemExit as done:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             sys.stderr.flush()
+        interrupts.hold_back()
         os._exit(done.code if isinstance(done.code, int) else 1)  # stdout is flushed; all files are closed or given up
 
 

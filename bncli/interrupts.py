@@ -47,6 +47,12 @@ def pass_by() -> None:
     _too_late = True
 
 
+def hold_back() -> None:
+    """Wait for ever when the process is being stopped: what another thread has to say now is about files taken away."""
+    with held:
+        pass
+
+
 def _wait(numbers: set[signal.Signals]) -> None:
     while True:
         _stop(signal.sigwait(numbers))
@@ -58,7 +64,7 @@ def _stop(number: int) -> None:
         if _too_late:
             return
         said = "outputs are as they were"
-        for tidy in reversed(_tidying):
+        for tidy in reversed(_tidying.copy()):
             with contextlib.suppress(Exception):  # the others still have their turn
                 told = tidy()
                 said = told if isinstance(told, str) else said

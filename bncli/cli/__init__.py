@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from bncli import __version__
+from bncli import __version__, interrupts
 from bncli.errors import BnError, InputError, WriteError, printable
 
 REPORT = "please report it with the command, the versions and what --debug prints"
@@ -108,6 +108,7 @@ def _run(args: list[str]) -> int:
 
 def _said(message: str, code: int, debug: bool) -> int:
     """Print an error on stderr, never more than its own lines, and return the exit code."""
+    interrupts.hold_back()
     if debug:
         import traceback
 
@@ -144,8 +145,10 @@ def _bn_warnings() -> Iterator[None]:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
-    if category.__name__ == "BnWarning" and not _quiet():
-        print(f"bn: warning: {printable(message)}", file=sys.stderr, flush=True)
+    kind = {"BnWarning": "warning", "BnNote": "note"}.get(category.__name__)
+    if kind and not _quiet():
+        interrupts.hold_back()
+        print(f"bn: {kind}: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def _quiet() -> bool:

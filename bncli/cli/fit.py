@@ -50,6 +50,7 @@ from bncli.cli import options
 @click.option("--holdout", type=float, metavar="F", help="Fraction of the samples kept out of learning.  [default: 0]")
 @options.workers
 @options.max_memory
+@click.option("--resume", is_flag=True, help="Continue an interrupted run from OUT.checkpoint.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be done; read no value, write nothing.")
 @options.force
 @options.as_json
@@ -58,7 +59,14 @@ from bncli.cli import options
 @options.plugins
 @options.common
 def fit(
-    inputs: tuple[str, ...], output: str | None, dry_run: bool, force: bool, as_json: bool, quiet: bool, **given: Any
+    inputs: tuple[str, ...],
+    output: str | None,
+    resume: bool,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+    **given: Any,
 ) -> None:
     """Compute per-feature statistics of INPUT... in one pass and store them in a small file.
 
@@ -85,10 +93,10 @@ def fit(
 
     spec = options.fit_spec(given)
     if dry_run:
-        click.echo(plan_summary(look(inputs, spec, output)))
+        click.echo(plan_summary(look(inputs, spec, output, resume=resume)))
         return
     with progress("fit", quiet) as told:
-        stats, path = fit_to_file(inputs, spec, output, force=force, progress=told)
+        stats, path = fit_to_file(inputs, spec, output, force=force, resume=resume, progress=told)
     if as_json:
         click.echo(json_text(stats.as_dict()))
     elif not quiet:

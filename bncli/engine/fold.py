@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bncli.advice import BnWarning, advice
+from bncli.engine.checkpoint import Arrays, Parts
 from bncli.engine.plan import Conventions, FitSpec, Segment, segments
 from bncli.engine.workers import Readers, available, in_order
 from bncli.errors import InputError, printable
@@ -20,6 +21,7 @@ from bncli.layout import Layout, Values
 from bncli.moments import Moments, Running
 from bncli.stats import Stats
 
+COUNTS = ("samples", "batches", "left_out")  # of a Fold
 EXACT_INTEGERS = 2**53  # float64 holds every integer up to here
 
 
@@ -48,6 +50,26 @@ class Fold:
         folded = int((batches.count >= 2).any(axis=1).sum())
         running = Running.of_batches(batches, conventions.ddof, conventions.momentum)
         return cls(batches.reduce(), running, samples, folded, len(batches.count) - folded)
+
+    @classmethod
+    def of_parts(cls, arrays: Arrays, attributes: Mapping[str, Any], features: int) -> Fold:
+        """What `parts` gave, of C features; raises LookupError, TypeError or ValueError when it is something else."""
+        for name, empty in cls.empty(features).parts()[0].items():
+            if (arrays[name].shape, arrays[name].dtype) != (empty.shape, empty.dtype):
+                raise ValueError(name)
+        population = Moments(*(arrays[f"population/{f.name}"] for f in fields(Moments)))
+        running = Running(*(arrays[f"running/{f.name}"] for f in fields(Running)))
+        counts: dict[str, Any] = {name: int(attributes[name]) for name in COUNTS}
+        return cls(population, running, rounded=bool(attributes["rounded"]), **counts)
+
+    def parts(self) -> Parts:
+        """Everything as named arrays and values, for a checkpoint."""
+        arrays = {
+            f"{name}/{f.name}": getattr(part, f.name)
+            for name, part in (("population", self.population), ("running", self.running))
+            for f in fields(part)
+        }
+        return arrays, {name: int(getattr(self, name)) for name in (*COUNTS, "rounded")}
 
     def join(self, later: Fold, momentum: float | None) -> Fold:
         """Both together; the batches of `later` follow these."""
@@ -105,10 +127,20 @@ def _feature(names: tuple[str, ...] | None, index: int) -> str:
     return f"feature {index}{named}"
 
 
-def folds(data: DataSet, layout: Layout, spec: FitSpec, conventions: Conventions) -> Iterator[Fold]:
-    """The folds of all segments, in order, computed by the workers."""
+def folds(data: DataSet, layout: Layout, spec: FitSpec, conventions: Conventions, done: int = 0) -> Iterator[Fold]:
+    """The folds of all segments after the first `done` samples, in order, computed by the workers.
+
+    Raises
+    ------
+    InputError
+        When these samples are not whole segments, so that some would be left out.
+    """
     missing = Missing(spec.nan == "omit", data.fill)
-    cut = list(segments(layout, data.shape[0], spec.batch_size))
+    cut = [s for s in segments(layout, data.shape[0], spec.batch_size) if s.first >= done]
+    if not cut:
+        return
+    if cut[0].first != done:
+        raise InputError(f"the first {done} samples are no whole segments; remove the checkpoint and start again")
     workers = data.workers(min(spec.workers or available(), len(cut)))
     # segments of one chunk go to one worker, as long as there is enough for all
     together = min(-(-2 * data.rows_together // (cut[0].batches * cut[0].samples)), -(-len(cut) // (4 * workers)))

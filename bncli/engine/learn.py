@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from bncli.advice import BnWarning
 from bncli.affine import Judged, Training, judge
+from bncli.engine.checkpoint import Arrays, Keeper, Parts
 from bncli.engine.fold import Fold, holds_large_integers, segment_moments, statistics
 from bncli.engine.lesson import Lesson, Plan, open_target
 from bncli.engine.plan import Conventions, FitSpec, Progress, Segment
@@ -92,7 +93,7 @@ class Course:
         return arrays, attributes
 
     @classmethod
-    def unpack(cls, arrays: dict[str, Array], attributes: dict[str, Any], fold: Fold) -> Course:
+    def unpack(cls, arrays: Arrays, attributes: Mapping[str, Any], fold: Fold) -> Course:
         """The course that was packed. Raises LookupError or MismatchError where parts are missing or do not fit."""
 
         def training(name: str) -> Training:
@@ -109,6 +110,20 @@ class Course:
             int(attributes["correct"]),
             tuple(Epoch(*row) for row in arrays["history"].tolist()),
         )
+
+    def parts(self) -> Parts:
+        """Everything, for a checkpoint."""
+        (arrays, attributes), (more, counts) = self.pack(), self.fold.parts()
+        return {**arrays, **more}, {**attributes, **counts}
+
+    @classmethod
+    def of_parts(cls, arrays: Arrays, attributes: Mapping[str, Any], lesson: Lesson) -> Course:
+        """What `parts` gave; raises LookupError, TypeError or ValueError when it is something else."""
+        fold = Fold.of_parts(arrays, attributes, lesson.model.layout.features)
+        course = cls.unpack(arrays, attributes, fold)
+        if course.learned.values.size != lesson.model.size or (course.fixed is None) != (not lesson.plan.order.held):
+            raise ValueError("of another model")
+        return course
 
 
 class Batch(NamedTuple):
@@ -295,6 +310,7 @@ def learn(
     gamma: Floats,
     beta: Floats,
     progress: Progress | None,
+    keeper: Keeper | None = None,
 ) -> tuple[Fold, Floats, Floats, Learned]:
     """Learn gamma and beta from where they are, and fold the statistics of the same batches.
 
@@ -313,8 +329,12 @@ def learn(
         lesson = Lesson.of(plan, layout, targets, conventions.eps, gamma, beta, before, spec.max_memory)
         _tell_seen(plan, before)
         room = Classroom(lesson, data, targets, conventions, spec.max_memory, spec.workers or available())
-        course = Course.begin(lesson)
-        for course in room.courses():
+        start = course = Course.begin(lesson)
+        if keeper and keeper.found:
+            start = course = keeper.restore(lambda arrays, attributes: Course.of_parts(arrays, attributes, lesson))
+        for course in room.courses(start):
+            if keeper:
+                keeper.offer(course.parts, f"{course.epoch:,} of {plan.epochs:,} epochs and {course.batch:,} batches")
             if progress:
                 done = course.epoch * plan.order.count + min(course.batch * plan.batch_size, plan.order.count)
                 size = done * data.sample_size * data.dtype.itemsize

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from bncli import compiled, files, store
+from bncli import __version__, compiled, files, store
 from bncli.advice import BnWarning
 from bncli.batchnorm import per_feature
+from bncli.engine.checkpoint import Keeper
 from bncli.engine.fold import Fold, finish, fold_segment, folds
 from bncli.engine.learn import learn
 from bncli.engine.lesson import Plan, open_target
@@ -29,6 +31,8 @@ from bncli.kernels import Missing
 from bncli.layout import Layout
 from bncli.stats import Stats, load, provenance
 
+ROOM, ROOM_PER_FEATURE = 64 << 10, 256  # bytes of a stats file, at most, without long names
+FREE = ("workers", "max_memory", "dataset")  # options that do not change the result, or are part of an input's record
 ROUNDED = "integers beyond 2^53 were rounded to float64"
 
 
@@ -81,7 +85,7 @@ def fit(
     if nested or hasattr(source, "__array__"):
         array = ArraySource(cast("npt.ArrayLike", source)).array
         data = Joined(array, rows=spec.rows, budget=spec.max_memory, fill=spec.fill_value)
-        return _fit_joined(drawn(data, spec), spec, progress)
+        return _fitted(Task.of(drawn(data, spec), spec), progress)
     if isinstance(source, Iterable):
         return _fit_batches(cast("Iterable[npt.NDArray[Any]]", source), spec, progress)
     raise UsageError(f"cannot fit a {type(source).__name__}: give an address, an array or an iterable of batches")
@@ -137,7 +141,7 @@ def drawn(data: Joined, spec: FitSpec) -> DataSet:
 def fit_files(addresses: Sequence[str], spec: FitSpec, *, progress: Progress | None = None) -> Stats:
     """Fit files; see `fit`."""
     with open_inputs(addresses, spec) as data:
-        return _fit_joined(data, spec, progress)
+        return _fitted(Task.of(data, spec), progress)
 
 
 def fit_to_file(
@@ -146,24 +150,41 @@ def fit_to_file(
     output: str | None,
     *,
     force: bool = False,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Stats, str]:
     """Fit files and store the result; returns the Stats and where they went.
+
+    A checkpoint beside the output keeps what was folded; `resume` goes on from it.
 
     Raises
     ------
     OutputExistsError, WriteError
         Before anything is computed, where that can be known.
+    InputError, MismatchError
+        When the checkpoint is damaged, or belongs to another run; see `Keeper`.
     """
     with open_inputs(addresses, spec) as data:
-        path = output or default_output(data.inputs[0].address)
-        others = (spec.gamma, spec.beta, spec.names, spec.like, spec.target)
-        named = [split(a)[0] for a in others if isinstance(a, str)]
-        with files.replacing(path, force=force, inputs=data.files + named) as temporary:
-            stats = _fit_joined(data, spec, progress)
-            with open(temporary, "wb") as file:
-                file.write(stats.to_bytes())
+        path, read = output or default_output(data.inputs[0].address), _files_read(data, spec)
+        files.check_output(path, force=force, inputs=read)
+        task = Task.of(data, spec)
+        with (
+            Keeper(path, task.fingerprint(), resume=resume, inputs=read) as keeper,
+            files.replacing(path, force=force, inputs=read) as temporary,
+        ):
+            with open(temporary, "r+b") as file:
+                files.reserve(file.fileno(), ROOM + ROOM_PER_FEATURE * task.layout.features)
+            keeper.tell()
+            stats = _fitted(task, progress, keeper)
+            files.fill(temporary, stats.to_bytes())
+        keeper.remove()
     return stats, path
+
+
+def _files_read(data: DataSet, spec: FitSpec) -> list[str]:
+    """Every file that a fit reads."""
+    others = (spec.gamma, spec.beta, spec.names, spec.like, spec.target)
+    return data.files + [split(a)[0] for a in others if isinstance(a, str)]
 
 
 def default_output(address: str) -> str:
@@ -188,6 +209,8 @@ class Look:
     batches, batch_size, last : int
         Batches, samples in each, and in the last one.
     output : str
+    checkpoint : str
+        What becomes of a checkpoint, in words; "" where there is none.
     learning : Plan or None
     """
 
@@ -200,28 +223,29 @@ class Look:
     last: int
     conventions: Conventions
     output: str
+    checkpoint: str
     learning: Plan | None = None
 
 
-def look(addresses: Sequence[str], spec: FitSpec, output: str | None) -> Look:
-    """Look at the inputs as a fit would, without reading a value."""
+def look(addresses: Sequence[str], spec: FitSpec, output: str | None, *, resume: bool = False) -> Look:
+    """Look at the inputs, and at a checkpoint, as a fit would, without reading a value."""
     with open_inputs(addresses, spec) as data:
-        axis = spec.feature_axis(data.shape)
-        layout = Layout.of(data.shape, axis)
-        check_batch(layout, spec.batch_size, data.shape[0])
-        _affine_and_names(spec, layout.features, data.names)
+        task = Task.of(data, spec)
+        path = output or default_output(data.inputs[0].address)
+        keeper = Keeper(path, task.fingerprint(), resume=resume, inputs=_files_read(data, spec))
         whole, rest = divmod(data.shape[0], spec.batch_size)
         return Look(
             data.inputs,
             data.shape,
-            axis,
-            layout.features,
+            task.axis,
+            task.layout.features,
             whole + bool(rest),
             spec.batch_size,
             rest or spec.batch_size,
-            spec.conventions(),
-            output or default_output(data.inputs[0].address),
-            _plan(data, layout, spec),
+            task.conventions,
+            path,
+            keeper.plan,
+            _plan(data, task.layout, spec),
         )
 
 
@@ -232,41 +256,103 @@ def _plan(data: DataSet, layout: Layout, spec: FitSpec) -> Plan | None:
         return Plan.of(spec, data, layout, targets)
 
 
-def _fit_joined(data: DataSet, spec: FitSpec, progress: Progress | None) -> Stats:
-    axis = spec.feature_axis(data.shape)
-    layout = Layout.of(data.shape, axis)
-    check_batch(layout, spec.batch_size, data.shape[0])
-    gamma, beta, names = _affine_and_names(spec, layout.features, data.names)
-    conventions = spec.conventions()
-    fold = Fold.empty(layout.features)
+@dataclass(frozen=True)
+class Task:
+    """A fit that was looked at: all is known but the values."""
+
+    data: DataSet
+    spec: FitSpec
+    axis: int
+    layout: Layout
+    conventions: Conventions
+    gamma: npt.NDArray[np.float64]
+    beta: npt.NDArray[np.float64]
+    names: tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, data: DataSet, spec: FitSpec) -> Task:
+        """Look at the data set; raises what is wrong with data and options together."""
+        axis = spec.feature_axis(data.shape)
+        layout = Layout.of(data.shape, axis)
+        check_batch(layout, spec.batch_size, data.shape[0])
+        affine_and_names = _affine_and_names(spec, layout.features, data.names)
+        return cls(data, spec, axis, layout, spec.conventions(), *affine_and_names)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What changes the result, as plain values: what a checkpoint is compared by."""
+        options = {f.name: getattr(self.spec, f.name) for f in fields(self.spec) if f.name not in FREE}
+        inputs = [_source_record(i) | {"mtime_ns": i.mtime_ns} for i in self.data.inputs]
+        return {
+            "bn version": __version__,
+            "numpy version": np.__version__,
+            "kernel": compiled.NAME,
+            "inputs": inputs,
+            **options,
+            "like": _content(self.spec.reference.to_bytes()) if self.spec.reference else None,
+            "target": self._targets(),
+            **vars(self.conventions),
+            "axis": self.axis,
+            "samples per segment": self.layout.batches_at_once(self.spec.batch_size) * self.spec.batch_size,
+            "gamma": _content(self.gamma.tobytes()),
+            "beta": _content(self.beta.tobytes()),
+            "names": _content(repr(self.names).encode()),
+        }
+
+    def _targets(self) -> str | None:
+        """The inputs that the target is read from, in one word for all that may change about them."""
+        if self.spec.target is None or not isinstance(self.data, Joined):
+            return None
+        with open_target(self.spec, self.data) as targets:
+            records = [_source_record(i) | {"mtime_ns": i.mtime_ns} for i in targets.inputs]
+        return ", ".join(f"{printable(r['name'])} ({_content(repr(r).encode())})" for r in records)
+
+
+def _content(values: bytes) -> str:
+    return f"values of SHA-256 {hashlib.sha256(values).hexdigest()[:12]}…"
+
+
+def _fitted(task: Task, progress: Progress | None, keeper: Keeper | None = None) -> Stats:
+    data, spec, gamma, beta, learned = task.data, task.spec, task.gamma, task.beta, None
     # glibc gives memory back to the system at every fall in use, and page faults then cost a third of the run;
     # having freed a large block once, it keeps as much
     np.empty(24 << 20, np.uint8)
-    learned = None
     if isinstance(data, Joined) and spec.target is not None:
-        fold, gamma, beta, learned = learn(data, layout, spec, conventions, gamma, beta, progress)
+        fold, gamma, beta, learned = learn(data, task.layout, spec, task.conventions, gamma, beta, progress, keeper)
     else:
-        for part in folds(data, layout, spec, conventions):
-            fold = fold.join(part, conventions.momentum)
-            if progress:
-                progress(fold.samples, data.shape[0], fold.samples * data.sample_size * data.dtype.itemsize)
+        fold = _folded(task, progress, keeper)
     data.check_unchanged()
     for note in data.notes + [ROUNDED] * fold.rounded:
         warnings.warn(note, BnWarning, stacklevel=3)
     return finish(
         fold,
-        conventions,
-        axis=axis,
+        task.conventions,
+        axis=task.axis,
         batch_size=spec.batch_size,
         sample_shape=data.shape[1:],
         gamma=gamma,
         beta=beta,
         learned=learned,
-        names=names,
+        names=task.names,
         options=options_record(spec),
         kernel=compiled.NAME,
-        provenance=provenance([_source_record(i.address, i.shape, i.dtype) for i in data.inputs]),
+        provenance=provenance([_source_record(i) for i in data.inputs]),
     )
+
+
+def _folded(task: Task, progress: Progress | None, keeper: Keeper | None) -> Fold:
+    data, fold, features = task.data, Fold.empty(task.layout.features), task.layout.features
+    if keeper and keeper.found:
+        fold = keeper.restore(lambda arrays, attributes: Fold.of_parts(arrays, attributes, features))
+    before = fold.samples
+    if progress and before:
+        progress(before, data.shape[0], 0)
+    for part in folds(data, task.layout, task.spec, task.conventions, before):
+        fold = fold.join(part, task.conventions.momentum)
+        if keeper:
+            keeper.offer(fold.parts, f"the first {fold.samples:,} of {data.shape[0]:,} samples")
+        if progress:
+            progress(fold.samples, data.shape[0], (fold.samples - before) * data.sample_size * data.dtype.itemsize)
+    return fold
 
 
 def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: Progress | None) -> Stats:
@@ -374,7 +460,7 @@ def _affine_and_names(
     return gamma, beta, names
 
 
-def _source_record(address: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Any]:
-    path, dataset = split(address)
-    size = os.stat(path).st_size if os.path.exists(path) else None
-    return {"name": path, "dataset": dataset, "shape": list(shape), "dtype": dtype.name, "size": size}
+def _source_record(entry: Input) -> dict[str, Any]:
+    path, dataset = split(entry.address)
+    shape, dtype = list(entry.shape), entry.dtype.name
+    return {"name": path, "dataset": dataset, "shape": shape, "dtype": dtype, "size": entry.size}

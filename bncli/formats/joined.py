@@ -7,7 +7,7 @@ import copy
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -34,6 +34,10 @@ class Input:
         Its samples that belong to the data set, counted in the input.
     shape, dtype
         Of the whole input.
+    size : int or None
+        Of its file, in bytes; None for an array in memory.
+    mtime_ns : tuple of int
+        When its files (a virtual dataset has several) were last written to.
     """
 
     address: str
@@ -41,6 +45,8 @@ class Input:
     stop: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    size: int | None = None
+    mtime_ns: tuple[int, ...] = ()
 
 
 class DataSet(Protocol):
@@ -270,9 +276,9 @@ class Joined:
         inputs: list[Input] = []
         for address in self._addresses:
             with self._array or self._opened(address) as source:
-                for path in source.files:
-                    self._identities.setdefault(path, os.stat(path))
-                inputs.append(Input(source.address, 0, source.shape[0], source.shape, source.dtype))
+                states = [self._identities.setdefault(path, os.stat(path)) for path in source.files]
+                size, modified = states[0].st_size if states else None, tuple(s.st_mtime_ns for s in states)
+                inputs.append(Input(source.address, 0, source.shape[0], source.shape, source.dtype, size, modified))
                 self._check_agreement(inputs[0], inputs[-1], source.names)
                 self.names = self.names or source.names
                 self.notes += source.notes
@@ -299,7 +305,7 @@ class Joined:
         for i in inputs:
             low, high = max(start - offset, 0), min(stop - offset, i.stop)
             if low < high:
-                selected.append(Input(i.address, low, high, i.shape, i.dtype))
+                selected.append(replace(i, start=low, stop=high))
             offset += i.stop
         return selected
 

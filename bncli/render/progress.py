@@ -29,26 +29,39 @@ def progress(label: str, quiet: bool) -> Iterator[Progress]:
         yield _Lines(label).told
 
 
-class _Lines:
+class _Clock:
+    """When the work began, and how much of it had been done before."""
+
+    def __init__(self, label: str) -> None:
+        self._label, self._start, self._before = label, time.monotonic(), 0
+
+    def _elapsed(self, done: int, size: int) -> float:
+        if not size:  # a resumed run says first where it begins
+            self._before = done
+        return time.monotonic() - self._start
+
+
+class _Lines(_Clock):
     """Plain lines, for logs."""
 
     def __init__(self, label: str) -> None:
-        self._label, self._start = label, time.monotonic()
-        self._next = self._start + APPEARS_AFTER
+        super().__init__(label)
+        self._next = APPEARS_AFTER
 
     def told(self, done: int, total: int | None, size: int, note: str = "", /) -> None:
-        now = time.monotonic()
-        if now < self._next:
+        elapsed = self._elapsed(done, size)
+        if elapsed < self._next:
             return
-        self._next = now + LINE_EVERY
-        print(f"bn {self._label}: {_status(done, total, size, now - self._start, note)}", file=sys.stderr, flush=True)
+        self._next = elapsed + LINE_EVERY
+        status = _status(done, total, size, elapsed, self._before, note)
+        print(f"bn {self._label}: {status}", file=sys.stderr, flush=True)
 
 
-class _Bar:
+class _Bar(_Clock):
     """A bar that appears after a second and is gone at the end."""
 
     def __init__(self, label: str) -> None:
-        self._label, self._start = label, time.monotonic()
+        super().__init__(label)
         self._stack = contextlib.ExitStack()
         self._update: Callable[[int, int | None, str], None] | None = None
 
@@ -59,12 +72,12 @@ class _Bar:
         self._stack.close()
 
     def told(self, done: int, total: int | None, size: int, note: str = "", /) -> None:
-        elapsed = time.monotonic() - self._start
+        elapsed = self._elapsed(done, size)
         if elapsed < APPEARS_AFTER:
             return
         if self._update is None:
             self._update = self._appear()
-        self._update(done, total, _status(done, total, size, elapsed, note))
+        self._update(done, total, _status(done, total, size, elapsed, self._before, note))
 
     def _appear(self) -> Callable[[int, int | None, str], None]:
         from rich.console import Console
@@ -82,13 +95,13 @@ class _Bar:
         return lambda done, total, status: bar.update(task, completed=done, total=total, status=status)
 
 
-def _status(done: int, total: int | None, size: int, elapsed: float, note: str) -> str:
+def _status(done: int, total: int | None, size: int, elapsed: float, before: int = 0, note: str = "") -> str:
     """ "12,000 of 90,000 samples, 1.2 GB/s, 8 s left"; the note, where there is one, says how far it is."""
     parts = [note or f"{done:,}" + (f" of {total:,}" if total else "") + " samples"]
     if size and not note:
         parts.append(f"{size / elapsed / 1e9:.2f} GB/s")
-    if total and done:
-        parts.append(f"{_duration(elapsed * (total - done) / done)} left")
+    if total and done > before:
+        parts.append(f"{_duration(elapsed * (total - done) / (done - before))} left")
     return ", ".join(parts)
 
 

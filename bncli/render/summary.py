@@ -142,6 +142,7 @@ def plan_summary(look: Look) -> str:
             f"{_count(look.batches, 'batch', 'batches')} of {look.batch_size}{last}",
             momentum_in_words(look.conventions.momentum),
             *([plan_in_words(look.learning)] if look.learning else []),
+            *filter(None, [look.checkpoint]),
             f"would write {printable(look.output)} (dry run: nothing was read or written)",
         ]
     )

@@ -1,0 +1,258 @@
+"""Checkpoints: what a long computation has so far, kept beside its output, so that a stopped or killed run goes on.
+
+A loop uses a Keeper like this, and need not think of signals:
+
+    with Keeper(output, fingerprint, resume=resume, inputs=paths) as keeper, files.replacing(output) as temporary:
+        state = keeper.restore(State.of_parts) if keeper.found else State.empty()
+        for step in steps_after(state):
+            state = state.join(step)
+            keeper.offer(state.parts, f"the first {state.samples} of {total} samples")
+        files.fill(temporary, state.to_bytes())
+    keeper.remove()
+
+`offer` costs next to nothing when no checkpoint is due. SIGINT and SIGTERM save what was offered last, from another thread
+(see `interrupts`); so what is offered must not change afterwards: arrays that the loop changes in place are copied first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy.typing as npt
+
+from bncli import __version__, files, interrupts, store
+from bncli.advice import BnNote, BnWarning
+from bncli.errors import BnError, InputError, MismatchError, OutputExistsError, printable
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+State = TypeVar("State")
+Arrays = Mapping[str, npt.NDArray[Any]]
+Parts = tuple[Arrays, Mapping[str, store.Value]]  # of a state: arrays, and plain values beside them
+
+SUFFIX = ".checkpoint"
+FORMAT = "bncli-checkpoint"
+FORMAT_VERSION = 1
+EVERY = 10.0  # seconds between checkpoints
+SHARE = 20  # one that takes long to write comes less often: it takes at most 1/20 of the time
+SIZE_LIMIT = 16 << 30
+NAMED = 3  # differences in a message
+OWN = ("format", "format_version", "bncli", "fingerprint", "done")
+AGAIN = "or start again without --resume"
+
+
+class Keeper:
+    """Keeps the last whole state of a computation in `OUT.checkpoint`: now and then, and when the process is stopped.
+
+    A checkpoint that cannot be written is told once, and the computation goes on: its result is what counts.
+
+    Parameters
+    ----------
+    output : str
+        The file that the computation makes.
+    fingerprint : name -> plain value
+        What has to be the same for a checkpoint to go on: data, options, kernel, versions. `inputs`, a list of records
+        with `name`, `size` and the like, is compared one by one.
+    resume : bool
+        Look for a checkpoint to go on from.
+    inputs : sequence of str
+        Files that must never be written.
+
+    Attributes
+    ----------
+    found : Parts or None
+        The state to go on from.
+    path : str
+
+    Raises
+    ------
+    InputError
+        When the checkpoint is damaged or of a newer format.
+    MismatchError
+        When it belongs to other data, options or another kernel; the message names what differs.
+    OutputExistsError
+        When `OUT.checkpoint` is an input, or something else than a checkpoint.
+    """
+
+    def __init__(
+        self, output: str, fingerprint: Mapping[str, Any], *, resume: bool, inputs: Sequence[str] = ()
+    ) -> None:
+        self.path = output + SUFFIX
+        self._fingerprint, self._inputs = json.dumps(fingerprint, sort_keys=True), inputs
+        self.found: Parts | None = None
+        self._kept = ""  # what the file holds of this computation, in words
+        self._offered: tuple[Callable[[], Parts], str] | None = None
+        self._due, self._told = 0.0, False
+        files.check_output(self.path, force=True, inputs=inputs)
+        there = _read(self.path)
+        if there is not None and resume:
+            self.found, self._kept = self._loaded(there)
+        self._resume, self._there = resume, there is not None
+
+    @property
+    def plan(self) -> str:
+        """What becomes of a checkpoint, in words; "" where there is none and none was asked for."""
+        where = printable(self.path)
+        if self._kept:
+            return f"continues from {where}, which keeps {self._kept}"
+        if self._resume:
+            return f"starts from the beginning: there is no {where}"
+        return f"starts from the beginning and replaces {where}; --resume would continue it" * self._there
+
+    def tell(self) -> None:
+        """Say what becomes of a checkpoint."""
+        if self.plan:
+            warnings.warn(self.plan, BnNote, stacklevel=3)
+
+    def restore(self, build: Callable[[Arrays, Mapping[str, Any]], State]) -> State:
+        """What `build` makes of the state that was found; its LookupError, TypeError or ValueError is an InputError."""
+        assert self.found is not None
+        try:
+            return build(*self.found)
+        except (LookupError, TypeError, ValueError):
+            raise InputError(self._damaged()) from None
+
+    def offer(self, parts: Callable[[], Parts], done: str) -> None:
+        """Take note of a whole state, and save it when a checkpoint is due.
+
+        Parameters
+        ----------
+        parts : function
+            Gives the state; it may be called at any time until the next offer, also from another thread.
+        done : str
+            How far it goes, in words: "the first 256 of 1,000 samples".
+        """
+        self._offered = parts, done
+        start = time.monotonic()
+        if start < self._due:
+            return
+        try:
+            self._save()
+        except (BnError, OSError, MemoryError) as error:
+            if not self._told:
+                warnings.warn(
+                    f"{error or 'not enough memory'}; the run goes on without a checkpoint", BnWarning, stacklevel=3
+                )
+            self._told = True
+        self._wait(time.monotonic() - start)
+
+    def remove(self) -> None:
+        """Remove the checkpoint: the output is complete."""
+        try:
+            os.unlink(os.path.realpath(self.path))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            text = f"{printable(self.path)}: cannot be removed: {error.strerror}; the output is complete without it"
+            warnings.warn(text, BnWarning, stacklevel=3)
+        files.sweep(self.path)
+
+    def __enter__(self) -> Self:
+        files.sweep(self.path)
+        self._watched = interrupts.tidied(self._stopped)
+        self._watched.__enter__()
+        self._wait(0)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._watched.__exit__(None, None, None)
+        if isinstance(error, (BnError, OSError)) and self._kept:
+            warnings.warn(f"{self._way_on()} when the cause is gone", BnNote, stacklevel=3)
+
+    def _wait(self, took: float) -> None:
+        self._due = time.monotonic() + max(EVERY, SHARE * took)
+
+    def _stopped(self) -> str | None:
+        """Save what was offered last; returns how to go on."""
+        with contextlib.suppress(BnError, OSError, MemoryError):  # what was saved before is still there
+            self._save()
+        return self._way_on() if self._kept else None
+
+    def _way_on(self) -> str:
+        return f"continue with --resume ({printable(self.path)} keeps {self._kept})"
+
+    def _save(self) -> None:
+        offered = self._offered
+        if offered is None:
+            return
+        arrays, attributes = offered[0]()
+        own: dict[str, store.Value] = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "bncli": __version__,
+            "fingerprint": self._fingerprint,
+            "done": offered[1],
+        }
+        content = store.pack(arrays, {**attributes, **own})
+        with files.Outputs(force=True, inputs=self._inputs, final=False) as outputs:
+            files.fill(outputs.add(self.path), content)
+        self._kept = offered[1]
+        if self._offered is offered:
+            self._offered = None
+
+    def _loaded(self, content: bytes) -> tuple[Parts, str]:
+        """State and words of a checkpoint that fits this computation."""
+        where = printable(self.path)
+        try:
+            arrays, attributes = store.unpack(content, self.path)
+        except InputError:
+            raise InputError(self._damaged()) from None
+        version, fingerprint = attributes.get("format_version"), attributes.get("fingerprint")
+        if attributes.get("format") != FORMAT or version != FORMAT_VERSION or not isinstance(fingerprint, str):
+            raise InputError(
+                f"{where}: checkpoint format {version}, written by bn {printable(attributes.get('bncli', '?'))}; "
+                f"this bn reads format {FORMAT_VERSION}: upgrade bn, {AGAIN}"
+            )
+        try:
+            found = list(differences(json.loads(fingerprint), json.loads(self._fingerprint)))
+        except (LookupError, TypeError, ValueError, AttributeError):
+            raise InputError(self._damaged()) from None
+        if found:
+            more = f", and {len(found) - NAMED} more" if len(found) > NAMED else ""
+            raise MismatchError(
+                f"{where}: belongs to another run: {'; '.join(found[:NAMED])}{more}. Give the same data and options, {AGAIN}"
+            )
+        rest = {name: value for name, value in attributes.items() if name not in OWN}
+        return (arrays, rest), printable(attributes.get("done"))
+
+    def _damaged(self) -> str:
+        return f"{printable(self.path)}: a damaged checkpoint; remove it, {AGAIN}"
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What differs between two fingerprints, in words.
+
+    >>> list(differences({"eps": 1e-5, "inputs": []}, {"eps": 1e-3, "inputs": []}))
+    ['eps was 1e-05, is 0.001']
+    """
+    for name in {**then, **now}:
+        one, other = then.get(name), now.get(name)
+        if name == "inputs" and one and other and len(one) == len(other):
+            for old, new in zip(one, other, strict=True):
+                where = printable(new.get("name"))
+                yield from (f"{text} ({where})" for text in differences(old, new))
+        elif name == "inputs" and one != other:
+            yield f"there were {len(one or ())} inputs, there are {len(other or ())}"
+        elif name == "mtime_ns" and one != other:
+            yield "the file was modified"
+        elif json.dumps(one) != json.dumps(other):  # NaN is the same as NaN
+            yield f"{name} was {printable(one)}, is {printable(other)}"
+
+
+def _read(path: str) -> bytes | None:
+    """The bytes of a checkpoint; None where there is none."""
+    if not os.path.exists(path):
+        return None
+    content = files.read_bytes(path, SIZE_LIMIT)
+    if FORMAT.encode() not in content:
+        raise OutputExistsError(
+            f"{printable(path)}: exists and is not a checkpoint, whose name it has; move it, or give another output with -o"
+        )
+    return content

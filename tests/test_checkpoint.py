@@ -1,0 +1,545 @@
+"""Checkpoints: a run that is stopped anywhere and resumed gives the same bytes; one that does not fit is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_helpers import check_refused, contents, good, save, save_h5, table, temporaries, untouched
+from faults.kills import EAGER, Killed, fit_killed, make_data
+from helpers import ANY_ADVICE, advised, bits, check_same_bytes
+
+import bncli
+from bncli import compiled, files, layout, store
+from bncli.advice import BnNote, BnWarning
+from bncli.engine import checkpoint, fold
+from bncli.engine.checkpoint import Keeper, differences
+from bncli.engine.local import fit_to_file, make_spec
+from bncli.errors import InputError, MismatchError, OutputExistsError, WriteError
+
+KEPT = "x.bn.h5.checkpoint"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Data of 12 segments in a folder of its own, and a checkpoint after each."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(layout, "PENDING_VALUES", 64)
+    monkeypatch.setattr(checkpoint, "EVERY", 0)
+    monkeypatch.setattr(checkpoint, "SHARE", 0)
+    x = table(3000, 5)
+    x[::7, 2] = np.nan
+    save(tmp_path / "x.npy", x)
+    return tmp_path
+
+
+class Stopped(BaseException):
+    """Stands for SIGKILL: unwinds without anything being saved."""
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, segments: int) -> None:
+    """Let the next fit end after so many segments."""
+    real, left = Keeper.offer, [segments]
+
+    def offer(self: Keeper, parts: Any, done: str) -> None:
+        real(self, parts, done)
+        left[0] -= 1
+        if not left[0]:
+            raise Stopped
+
+    monkeypatch.setattr(Keeper, "offer", offer)
+
+
+def fitted(resume: bool = False, **options: Any) -> bncli.Stats:
+    spec = make_spec({"batch_size": 16, "nan": "omit", "momentum": 0.99} | options)
+    with advised(*ANY_ADVICE, "continues from", "starts from the beginning"):
+        return fit_to_file(["x.npy"], spec, None, force=True, resume=resume)[0]
+
+
+def stopped_fit(segments: int = 5, **options: Any) -> None:
+    """Leave a checkpoint of so many segments."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, segments)
+        with pytest.raises(Stopped):
+            fitted(**options)
+    assert os.path.exists(KEPT)
+
+
+# --- the same bytes
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": "none"}, {"init": "first", "ddof": 1}, {"rows": "17:2900"}])
+def test_stopped_after_any_segment(here: Path, options: dict[str, Any]) -> None:
+    whole = fitted(**options)
+    os.unlink("x.bn.h5")
+    total = sum(1 for _ in range(0, 3000, 16 * layout.Layout.of((3000, 5), -1).batches_at_once(16)))
+    assert total > 10
+    for segments in (1, 2, total // 2, total - 1):
+        stopped_fit(segments, **options)
+        assert not os.path.exists("x.bn.h5")
+        check_same_bytes(whole, fitted(resume=True, **options))
+        check_same_bytes(whole, bncli.load("x.bn.h5"))
+        os.unlink("x.bn.h5")
+        assert contents(here).keys() == {"x.npy"}
+
+
+def test_stopped_after_every_segment_in_turn(here: Path) -> None:
+    whole = fitted(workers=1)
+    stopped_fit(1)
+    for turn in range(100):
+        with pytest.MonkeyPatch.context() as patch:
+            stop_after(patch, 1)
+            try:
+                result = fitted(resume=True, workers=1 + turn % 3, max_memory=(1 + turn % 2) << 20)
+            except Stopped:
+                continue
+            break
+    assert turn > 5
+    check_same_bytes(whole, result)
+
+
+def test_stopped_when_all_was_folded(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the output could not be written at the end."""
+    whole = fitted()
+    fill = files.fill
+
+    def full(temporary: str, content: bytes) -> None:
+        if "checkpoint" not in temporary:
+            raise OSError(28, os.strerror(28))
+        fill(temporary, content)
+
+    monkeypatch.setattr(files, "fill", full)
+    spec = make_spec({"batch_size": 16, "nan": "omit", "momentum": 0.99})
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with pytest.raises(WriteError):
+            fit_to_file(["x.npy"], spec, None, force=True)
+    assert [str(w.message) for w in told if w.category is BnNote] == [
+        f"continue with --resume ({KEPT} keeps the first 3,000 of 3,000 samples) when the cause is gone"
+    ]
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(layout, "PENDING_VALUES", 64)
+    check_same_bytes(whole, fitted(resume=True))
+
+
+def test_integers_that_were_rounded_are_still_told(here: Path) -> None:
+    x = np.full((3000, 5), 2**53 + 1, np.int64)
+    x[1::2] = 3
+    x[300:] = np.arange(5)
+    x[301::2] = 7
+    save(here / "x.npy", x)
+    stopped_fit(8, nan="error")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        fit_to_file(["x.npy"], make_spec({"batch_size": 16, "momentum": 0.99}), None, resume=True)
+    assert any("beyond 2^53" in str(w.message) for w in told)
+
+
+def test_parts_of_a_fold(here: Path) -> None:
+    rng = np.random.default_rng(3)
+    features = 7
+    empty = fold.Fold.empty(features)
+    whole = fold.Fold(
+        empty.population.map(lambda a: rng.standard_normal(a.shape)),
+        empty.running.map(lambda a: rng.standard_normal(a.shape)),
+        *(12, 3, 1, True),
+    )
+    arrays, attributes = store.unpack(store.pack(*whole.parts()), "s")
+    back = fold.Fold.of_parts(arrays, attributes, features)
+    for part in ("population", "running"):
+        for one, other in zip(getattr(whole, part).arrays(), getattr(back, part).arrays(), strict=True):
+            assert one.tobytes() == other.tobytes()
+    for field in dataclasses.fields(whole)[2:]:
+        assert getattr(whole, field.name) == getattr(back, field.name)
+    with pytest.raises(ValueError, match="population"):
+        fold.Fold.of_parts(arrays, attributes, features + 1)
+
+
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    """The long run is `python tests/faults/kills.py 100`."""
+    make_data(tmp_path)
+    chance, seen = random.Random(5), Killed()
+    for run, most in (("npy", 2), ("gzip", 4), ("two", 2)):
+        killed = fit_killed(tmp_path, run, chance, most)
+        seen.kills, seen.continued = seen.kills + killed.kills, seen.continued + killed.continued
+    assert seen.kills >= 3
+    assert seen.continued >= 1
+
+
+# --- signals
+
+
+@pytest.mark.parametrize(("number", "code", "words"), [(2, 130, "interrupted"), (15, 143, "terminated")])
+def test_a_signal_keeps_what_was_done_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, words: str
+) -> None:
+    """With a checkpoint after an hour: what is kept was saved because of the signal."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(layout, "PENDING_VALUES", 256)  # as in EAGER
+    save(tmp_path / "x.npy", table(200_000, 3))
+    args = ["fit", "x.npy", "--batch-size", "32"]
+    slow = EAGER.replace("EVERY = checkpoint.SHARE = 0", "EVERY = 3600").replace(
+        "sys.argv",
+        "import time\nfold = __import__('bncli.engine.fold', fromlist=['_'])\nreal = fold.fold_segment\n"
+        "fold.fold_segment = lambda *a: (time.sleep(0.06), real(*a))[1]\nsys.argv",
+        1,
+    )
+    process = subprocess.Popen([sys.executable, "-c", slow, *args], cwd=tmp_path, stderr=subprocess.PIPE)
+    while not temporaries(tmp_path):
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(number)
+    err = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == code
+    assert contents(tmp_path).keys() == {"x.npy", KEPT}
+    attributes = store.unpack((tmp_path / KEPT).read_bytes(), "c")[1]
+    done = attributes["samples"]
+    assert isinstance(done, int)
+    assert 0 < done < 200_000
+    assert err == (f"bn: {words}; continue with --resume ({KEPT} keeps the first {done:,} of 200,000 samples)\n")
+    told = good(*args, "--resume", "-q")
+    assert (told.out, told.err) == ("", "")
+    resumed = bncli.load("x.bn.h5")
+    with advised(*ANY_ADVICE):
+        check_same_bytes(resumed, bncli.fit("x.npy", batch_size=32))
+
+
+def test_nothing_is_promised_when_nothing_was_done(tmp_path: Path) -> None:
+    save(tmp_path / "x.npy", table(2000, 3))
+    slow = EAGER.replace(
+        "sys.argv",
+        "import time\nfold = __import__('bncli.engine.fold', fromlist=['_'])\n"
+        "fold.fold_segment = lambda *a: time.sleep(60)\nsys.argv",
+        1,
+    )
+    process = subprocess.Popen([sys.executable, "-c", slow, "fit", "x.npy"], cwd=tmp_path, stderr=subprocess.PIPE)
+    while not temporaries(tmp_path):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == b"bn: interrupted; outputs are as they were\n"
+    assert contents(tmp_path).keys() == {"x.npy"}
+
+
+# --- what is said
+
+
+def test_without_a_checkpoint_it_starts_from_the_beginning(here: Path) -> None:
+    result = good("fit", "x.npy", "--nan", "omit", "--resume")
+    assert f"bn: note: starts from the beginning: there is no {KEPT}\n" in result.err
+    assert good("fit", "x.npy", "--nan", "omit", "--resume", "-f", "-q").err == ""
+
+
+def test_continuing_and_replacing_are_told(here: Path) -> None:
+    args = ["fit", "x.npy", "--nan", "omit", "--momentum", "0.99", "--batch-size", "16"]
+    stopped_fit(2)
+    done = store.unpack(Path(KEPT).read_bytes(), "c")[1]["samples"]
+    with untouched(here):
+        keeps = f"which keeps the first {done} of 3,000 samples"
+        assert f"continues from {KEPT}, {keeps}\n" in good(*args, "--resume", "-n").out
+        assert f"starts from the beginning and replaces {KEPT}; --resume would" in good(*args, "-n").out
+    assert f"bn: note: starts from the beginning and replaces {KEPT}" in good(*args).err
+    assert not os.path.exists(KEPT)
+    os.unlink("x.bn.h5")
+    stopped_fit(2)
+    assert f"bn: note: continues from {KEPT}, {keeps}\n" in good(*args, "--resume").err
+    assert "checkpoint" not in good(*args, "-n").out
+
+
+def test_an_error_leaves_the_checkpoint_and_says_so(here: Path) -> None:
+    x = table(3000, 5)
+    x[2500, 1] = np.inf
+    save(here / "x.npy", x)
+    result = check_refused(3, ["fit", "x.npy", "--batch-size", "16"], "sample 2500, feature 1", lines=3)
+    assert f"bn: note: continue with --resume ({KEPT} keeps the first " in result.err
+    assert contents(here).keys() == {"x.npy", KEPT}
+
+
+# --- what does not fit
+
+
+def modified(here: Path) -> None:
+    os.utime("x.npy", ns=(1, 1))
+
+
+def longer(here: Path) -> None:
+    save(here / "x.npy", table(3001, 5))
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "words"),
+    [
+        ({"batch_size": 32}, None, "batch_size was 16, is 32"),
+        ({"momentum": 0.9}, None, "momentum was 0.99, is 0.9"),
+        ({"eps": 0.5}, None, "eps was 1e-05, is 0.5"),
+        ({"ddof": 1}, None, "ddof was 0, is 1"),
+        ({"init": "unit"}, None, "init was debias, is unit"),
+        ({"axis": 1}, None, "axis was -1, is 1"),
+        ({"rows": "1:"}, None, "rows was [None, None], is [1, None]"),
+        ({"fill_value": 3}, None, "fill_value was None, is 3"),
+        ({"gamma": 2.0}, None, "gamma was values of SHA-256"),
+        ({"beta": 2.0}, None, "beta was values of SHA-256"),
+        ({"names": list("abcde")}, None, "names was values of SHA-256"),
+        ({}, modified, "the file was modified (x.npy)"),
+        ({}, longer, r"shape was [3000, 5], is [3001, 5] (x.npy); size was 120128, is 120168 (x.npy)"),
+    ],
+)
+def test_changed_data_or_options_are_refused(
+    here: Path, options: dict[str, Any], change: Callable[[Path], None] | None, words: str
+) -> None:
+    stopped_fit()
+    if change:
+        change(here)
+    with untouched(here), pytest.raises(MismatchError) as caught:
+        fitted(resume=True, **options)
+    assert caught.value.exit_code == 4
+    text = str(caught.value)
+    assert text.startswith(f"{KEPT}: belongs to another run: ")
+    assert words in text
+    assert "or start again without --resume" in text
+
+
+def test_another_kernel_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped_fit()
+    monkeypatch.setattr(compiled, "NAME", "abacus")
+    with pytest.raises(MismatchError, match=r"kernel was (c|numpy), is abacus\. Give the same"):
+        fitted(resume=True)
+
+
+def test_other_segments_are_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint ends at a segment's edge; going on from another place would lose samples."""
+    stopped_fit()
+    monkeypatch.setattr(layout, "PENDING_VALUES", 200)
+    with pytest.raises(MismatchError, match="samples per segment was 192, is 640"):
+        fitted(resume=True)
+    monkeypatch.setattr(checkpoint, "differences", lambda then, now: iter(()))
+    with pytest.raises(InputError, match="the first 960 samples are no whole segments"):
+        fitted(resume=True)
+
+
+def test_another_number_of_inputs_is_refused(here: Path) -> None:
+    stopped_fit()
+    save(here / "y.npy", table(3, 5))
+    with pytest.raises(MismatchError, match="there were 1 inputs, there are 2"):
+        fit_to_file(
+            ["x.npy", "y.npy"], make_spec({"batch_size": 16, "nan": "omit", "momentum": 0.99}), "x.bn.h5", resume=True
+        )
+
+
+def test_workers_and_memory_may_change(here: Path) -> None:
+    stopped_fit(workers=2)
+    fitted(resume=True, workers=1, max_memory=1 << 20)
+
+
+def test_differences_of_numbers_that_are_no_number() -> None:
+    assert list(differences({"fill_value": float("nan")}, {"fill_value": float("nan")})) == []
+    assert list(differences({"shuffle": True}, {})) == ["shuffle was True, is None"]
+
+
+def test_three_differences_are_named(here: Path) -> None:
+    stopped_fit()
+    with pytest.raises(
+        MismatchError, match=r"batch_size was 16, is 3; ddof was 0, is 1; eps was 1e-05, is 1, and 3 more\. Give"
+    ):
+        fitted(resume=True, momentum=0.5, eps=1, ddof=1, batch_size=3, init="zeros")
+
+
+# --- what is damaged, newer, or no checkpoint
+
+
+def test_every_flipped_byte_and_every_cut_is_refused(here: Path) -> None:
+    stopped_fit()
+    whole = Path(KEPT).read_bytes()
+    chance = random.Random(0)
+    for at in chance.sample(range(len(whole)), 150):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << chance.randrange(8)
+        Path(KEPT).write_bytes(damaged)
+        with pytest.raises((InputError, OutputExistsError)) as caught:
+            fitted(resume=True)
+        assert KEPT in str(caught.value)
+    for end in chance.sample(range(len(whole) - 1), 50):
+        Path(KEPT).write_bytes(whole[:end])
+        with pytest.raises((InputError, OutputExistsError)):
+            fitted(resume=True)
+    Path(KEPT).write_bytes(whole)
+    fitted(resume=True)
+
+
+def test_a_damaged_one_says_what_to_do(here: Path) -> None:
+    stopped_fit()
+    whole = Path(KEPT).read_bytes()
+    Path(KEPT).write_bytes(whole[:-1000] + bytes(1000))
+    args = ["fit", "x.npy", "--resume", "--nan", "omit", "--momentum", "0.99", "--batch-size", "16"]
+    with untouched(here):
+        check_refused(3, args, f"{KEPT}: a damaged checkpoint; remove it, or start again without --resume", lines=1)
+    assert "replaces" in good(*[a for a in args if a != "--resume"]).err
+    assert not os.path.exists(KEPT)
+
+
+def repacked(change: Callable[[dict[str, Any], dict[str, Any]], Any]) -> None:
+    arrays, attributes = store.unpack(Path(KEPT).read_bytes(), "c")
+    change(arrays, attributes)
+    Path(KEPT).write_bytes(store.pack(arrays, attributes))
+
+
+def test_a_newer_format_names_who_wrote_it(here: Path) -> None:
+    stopped_fit()
+    repacked(lambda a, p: p.update(format_version=2, bncli="9.1.0"))
+    with pytest.raises(
+        InputError, match=r"checkpoint format 2, written by bn 9\.1\.0; this bn reads format 1: upgrade"
+    ):
+        fitted(resume=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a, p: p.update(fingerprint="{"),
+        lambda a, p: p.update(fingerprint="[]"),
+        lambda a, p: a.pop("running/k"),
+        lambda a, p: p.pop("samples"),
+        lambda a, p: a.update({"running/a": a["running/a"][:, :2]}),
+        lambda a, p: a.update({"population/m2": a["population/m2"].astype("f4")}),
+        lambda a, p: p.update(batches="many"),
+    ],
+)
+def test_a_forged_one_is_refused(here: Path, change: Any) -> None:
+    """Its digest is right, its content is not."""
+    stopped_fit()
+    repacked(change)
+    with untouched(here), pytest.raises(InputError, match="a damaged checkpoint"):
+        fitted(resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_file_that_only_has_its_name_is_not_touched(here: Path, resume: bool) -> None:
+    Path(KEPT).write_bytes(b"weights of a network")
+    with untouched(here), pytest.raises(OutputExistsError, match=f"{KEPT}: exists and is not a checkpoint"):
+        fitted(resume=resume)
+
+
+def test_an_input_is_never_a_checkpoint(here: Path) -> None:
+    save_h5(here / KEPT, table(300, 5))
+    with untouched(here), pytest.raises(OutputExistsError, match="also an input"):
+        fit_to_file([KEPT], make_spec({}), "x.bn.h5")
+
+
+# --- the keeper
+
+
+def keeper(resume: bool = False) -> Keeper:
+    return Keeper("x.bn.h5", {"a": 1}, resume=resume)
+
+
+def state(number: int) -> Callable[[], Any]:
+    return lambda: ({"values": np.full(3, number)}, {"number": number})
+
+
+def kept() -> Any:
+    return store.unpack(Path(KEPT).read_bytes(), "c")[1]["number"] if os.path.exists(KEPT) else None
+
+
+def test_a_checkpoint_every_so_often(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(checkpoint, "EVERY", 10)
+    with keeper() as kept_by:
+        seen = []
+        for number in range(50):
+            clock[0] += 1
+            kept_by.offer(state(number), "words")
+            seen.append(kept())
+    assert seen[:9] == [None] * 9
+    assert seen[9:] == [9 + (i - 9) // 10 * 10 for i in range(9, 50)]
+    kept_by.remove()
+    assert contents(here).keys() == {"x.npy"}
+
+
+def test_what_takes_long_comes_less_often(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, written = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(checkpoint, "EVERY", 10)
+    monkeypatch.setattr(checkpoint, "SHARE", 20)
+
+    def slow(self: Keeper) -> None:
+        clock[0] += 5
+        written.append(clock[0])
+
+    monkeypatch.setattr(Keeper, "_save", slow)
+    with keeper() as kept_by:
+        while clock[0] < 400:
+            clock[0] += 1
+            kept_by.offer(state(0), "words")
+    assert np.diff(written).min() >= 100
+
+
+def test_a_full_disk_is_told_once_and_the_run_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill = files.fill
+
+    def full(temporary: str, content: bytes) -> None:
+        if "checkpoint" in temporary:
+            raise OSError(28, os.strerror(28))
+        fill(temporary, content)
+
+    monkeypatch.setattr(files, "fill", full)
+    result = good("fit", "x.npy", "--nan", "omit", "--batch-size", "16")
+    told = [line for line in result.err.splitlines() if "without a checkpoint" in line]
+    assert len(told) == 1
+    assert f"{KEPT}: cannot be written: No space left on device" in told[0]
+    assert contents(here).keys() == {"x.npy", "x.bn.h5"}
+
+
+def test_one_that_cannot_be_removed_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink = os.unlink
+
+    def stuck(path: str) -> None:
+        if path.endswith(".checkpoint"):
+            raise OSError(5, os.strerror(5))
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", stuck)
+    result = good("fit", "x.npy", "--nan", "omit", "--batch-size", "16")
+    assert f"bn: warning: {KEPT}" in result.err.replace(str(here.resolve()) + "/", "")
+    assert "cannot be removed: Input/output error" in result.err
+
+
+def test_a_failed_checkpoint_leaves_the_one_before(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with keeper() as kept_by:
+        kept_by.offer(state(1), "one")
+        monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        with pytest.warns(BnWarning, match="without a checkpoint"):
+            kept_by.offer(state(2), "two")
+        monkeypatch.undo()
+        monkeypatch.chdir(here)
+        assert kept() == 1
+        assert kept_by._stopped() == f"continue with --resume ({KEPT} keeps two)"
+        assert kept() == 2
+    assert temporaries(here) == []
+
+
+def test_fingerprint_holds_every_option_that_matters() -> None:
+    """An option added later is in it, unless it is named as one that changes nothing."""
+    from bncli.engine.local import FREE
+    from bncli.engine.plan import FitSpec
+
+    assert set(FREE) <= set(FitSpec.__dataclass_fields__)
+    assert set(FREE) == {"workers", "max_memory", "dataset"}
+
+
+def test_bits_see_a_difference(here: Path) -> None:
+    """The comparison of this file can fail."""
+    assert bits(fitted()) != bits(fitted(momentum=0.98))

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -54,10 +55,10 @@ class Outputs:
         check_output(path, force=self._force, inputs=self._inputs)
         target = os.path.realpath(path)
         folder, name = os.path.split(target)
+        if folder not in self._swept:
+            self._swept[folder] = _listed(folder)
+        _sweep(folder, name, self._swept[folder])
         try:
-            if folder not in self._swept:
-                self._swept[folder] = os.listdir(folder)
-            _sweep(folder, name, self._swept[folder])
             with interrupts.held:
                 fd, temporary = _temporary(folder, name)
                 self._pending.append(_Pending(path, target, temporary, fd))
@@ -90,14 +91,17 @@ class Outputs:
             if not self._force:
                 check_output(new.path, force=False, inputs=self._inputs)  # it may have come into being meanwhile
         with interrupts.held:
-            for new in self._pending:
-                with _telling(new.path):
+            for place, new in enumerate(self._pending):
+                with _telling(new.path, f" ({place} outputs before it are written)" * bool(place)):
                     os.replace(new.temporary, new.target)
                 if self._final:
                     interrupts.pass_by()
         for folder, path in {os.path.dirname(new.target): new.path for new in self._pending}.items():
-            with _telling(path):
+            try:
                 _sync_folder(folder)
+            except OSError as error:
+                reason = error.strerror or error
+                raise WriteError(f"{printable(path)}: is written, but may not outlast a power cut: {reason}") from error
 
     def _tidy(self) -> None:
         """Remove the temporary files that have not become outputs."""
@@ -133,8 +137,15 @@ def replacing(path: str, *, force: bool = False, inputs: Sequence[str] = ()) -> 
 def sweep(path: str) -> None:
     """Remove the temporary files that killed runs left of this output; a live run's are locked, and stay."""
     folder, name = os.path.split(os.path.realpath(path))
-    with contextlib.suppress(OSError):
-        _sweep(folder, name, os.listdir(folder))
+    _sweep(folder, name, _listed(folder))
+
+
+def _listed(folder: str) -> list[str]:
+    """What is in a folder; nothing where it may not be looked into."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _sweep(folder: str, name: str, listed: Sequence[str]) -> None:
@@ -185,16 +196,39 @@ def fill(temporary: str, content: bytes) -> None:
 
 
 def check_output(path: str, *, force: bool, inputs: Sequence[str] = ()) -> None:
-    """Raise OutputExistsError when `path` is an input, or exists and is not to be replaced."""
+    """Raise OutputExistsError when `path` is an input, or exists and is not to be replaced; WriteError when it cannot be known."""
+    try:
+        found = _stat(path)
+    except OSError as error:
+        raise _failed(path, error) from None
+    if found is None:
+        return
     for source in inputs:
-        if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
+        if _is(found, source):
             raise OutputExistsError(f"{printable(path)}: is also an input ({printable(source)}); give another output")
-    if os.path.isdir(path):
+    if stat.S_ISDIR(found.st_mode):
         raise OutputExistsError(f"{printable(path)}: is a folder; give the name of a file")
-    if os.path.exists(path) and not os.path.isfile(path):
+    if not stat.S_ISREG(found.st_mode):
         raise OutputExistsError(f"{printable(path)}: exists and is not a regular file; give another output")
-    if os.path.lexists(path) and os.path.exists(path) and not force:
+    if not force:
         raise OutputExistsError(f"{printable(path)}: exists; replace it with -f/--force or give another name with -o")
+
+
+def _stat(path: str) -> os.stat_result | None:
+    """What a path names; None where there is nothing."""
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _is(found: os.stat_result, source: str) -> bool:
+    """Whether an input is this file; not to know must not pass for no."""
+    try:
+        other = _stat(source)
+    except OSError as error:
+        raise InputError(f"{printable(source)}: cannot be read: {error.strerror}") from None
+    return other is not None and os.path.samestat(found, other)
 
 
 def write_bytes(path: str, content: bytes, *, force: bool = False, inputs: Sequence[str] = ()) -> None:
@@ -227,16 +261,16 @@ def read_bytes(path: str, limit: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _telling(path: str) -> Iterator[None]:
+def _telling(path: str, more: str = "") -> Iterator[None]:
     """Make a WriteError of what fails while a file is completed."""
     try:
         yield
     except OSError as error:
-        raise _failed(path, error) from error
+        raise _failed(path, error, more) from error
 
 
-def _failed(path: str, error: OSError) -> WriteError:
-    reason = error.strerror or str(error)
+def _failed(path: str, error: OSError, more: str = "") -> WriteError:
+    reason = (error.strerror or str(error)) + more
     cure = "free some space or give" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "give"
     return WriteError(f"{printable(path)}: cannot be written: {reason}; {cure} another place with -o")
 

@@ -283,6 +283,8 @@ class Hdf5Sink:
                 limits = like.maxshape() if chunks and like else shape
                 self._id = self._create(layout, limits)
                 self._filters, self._chunks = filters_of(self._id), chunks
+                if not self._filters:  # else nobody knows how much it will be
+                    self._disk.reserve(math.prod(shape) * self._dtype.itemsize)
                 if chunks and self._filters and encodes(self._filters):
                     self._pool = ThreadPoolExecutor(workers, thread_name_prefix="bn-write")
                 if like:

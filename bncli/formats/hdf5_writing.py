@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from h5py import h5a, h5d, h5g, h5o, h5s, h5t, h5z
 
+from bncli import files
 from bncli.errors import InputError, printable
 from bncli.formats.hdf5_chunks import Filter
 from bncli.formats.hdf5_file import STRING_LIMIT, Watched, hdf5_errors
@@ -47,11 +47,13 @@ class Disk(io.RawIOBase):
         return size
 
     def readinto(self, out: Any) -> int:
-        """Read what there is, and zeros after a failure."""
+        """Read what there is, and zeros behind it; a failure is kept."""
         view = memoryview(out).cast("B")
         got = 0
-        with contextlib.suppress(OSError):
+        try:
             got = self._file.readinto(view) or 0
+        except BaseException as error:
+            self.failure = self.failure or error
         view[got:] = bytes(len(view) - got)
         return len(view)
 
@@ -63,6 +65,10 @@ class Disk(io.RawIOBase):
         except BaseException as error:
             self.failure = error
         return size or 0
+
+    def reserve(self, size: int) -> None:
+        """Set space aside; HDF5 cuts the file to its length when it is closed."""
+        files.reserve(self._file.fileno(), size)
 
     def seek(self, offset: int, whence: int = 0) -> int:
         """Set the position."""

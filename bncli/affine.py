@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from bncli import compiled
 from bncli.batchnorm import deviation
-from bncli.errors import MismatchError
 from bncli.layout import Layout
 
 ACTIVATIONS = ("identity", "sigmoid", "tanh", "relu")  # in the order of `_blocks.c`
@@ -114,10 +113,10 @@ class Training:
 
     @classmethod
     def unpack(cls, arrays: dict[str, npt.NDArray[Any]], attributes: dict[str, Any]) -> Training:
-        """The state that was packed. Raises KeyError where a part is missing, MismatchError where they do not fit."""
+        """The state that was packed. Raises KeyError where a part is missing, ValueError where they do not fit."""
         values, first, second = (arrays[name] for name in ("values", "first", "second"))
         if not values.shape == first.shape == second.shape == (values.size,):
-            raise MismatchError("the parameters and the optimiser's moments differ in shape")
+            raise ValueError("the parameters and the optimiser's moments differ in shape")
         return cls(values, first, second, int(attributes["steps"]))
 
 

@@ -94,6 +94,41 @@ def test_stopped_after_any_segment(here: Path, options: dict[str, Any]) -> None:
         assert contents(here).keys() == {"x.npy"}
 
 
+@pytest.mark.parametrize("options", [{"holdout": 0.25}, {"optimizer": "sgd", "shuffle": False}, {"loss": "mse"}])
+def test_learning_stopped_after_any_batch(here: Path, options: dict[str, Any]) -> None:
+    """The optimiser's moments, the order of batches, the history and the comparison go on as if nothing had been."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((200, 4))
+    save(here / "x.npy", x)
+    save(here / "y.npy", (x[:, 0] > 0).astype("i8"))
+    options = {"nan": "error", "target": "y.npy", "epochs": 3, "batch_size": 32} | options
+    whole = fitted(**options)
+    os.unlink("x.bn.h5")
+    for steps in (1, 5, 7, 13, 17):
+        stopped_fit(steps, **options)
+        again = fitted(resume=True, **options)
+        check_same_bytes(whole, again)
+        assert whole.learned is not None
+        assert again.learned is not None
+        for field in dataclasses.fields(whole.learned):
+            one, other = (getattr(stats.learned, field.name) for stats in (whole, again))
+            assert np.asarray(one).tobytes() == np.asarray(other).tobytes() or one == other, field.name
+        os.unlink("x.bn.h5")
+
+
+def test_learning_goes_on_only_with_the_same_target(here: Path) -> None:
+    x = np.random.default_rng(3).standard_normal((200, 4))
+    save(here / "x.npy", x)
+    save(here / "y.npy", (x[:, 0] > 0).astype("i8"))
+    options = {"nan": "error", "target": "y.npy", "epochs": 2, "batch_size": 32}
+    stopped_fit(3, **options)
+    with pytest.raises(MismatchError, match="epochs was 2, is 3"):
+        fitted(resume=True, **options | {"epochs": 3})
+    save(here / "y.npy", (x[:, 1] > 0).astype("i8"))
+    with pytest.raises(MismatchError, match=r"target was y\.npy .*, is y\.npy"):
+        fitted(resume=True, **options)
+
+
 def test_stopped_after_every_segment_in_turn(here: Path) -> None:
     whole = fitted(workers=1)
     stopped_fit(1)

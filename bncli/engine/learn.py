@@ -94,7 +94,7 @@ class Course:
 
     @classmethod
     def unpack(cls, arrays: Arrays, attributes: Mapping[str, Any], fold: Fold) -> Course:
-        """The course that was packed. Raises LookupError or MismatchError where parts are missing or do not fit."""
+        """The course that was packed. Raises LookupError or ValueError where parts are missing or do not fit."""
 
         def training(name: str) -> Training:
             own = {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}

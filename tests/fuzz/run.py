@@ -11,6 +11,7 @@ cannot be told from its bytes. In stats files no other number is right, nor in s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -273,10 +274,11 @@ def _contradicts_itself(item: Any) -> bool:
 def fuzz(count: int, seed: int, first: int = 0, told: Callable[[int, Report], None] | None = None) -> Report:
     """Run `count` damaged files in the current folder."""
     report, fuzzer = Report(), Fuzzer()
-    for number in range(first, first + count):
-        fuzzer.one(seed, number, report)
-        if told:
-            told(number - first + 1, report)
+    with contextlib.suppress(KeyboardInterrupt):  # a long round may be ended early, and still reports
+        for number in range(first, first + count):
+            fuzzer.one(seed, number, report)
+            if told:
+                told(number - first + 1, report)
     return report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,7 @@ def test_plain_pickle_and_whole_model(torch: Any, tmp_path: Path, monkeypatch: p
     assert not Path("ran").exists()
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_content_that_is_no_layer(torch: Any, tmp_path: Path) -> None:
     path = str(tmp_path / "x.pt")
     one = torch.ones(3)
@@ -217,6 +219,10 @@ def test_content_that_is_no_layer(torch: Any, tmp_path: Path) -> None:
         {"running_mean": one.to_sparse(), "running_var": one.to_sparse()},
         {"running_mean": one.to("meta"), "running_var": one.to("meta")},
         {"running_mean": one.to(torch.complex64), "running_var": one.to(torch.complex64)},
+        dict.fromkeys(("running_mean", "running_var"), torch.zeros(1).expand(10**13)),
+        dict.fromkeys(("running_mean", "running_var"), torch.zeros(1).expand(10**5)),
+        {"running_mean": one, "running_var": one, "num_batches_tracked": torch.zeros(1, dtype=int).expand(10**13)},
+        {"running_mean": torch.nested.nested_tensor([one, one]), "running_var": one},
     ):
         torch.save(content, path)
         with pytest.raises(InputError, match=r"x\.pt"):
@@ -228,6 +234,28 @@ def test_nested_in_itself(torch: Any, tmp_path: Path) -> None:
     content["again"] = content
     torch.save(content, tmp_path / "x.pt")
     assert exchange.read(str(tmp_path / "x.pt"), layer="bn").num_features == 2
+
+
+def test_dictionaries_that_stand_in_each_other_many_times(torch: Any, tmp_path: Path) -> None:
+    """A file of 2 KB has 10^20 keys."""
+    content: Any = torch.nn.BatchNorm1d(2).state_dict()
+    for _ in range(19):
+        content = dict.fromkeys("abcdefghij", content)
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(InputError, match=r"x\.pt: .*lie in each other too often"):
+        exchange.read(str(tmp_path / "x.pt"))
+
+
+def test_compressed_members(torch: Any, tmp_path: Path) -> None:
+    torch.save(torch.nn.BatchNorm1d(10**6).state_dict(), tmp_path / "x.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "x.pt") as source,
+        zipfile.ZipFile(tmp_path / "y.pt", "w", zipfile.ZIP_DEFLATED) as out,
+    ):
+        for name in source.namelist():
+            out.writestr(name, source.read(name))
+    with pytest.raises(InputError, match=r"y\.pt: .*is compressed, as torch\.save never does"):
+        exchange.read(str(tmp_path / "y.pt"))
 
 
 def test_package_too_old(torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,13 @@ float64 layer not at all. Read with `weights_only=True` alone, which runs no cod
 from __future__ import annotations
 
 import io
+import os
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from bncli.errors import InputError, UsageError, printable
+from bncli.errors import BnError, InputError, UsageError, printable
 from bncli.exchange import state_dict
 from bncli.exchange.common import Exported, Momentum, check_readable, chosen, package, save, to_stats, unreadable
 from bncli.stats import Stats
@@ -20,6 +21,7 @@ from bncli.stats import Stats
 OLDEST = (2, 6)  # weights_only=True of older versions can be made to run code (CVE-2025-32434)
 FOLDER = 0x10  # attribute of a member for which torch.load gives zeros, while the zip's checksums still hold
 DEEPEST = 20  # dictionaries inside dictionaries
+ROOM, VISIT = 64 << 20, 64  # bytes for the keys in them, and beside each: a million of usual length
 
 
 def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, inputs: Sequence[str] = ()) -> Exported:
@@ -46,27 +48,28 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
     check_readable(path)
     try:
         _check_sums(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = _tensors(torch, torch.load(path, map_location="cpu", weights_only=True))
+        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+        def get(key: str) -> Any:
+            return _array(torch, tensors[key], key, os.path.getsize(path))
+
+        columns, tracked, name = state_dict.columns(shapes, get, layer, path)
+    except BnError:
+        raise
     except Exception as error:  # a damaged or hostile file makes torch raise whatever it likes
         raise _refused(path, error) from None
-    tensors: dict[str, Any] = {}
-    for key, tensor in _tensors(torch, content, "", DEEPEST):
-        if tensors.setdefault(key, tensor) is not tensor:
-            raise InputError(
-                f"{printable(path)}: holds two tensors under the key {printable(key)}, one of them in a dictionary inside; "
-                "save one state_dict alone"
-            )
-    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-
-    def get(key: str) -> Any:
-        tensor = tensors[key]
-        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_complex():
-            raise InputError(f"{printable(path)}: {printable(key)} is not a plain tensor of real numbers")
-        return (tensor.detach().double() if tensor.is_floating_point() else tensor).numpy()
-
-    columns, tracked, name = state_dict.columns(shapes, get, layer, path)
     held = {"num_batches": tracked}
     return to_stats(path, "torch", columns, held, layer=name or None, eps=eps, momentum=momentum)
+
+
+def _array(torch: Any, tensor: Any, key: str, size: int) -> Any:
+    """Values of a plain tensor; a view that repeats its values may claim any number of them, a file of `size` bytes has fewer."""
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_complex():
+        raise ValueError(f"{key} is not a plain tensor of real numbers")
+    if tensor.numel() > size:
+        raise ValueError(f"{key} claims {tensor.numel()} values, more than the file has bytes")
+    return (tensor.detach().double() if tensor.is_floating_point() else tensor).numpy()
 
 
 def _check_sums(path: str) -> None:
@@ -74,6 +77,8 @@ def _check_sums(path: str) -> None:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
+                if info.compress_type != zipfile.ZIP_STORED:  # it could inflate to any size
+                    raise ValueError(f"its member {info.filename} is compressed, as torch.save never does")
                 if info.external_attr & FOLDER:
                     raise ValueError(f"its member {info.filename} is marked as a folder")
             if bad := archive.testzip():
@@ -100,12 +105,30 @@ def _refused(path: str, error: Exception) -> InputError:
     return unreadable(path, "PyTorch file", error)
 
 
-def _tensors(torch: Any, content: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
-    """Every tensor in a dictionary and in those inside it, under its keys joined by dots."""
-    if not isinstance(content, dict) or not depth:
-        return
-    for key, value in content.items():
-        if isinstance(key, str) and isinstance(value, torch.Tensor):
-            yield prefix + key, value
-        elif isinstance(key, str):
-            yield from _tensors(torch, value, f"{prefix}{key}.", depth - 1)
+def _tensors(torch: Any, content: Any) -> dict[str, Any]:
+    """Every tensor in a dictionary and in those inside it, under its keys joined by dots.
+
+    One dictionary may stand in many places, 10 of them in each other in 10^10, so that what is visited is limited.
+    """
+    found: dict[str, Any] = {}
+    level, room = [("", content)], ROOM
+    for _ in range(DEEPEST):
+        items = (
+            (prefix + key, v)
+            for prefix, d in level
+            if isinstance(d, dict)
+            for key, v in d.items()
+            if isinstance(key, str)
+        )
+        level = []
+        for key, value in items:
+            room -= len(key) + VISIT
+            if room < 0:
+                raise ValueError("its dictionaries lie in each other too often")
+            if not isinstance(value, torch.Tensor):
+                level.append((f"{key}.", value))
+            elif found.setdefault(key, value) is not value:
+                raise ValueError(
+                    f"two tensors under the key {key}, one of them in a dictionary inside; save one state_dict alone"
+                )
+    return found

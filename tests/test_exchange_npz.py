@@ -120,8 +120,20 @@ def test_compressed_in_another_way(tmp_path: Path, method: int) -> None:
         exchange.read(str(tmp_path / "x.npz"))
 
 
+def test_far_more_values_than_the_file_has_bytes(tmp_path: Path) -> None:
+    """Zeros deflate to a thousandth, and statistics take twenty times their size."""
+    one, mib = str(tmp_path / "x.npz"), 1 << 17
+    for count, fits in ((mib // 2, True), (16 * mib, False)):
+        np.savez_compressed(one, running_mean=np.zeros(count), running_var=np.zeros(count))
+        if fits:
+            assert exchange.read(one).num_features == count
+        else:
+            with pytest.raises(InputError, match=r"x\.npz: .*larger than \d+ bytes, far more than the file"):
+                exchange.read(one)
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("name", ["running_var.npy", "other.npy"])
+@pytest.mark.parametrize("name", ["running_var.npy", "other.npy", "running_var"])
 def test_the_same_name_twice(tmp_path: Path, name: str) -> None:
     path = tmp_path / "x.npz"
     exchange.write(features(3), str(path))

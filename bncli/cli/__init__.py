@@ -96,7 +96,9 @@ def _run(args: list[str]) -> int:
         return 141
     except MemoryError:
         return _said(
-            "error: not enough memory; give a smaller --max-memory or --batch-size", InputError.exit_code, debug
+            "error: not enough memory; give a smaller file or, where there are these options, --max-memory or --batch-size",
+            InputError.exit_code,
+            debug,
         )
     except OSError as error:
         _forget_stdout()

@@ -268,7 +268,7 @@ def vector(values: Any, name: str) -> Floats:
     array = np.asarray(values)
     if array.dtype.kind not in "fiu" or array.ndim != 1 or not len(array):
         raise MismatchError(f"{name} is of type {array.dtype} and shape {array.shape}, not one number per feature")
-    array = array.astype(np.float64)
+    array = array.astype(np.float64, copy=False)
     if np.isinf(array).any() or (name in ("gamma", "beta", "count") and np.isnan(array).any()):
         raise MismatchError(f"{name} holds values that are not finite")
     return array

@@ -18,7 +18,8 @@ from bncli.exchange import fields
 from bncli.exchange.common import KINDS, Exported, Momentum, chosen, conventions, save, to_stats, unreadable
 from bncli.stats import Stats
 
-LARGEST = 4 << 30  # of the file, and of a member
+LARGEST = 4 << 30  # of the file
+INFLATED, RATIO = 16 << 20, 4  # bytes of all fields, and beside them times the file's; a real file has half its RATIO
 DAMAGED = (  # what zipfile and NumPy's reader of headers raise over damaged or hostile bytes
     *(ValueError, LookupError, TypeError, SyntaxError, EOFError, OSError, RuntimeError, ArithmeticError, MemoryError),
     *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
@@ -48,7 +49,7 @@ def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> S
     """
     content = files.read_bytes(path, LARGEST)
     try:
-        arrays = read_arrays(content, LARGEST, (*fields.COLUMNS, fields.NAMES, *KINDS))
+        arrays = read_arrays(content, INFLATED + RATIO * len(content), (*fields.COLUMNS, fields.NAMES, *KINDS))
         held = {name: arrays[name].item() for name in KINDS if name in arrays}
         if math.isnan(held.get("momentum") or 0):
             held["momentum"] = None
@@ -66,11 +67,12 @@ def read_arrays(content: bytes, largest: int, names: Collection[str] | None = No
     Parameters
     ----------
     largest : int
-        Bytes that a member may have.
+        Bytes that the members to be read may have in all: zeros deflate to a thousandth.
     """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.namelist()
-        if len(set(members)) < len(members):
+        keys = [member.removesuffix(".npy") for member in members]
+        if len(set(keys)) < len(keys):
             raise ValueError("it holds the same name twice")
         if int.from_bytes(content[-12:-10], "little") != len(members):  # zipfile lists what it finds and does not count
             raise ValueError(f"it holds {len(members)} members, and says otherwise at its end")
@@ -78,19 +80,19 @@ def read_arrays(content: bytes, largest: int, names: Collection[str] | None = No
             raise ValueError("a member is compressed in a way that NumPy does not use")
         if bad := archive.testzip():
             raise ValueError(f"its member {bad} does not match its checksum")
-        found = {member: member.removesuffix(".npy") for member in members}
-        return {name: _array(archive, m, largest) for m, name in found.items() if names is None or name in names}
+        wanted = {name: m for m, name in zip(members, keys, strict=True) if names is None or name in names}
+        if sum(archive.getinfo(member).file_size for member in wanted.values()) > largest:
+            raise ValueError(f"its arrays are larger than {largest} bytes, far more than the file")
+        return {name: _array(archive.read(member), member) for name, member in wanted.items()}
 
 
-def _array(archive: zipfile.ZipFile, member: str, largest: int) -> npt.NDArray[Any]:
-    """One array; its size is known before anything is allocated, and its header is text, never a pickle."""
-    if archive.getinfo(member).file_size > largest:
-        raise ValueError(f"{member} is larger than {largest} bytes")
-    stream = io.BytesIO(archive.read(member))
+def _array(content: bytes, member: str) -> npt.NDArray[Any]:
+    """One array, which stays where it lies in the content; the header is text, never a pickle."""
+    stream = io.BytesIO(content)
     shape, by_column, dtype = HEADERS[np.lib.format.read_magic(stream)](stream)
-    rest = stream.read()
+    start = stream.tell()
     if dtype.hasobject:
         raise ValueError(f"{member} holds Python objects (a pickle, which bn never opens)")
-    if math.prod(shape) * dtype.itemsize != len(rest):
-        raise ValueError(f"{member}: shape {shape} of {dtype} does not have {len(rest)} bytes")
-    return np.ndarray(shape, dtype, rest, order="F" if by_column else "C")
+    if math.prod(shape) * dtype.itemsize != len(content) - start:
+        raise ValueError(f"{member}: shape {shape} of {dtype} does not have {len(content) - start} bytes")
+    return np.ndarray(shape, dtype, content, start, order="F" if by_column else "C")

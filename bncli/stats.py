@@ -196,6 +196,9 @@ class Stats:
         check_conventions(self.momentum, self.eps, self.ddof, self.init)
         if self.learned is not None:
             self.learned.check(shape[0])
+        for name in ("momentum", "eps"):  # they may have been given as whole numbers
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else float(value))
 
     @property
     def num_features(self) -> int:

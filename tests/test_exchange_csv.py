@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,12 @@ def test_columns(tmp_path: Path) -> None:
     assert {(row["eps"], row["momentum"], row["ddof"], row["num_features"]) for row in rows} == {
         ("0.001", "0.97", "0", "3")
     }
+
+
+def test_names_of_any_characters(tmp_path: Path) -> None:
+    names = ("a\rb", 'c"\r\n,', "\n")
+    exchange.write(replace(features(3), names=names), str(tmp_path / "x.csv"))
+    assert exchange.read(str(tmp_path / "x.csv")).names == names
 
 
 def test_what_inspect_prints_is_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,14 @@ def test_attributes_are_read(onnx: Any, tmp_path: Path) -> None:
     assert (stats.eps, stats.momentum) == (0.002, 0.6)
     stats = exchange.read(str(tmp_path / "x.onnx"), layer="one", eps=0.5, momentum=0.25)
     assert (stats.eps, stats.momentum) == (0.5, 0.25)
+
+
+def test_conventions_that_were_given_as_whole_numbers(onnx: Any, tmp_path: Path) -> None:
+    exchange.write(fitted(data((40, 3)), eps=1, momentum=0), str(tmp_path / "x.onnx"))
+    exchange.write(replace(features(3), eps=1, momentum=0), str(tmp_path / "y.onnx"))
+    for name in ("x.onnx", "y.onnx"):
+        stats = exchange.read(str(tmp_path / name))
+        assert (stats.eps, stats.momentum) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("count", FEATURES)

@@ -31,8 +31,8 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
     told = checksum({name: columns[name] for name in fields.COLUMNS}, held, names)
     constant = [told, *(NONE if value is None else value for value in held.values()), stats.num_features]
     out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*columns, CHECKSUM, *held, COUNT])
+    csv.writer(out, lineterminator="\n").writerow([*columns, CHECKSUM, *held, COUNT])
+    writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # a bare \r would end a line elsewhere
     writer.writerows([*row, *constant] for row in zip(*(c.tolist() for c in columns.values()), strict=True))
     save(out.getvalue().encode(), path, force, inputs)
     return Exported("csv", path, use, stats.num_features, held, fields.advice(use))

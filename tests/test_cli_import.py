@@ -68,6 +68,8 @@ def test_momentum_none(here: Path) -> None:
     """Statistics that no recurrence made; PyTorch's None is another thing."""
     result = good("import", "m.weights.h5", "-o", "s.bn.h5", "--momentum", "none")
     assert "momentum none: the running statistics are the population's" in result.out
+    assert "no population statistics" not in result.out
+    assert "of how many values is not known" in result.out
     assert "momentum" not in result.err
     assert bncli.load("s.bn.h5").momentum is None
     check_refused(2, ["import", "m.weights.h5", "-o", "t.bn.h5", "--momentum", "nine"], "--momentum 'nine'")

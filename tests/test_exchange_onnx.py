@@ -101,6 +101,41 @@ def test_numbers_beyond_float32(onnx: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "bn.onnx").exists()
 
 
+@pytest.mark.parametrize(
+    ("factor", "options", "words"),
+    [
+        (1e-25, {"eps": 0.0}, r"feature 0 has a variance \+ eps below 1.2e-38"),
+        (0.0, {"eps": 1e-50}, r"feature 0 has a variance \+ eps below 1.2e-38"),
+        (1e-10, {"eps": 0.0, "gamma": 1e30}, "feature 0 has a scale or shift beyond 3.4e38"),
+        (1, {"eps": 1e39}, r"eps 1e\+39 is inf in the float32"),
+        (1, {"momentum": 0.99999999}, r"momentum 0.99999999 is 1.0 in the float32"),
+    ],
+)
+def test_what_float32_does_not_compute(
+    onnx: Any, tmp_path: Path, factor: float, options: dict[str, float], words: str
+) -> None:
+    with pytest.raises(MismatchError, match=words):
+        exchange.write(fitted(data((20, 2)) * factor, **options), str(tmp_path / "bn.onnx"))
+    assert not (tmp_path / "bn.onnx").exists()
+
+
+def test_small_numbers_that_float32_computes(onnx: Any, tmp_path: Path) -> None:
+    x = data((20, 2), "f4") * np.float32(1e-17)
+    stats = fitted(x, eps=0.0)
+    exchange.write(stats, str(tmp_path / "bn.onnx"))
+    check_agrees(run(str(tmp_path / "bn.onnx"), x), stats, x)
+
+
+def test_rounded_conventions_are_told(onnx: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "bn.onnx")
+    report = exchange.write(fitted(data((20, 2)), eps=1e-50, momentum=0.123456789123), path)
+    back = exchange.read(path)
+    assert (back.eps, back.momentum) == (report.settings["epsilon"], report.settings["momentum"]) == (0.0, 0.12345679)
+    assert "eps 1e-50 is rounded to 0.0" in report.notes
+    assert "momentum 0.123456789123 is rounded to 0.12345679" in report.notes
+    assert not any("is rounded" in note for note in exchange.write(features(3), path).notes)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_imported_from_a_trained_model(onnx: Any, tmp_path: Path, shape: tuple[int, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from helpers import Array, peer
 
 from bncli import exchange
 from bncli.errors import InputError, UsageError
+from bncli.stats import Stats
 
 pytestmark = pytest.mark.peer
 
@@ -285,7 +287,49 @@ def test_notes_say_what_to_set(torch: Any, tmp_path: Path) -> None:
     said = " ".join(exchange.write(fitted(x, eps=0.0, momentum="none"), str(tmp_path / "x.pt")).notes)
     for words in (
         "momentum is none",
-        "feature 1 is with variance 0 and eps 0",
-        "feature 2 is with numbers beyond float32",
+        "feature 1 has variance 0 and eps 0",
+        "feature 2 has numbers, scale or shift beyond float32",
     ):
         assert words in said
+    assert "below" not in said
+
+
+def noted(tmp_path: Path, stats: Stats) -> str:
+    return " ".join(exchange.write(stats, str(tmp_path / "x.pt")).notes)
+
+
+def test_what_float32_does_not_compute_is_told(torch: Any, tmp_path: Path) -> None:
+    """A float32 layer gives infinity for the first and NaN for the constant one."""
+    x = data((30, 3))
+    x[:, 0] *= 1e-25
+    x[:, 1] = 0
+    stats = fitted(x, eps=1e-50)
+    assert "2 features (the first: 0) have variance + eps below 1.2e-38" in noted(tmp_path, stats)
+    layer = module(torch, x.astype("f4"), 1e-50)
+    layer.load_state_dict(torch.load(tmp_path / "x.pt", weights_only=True))
+    assert np.isfinite(inference(torch, layer, x.astype("f4"))).all(axis=0).tolist() == [False, False, True]
+
+
+def test_what_is_on_axis_1_needs_no_note(torch: Any, tmp_path: Path) -> None:
+    x = data((20, 3, 5))
+    assert "expects them on axis 1" not in noted(tmp_path, fitted(x, axis=-2))
+    assert "expects them on axis 1: (N, C, L)" in noted(tmp_path, fitted(x, axis=-1, gamma=1, beta=0))
+
+
+def test_missing_statistics_are_told(torch: Any, tmp_path: Path) -> None:
+    stats = features(3)
+    hole = [1.0, np.nan, 1.0]
+    stats = replace(stats, running_mean=stats.running_mean * hole, running_var=stats.running_var * hole)
+    assert "feature 1 has no statistics: NaN in the file, and NaN comes out" in noted(tmp_path, stats)
+
+
+def test_no_layer_of_six_dimensions(torch: Any, tmp_path: Path) -> None:
+    x = data((20, 3, 2, 2, 2, 2))
+    stats = fitted(x)
+    said = noted(tmp_path, stats)
+    assert (
+        "nn.BatchNorm1d(3, eps=1e-05, momentum=0.1) and give it data of shape (N, C, L): PyTorch has no layer" in said
+    )
+    layer = module(torch, x.reshape(20, 3, 16), 1e-5)
+    layer.load_state_dict(torch.load(tmp_path / "x.pt", weights_only=True))
+    check_agrees(inference(torch, layer, x.reshape(20, 3, 16)).reshape(x.shape), stats, x)

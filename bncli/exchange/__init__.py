@@ -121,7 +121,7 @@ FORMATS = {
     "torch": Format("torch", "PyTorch state_dict (.pt, .pth) of nn.BatchNorm1d/2d/3d", (".pt", ".pth")),
     "safetensors": Format("safetensors", "the same keys, with the conventions in the metadata", (".safetensors",)),
     "keras": Format(
-        "keras", "Keras 3 weights (.weights.h5) of BatchNormalization", (".weights.h5",), (".h5", ".keras")
+        "keras", "Keras 3 weights (.weights.h5) of one BatchNormalization", (".weights.h5",), (".h5", ".keras")
     ),
     "onnx": Format("onnx", "ONNX model of one BatchNormalization; float32", (".onnx",)),
     "json": Format("json", "what 'bn inspect --json' prints", (".json",)),

@@ -22,6 +22,8 @@ from bncli.stats import PRESETS, Preset, Stats, check_conventions, provenance
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 Momentum = float | Literal["none"] | None  # as an option: None is not given
+FLOAT32 = np.finfo(np.float32)
+ROUNDED = "by at most 6e-8 of each (of what is between 1.2e-38 and 3.4e38)"  # 2^-24
 LAYER_KEYS = ("", "weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 LISTED = 100  # layers named in a message
 DEFAULTS = Preset(momentum=0.9, eps=1e-5, ddof=0, init="debias", axis=-1)  # bn's own, for formats without a preset
@@ -92,22 +94,34 @@ def notes(stats: Stats, preset: str, layout: str) -> list[str]:
 def _exceptions(stats: Stats) -> list[str]:
     """Features that a framework treats unlike bn."""
     conditions = {
-        "without statistics: NaN in the file, and NaN comes out": np.isnan(stats.running_mean),
-        "with variance 0 and eps 0: bn scales by 1, the other side divides by 0": (stats.running_var + stats.eps == 0),
-        "with numbers beyond float32: a float32 layer turns them into infinity": ~_fits_float32(stats),
+        "no statistics: NaN in the file, and NaN comes out": np.isnan(stats.running_mean),
+        "variance 0 and eps 0: bn scales by 1, the other side divides by 0": stats.running_var + stats.eps == 0,
+        "numbers, scale or shift beyond float32: a float32 layer gives infinity or NaN": beyond_float32(stats),
+        "variance + eps below 1.2e-38: a float32 layer divides by 0, or by a number of few digits": below_float32(
+            stats
+        ),
     }
     return [f"{_count(where)} {text}" for text, where in conditions.items() if where.any()]
 
 
 def _count(where: npt.NDArray[np.bool_]) -> str:
     found = np.flatnonzero(where)
-    return f"feature {found[0]} is" if len(found) == 1 else f"{len(found):,} features (the first: {found[0]}) are"
+    return f"feature {found[0]} has" if len(found) == 1 else f"{len(found):,} features (the first: {found[0]}) have"
 
 
-def _fits_float32(stats: Stats) -> npt.NDArray[np.bool_]:
-    arrays = np.stack([stats.running_mean, stats.running_var, stats.gamma, stats.beta])
-    beyond = np.abs(arrays) > np.finfo(np.float32).max  # (4, C)
-    return np.asarray(~beyond.any(axis=0))
+def beyond_float32(stats: Stats) -> npt.NDArray[np.bool_]:
+    """Features, shape (C,), of which a number that inference needs is too large for float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        arrays = np.stack(
+            [stats.running_mean, stats.running_var, stats.gamma, stats.beta, *stats.scale_shift()]
+        )  # (6, C)
+    return np.asarray((np.abs(arrays) > FLOAT32.max).any(axis=0))
+
+
+def below_float32(stats: Stats) -> npt.NDArray[np.bool_]:
+    """Features, shape (C,), whose variance + eps is not 0 and too small for float32 to hold it in full precision."""
+    total = stats.running_var + stats.eps
+    return np.asarray((total > 0) & (total < FLOAT32.tiny))
 
 
 def conventions(stats: Stats, names: Iterable[str] = KINDS) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from bncli import files, store
 from bncli.errors import InputError, UsageError, printable
-from bncli.exchange.common import Exported, Momentum, chosen, notes, pick, save, to_stats, unreadable
+from bncli.exchange.common import ROUNDED, Exported, Momentum, chosen, notes, pick, save, to_stats, unreadable
 from bncli.stats import Stats
 
 VARIABLES = {"0": "gamma", "1": "beta", "2": "running_mean", "3": "running_var"}
@@ -74,8 +74,9 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
 def _advice(stats: Stats, settings: dict[str, Any]) -> list[str]:
     given = ", ".join(f"{name}={value!r}" for name, value in settings.items() if value is not None)
     return [
-        f"load into a model of one BatchNormalization({given}): the file holds none of these",
-        "values are float64 and unrounded; a float32 layer rounds them as it loads them, by at most 6e-8 of each",
+        f"load into a model whose only weights are those of one BatchNormalization({given}) at its top level: the file holds none "
+        "of these settings",
+        f"values are float64 and unrounded; a float32 layer rounds them as it loads them, {ROUNDED}",
         *notes(stats, "keras", ""),
     ]
 

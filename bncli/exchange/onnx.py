@@ -13,7 +13,21 @@ import numpy.typing as npt
 
 from bncli import files
 from bncli.errors import InputError, MismatchError, UsageError, printable
-from bncli.exchange.common import Exported, Momentum, checksum, chosen, notes, package, pick, save, to_stats, unreadable
+from bncli.exchange.common import (
+    ROUNDED,
+    Exported,
+    Momentum,
+    below_float32,
+    beyond_float32,
+    checksum,
+    chosen,
+    notes,
+    package,
+    pick,
+    save,
+    to_stats,
+    unreadable,
+)
 from bncli.stats import Stats
 
 OPSET = 15
@@ -41,7 +55,7 @@ def write(
     UsageError
         For a rank that is no rank of samples and channels.
     MismatchError
-        When a number does not fit a float32.
+        When a number does not fit a float32, or inference in float32 gives none.
     """
     onnx = package("onnx", "onnx")
     stats = chosen(stats, use)
@@ -49,11 +63,15 @@ def write(
     if not 2 <= rank <= HIGHEST_RANK:
         raise UsageError(f"--rank {rank} is not in 2 to {HIGHEST_RANK}: samples, channels, and what lies behind them")
     arrays = {name: _float32(getattr(stats, name), name) for name in INPUTS}
-    model = _model(onnx, arrays, rank, stats)
+    _check_inference(stats)
+    attributes = {"epsilon": _attribute(stats.eps, "eps")}
+    if stats.momentum is not None:
+        attributes["momentum"] = _attribute(stats.momentum, "momentum")
+    model = _model(onnx, arrays, rank, attributes)
     onnx.checker.check_model(model, full_check=True)
     save(model.SerializeToString(deterministic=True), path, force, inputs)
-    settings = {"epsilon": stats.eps, "momentum": stats.momentum, "rank": rank, "opset": OPSET}
-    return Exported("onnx", path, use, stats.num_features, settings, _advice(stats, arrays, rank))
+    settings = {"epsilon": None, "momentum": None} | attributes | {"rank": rank, "opset": OPSET}
+    return Exported("onnx", path, use, stats.num_features, settings, _advice(stats, arrays, settings))
 
 
 def read(path: str, *, layer: str | None = None, eps: float | None = None, momentum: Momentum = None) -> Stats:
@@ -103,13 +121,38 @@ def _float32(values: npt.NDArray[np.float64], name: str) -> npt.NDArray[np.float
     return rounded
 
 
-def _model(onnx: Any, arrays: dict[str, npt.NDArray[np.float32]], rank: int, stats: Stats) -> Any:
+def _check_inference(stats: Stats) -> None:
+    """Raise MismatchError where numbers that fit float32 each do not give a result in it."""
+    for where, what in (
+        (below_float32(stats), "a variance + eps below 1.2e-38"),
+        (beyond_float32(stats), "a scale or shift beyond 3.4e38"),
+    ):
+        if where.any():
+            raise MismatchError(
+                f"feature {np.flatnonzero(where)[0]} has {what}, and an ONNX model computes in float32, which gives infinity or "
+                "NaN; scale the data first, or export to torch or keras, which take float64"
+            )
+
+
+def _attribute(value: float, name: str) -> float:
+    """The shortest decimal of a convention's float32; raises MismatchError where it has no meaning any more."""
+    rounded = _shortest(value)
+    if np.isinf(rounded) or (name == "momentum" and rounded >= 1):
+        raise MismatchError(f"{name} {value!r} is {rounded} in the float32 of an ONNX model; export to torch or keras")
+    return rounded
+
+
+def _shortest(value: float) -> float:
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value)))
+
+
+def _model(onnx: Any, arrays: dict[str, npt.NDArray[np.float32]], rank: int, attributes: dict[str, float]) -> Any:
     from bncli import __version__
 
     helper = onnx.helper
-    shape = ["N", stats.num_features, *(f"D{axis}" for axis in range(2, rank))]
+    shape = ["N", len(arrays["gamma"]), *(f"D{axis}" for axis in range(2, rank))]
     x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in "xy")
-    attributes = {"epsilon": stats.eps} | ({} if stats.momentum is None else {"momentum": stats.momentum})
     node = helper.make_node(OPERATOR, ["x", *INPUTS], ["y"], name=OPERATOR, **attributes)
     initializers = [onnx.numpy_helper.from_array(values, name) for name, values in arrays.items()]
     for part in (node, *initializers):
@@ -123,8 +166,10 @@ def _model(onnx: Any, arrays: dict[str, npt.NDArray[np.float32]], rank: int, sta
     )
 
 
-def _advice(stats: Stats, arrays: dict[str, npt.NDArray[np.float32]], rank: int) -> list[str]:
+def _advice(stats: Stats, arrays: dict[str, npt.NDArray[np.float32]], settings: dict[str, Any]) -> list[str]:
     """The layout, and what the rounding to float32 does to the result."""
+    rank = settings["rank"]
+    conventions = (("eps", stats.eps, settings["epsilon"]), ("momentum", stats.momentum, settings["momentum"]))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         moved = np.abs(stats.gamma * (arrays["running_mean"] - stats.running_mean)) / np.sqrt(
             stats.running_var + stats.eps
@@ -133,8 +178,8 @@ def _advice(stats: Stats, arrays: dict[str, npt.NDArray[np.float32]], rank: int)
     layout = ", ".join(["N", "C", *(f"D{axis}" for axis in range(2, rank))])
     return [
         f"the model takes float32 of shape ({layout}), channels on axis 1",
-        "values are rounded to float32, by at most 6e-8 of each; "
-        f"the rounded means move results by up to {moved[worst]:.1g} (feature {worst})",
+        f"values are rounded to float32, {ROUNDED}; the rounded means move results by up to {moved[worst]:.1g} (feature {worst})",
+        *(f"{name} {value!r} is rounded to {other!r}" for name, value, other in conventions if value != other),
         *notes(stats, "onnx", f"({layout})" if rank > 2 else ""),
     ]
 
@@ -187,4 +232,4 @@ def _conventions(node: Any) -> dict[str, Any]:
         raise ValueError("the node is in training mode: it normalises with the batch, not with these numbers")
     given = {attribute.name: attribute.f for attribute in node.attribute}
     eps, momentum = given.get("epsilon", 1e-5), given.get("momentum", 0.9)
-    return {"axis": 1, "eps": float(str(np.float32(eps))), "momentum": float(str(np.float32(momentum)))}
+    return {"axis": 1, "eps": _shortest(eps), "momentum": _shortest(momentum)}

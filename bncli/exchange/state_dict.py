@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.errors import InputError, printable
-from bncli.exchange.common import complement, notes, pick
+from bncli.exchange.common import ROUNDED, complement, notes, pick
 from bncli.stats import Stats
 
 KEYS = {"running_mean": "running_mean", "running_var": "running_var", "weight": "gamma", "bias": "beta"}
@@ -34,10 +34,13 @@ def advice(stats: Stats) -> list[str]:
     rank = len(stats.sample_shape) + 1 if stats.sample_shape else 2
     given = ", ".join(f"{name}={value!r}" for name, value in settings(stats).items() if value is not None)
     module = f"nn.{MODULES.get(rank, 'BatchNorm1d')}({stats.num_features}, {given})"
+    flat = (
+        "" if rank in MODULES else f" and give it data of shape (N, C, L): PyTorch has no layer for {rank} dimensions"
+    )
     return [
-        f"load into {module}: a state_dict holds neither eps nor momentum, and PyTorch's momentum is the weight of the NEW value",
-        "values are float64 and unrounded; a float32 layer rounds them as it loads them, by at most 6e-8 of each",
-        *notes(stats, "torch", LAYOUTS.get(rank, "(N, C)") if rank > 2 else ""),
+        f"load into {module}{flat}: a state_dict holds neither eps nor momentum, and PyTorch's momentum is the weight of the NEW value",
+        f"values are float64 and unrounded; a float32 layer rounds them as it loads them, {ROUNDED}",
+        *notes(stats, "torch", LAYOUTS.get(rank, "(N, C, L)") if rank > 2 else ""),
     ]
 
 

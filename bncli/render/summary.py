@@ -41,7 +41,8 @@ def import_summary(stats: Stats, path: str) -> str:
     """What was read, what is not known of it, and where the stats went."""
     imported = stats.provenance["imported"]
     layer = f" of {printable(imported['layer'])}" if imported["layer"] else ""
-    population = "" if stats.population.count.any() else "; no population statistics"
+    absent = "of how many values is not known" if stats.momentum is None else "no population statistics"
+    population = "" if stats.population.count.any() else f"; {absent}"
     return (
         f"{_count(stats.num_features, 'feature')}{layer} imported from {printable(imported['file'])}{population}\n"
         f"{momentum_in_words(stats.momentum)}\nstats in {printable(path)}"

@@ -187,6 +187,54 @@ def test_layers_are_listed_and_chosen(onnx: Any, tmp_path: Path) -> None:
     check_agrees(run(path, x), second, first.normalize(x), axis=1)
 
 
+def test_a_name_that_is_the_output_of_another(onnx: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "x.onnx")
+    model = two_layers(onnx, path)
+    model.graph.node[3].name = "y"
+    onnx.save(model, path)
+    with pytest.raises(UsageError, match=r"(?s)--layer h: 3 features.*--layer y: 3 features"):
+        exchange.read(path)
+    assert exchange.read(path, layer="h").beta.tolist() == [0, 1, 2]
+    assert exchange.read(path, layer="y").beta.tolist() == [4, 5, 6]
+
+
+def test_an_operator_of_another_domain_is_no_layer(onnx: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "x.onnx")
+    model = two_layers(onnx, path)
+    model.graph.node[3].domain = "com.example"
+    onnx.save(model, path)
+    assert exchange.read(path).beta.tolist() == [4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("opset", "attributes", "outputs", "words"),
+    [
+        (15, {"training_mode": 1}, 3, "training mode"),
+        (13, {}, 5, "training mode"),
+        (9, {}, 5, "training mode"),
+        (9, {}, 1, None),
+        (7, {"spatial": 0}, 1, "spatial 0"),
+        (7, {"spatial": 1}, 1, None),
+        (6, {}, 1, "training mode"),
+        (6, {"is_test": 0}, 1, "training mode"),
+        (6, {"is_test": 1}, 1, None),
+    ],
+)
+def test_the_forms_of_older_opsets(
+    onnx: Any, tmp_path: Path, opset: int, attributes: dict[str, int], outputs: int, words: str | None
+) -> None:
+    path = str(tmp_path / "x.onnx")
+    model = two_layers(onnx, path, **attributes)
+    model.opset_import[0].version = opset
+    model.graph.node[3].output.extend(f"o{i}" for i in range(1, outputs))
+    onnx.save(model, path)
+    if words is None:
+        assert exchange.read(path, layer="one").beta.tolist() == [0, 1, 2]
+    else:
+        with pytest.raises(InputError, match=words):
+            exchange.read(path, layer="one")
+
+
 def test_bfloat16(onnx: Any, tmp_path: Path) -> None:
     torch = peer("torch")
     path = str(tmp_path / "x.onnx")

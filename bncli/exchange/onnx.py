@@ -5,6 +5,7 @@ Operator: https://onnx.ai/onnx/operators/onnx__BatchNormalization.html; its mome
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ OPSET = 15
 IR_VERSION = 8  # of the release that brought opset 15: what older runtimes still read
 LARGEST = 2 << 30  # protobuf's own limit
 OPERATOR = "BatchNormalization"
+DOMAINS = ("", "ai.onnx")  # two names of ONNX's own
 INPUTS = ("gamma", "beta", "running_mean", "running_var")  # after the data, in the operator's order
 HIGHEST_RANK = 8
 SIGN = "bncli sha256 "  # before the checksum, in the doc_string of the node and of each of its tensors
@@ -68,7 +70,6 @@ def write(
     if stats.momentum is not None:
         attributes["momentum"] = _attribute(stats.momentum, "momentum")
     model = _model(onnx, arrays, rank, attributes)
-    onnx.checker.check_model(model, full_check=True)
     save(model.SerializeToString(deterministic=True), path, force, inputs)
     settings = {"epsilon": None, "momentum": None} | attributes | {"rank": rank, "opset": OPSET}
     return Exported("onnx", path, use, stats.num_features, settings, _advice(stats, arrays, settings))
@@ -93,15 +94,15 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
             raise ValueError("it names no opset, so it was cut short")
         constants = dict(_constants(onnx, model.graph))
         found = [node for node in model.graph.node if _is_layer(node, constants)]
-        given = [node.name for node in found]
-        # an output has one node; names may be empty, or stand twice
-        nodes = {n.name if n.name and given.count(n.name) == 1 else n.output[0]: n for n in found}
+        nodes = _named(found)
         widths = {name: int(np.prod(constants[node.input[1]].dims)) for name, node in nodes.items()}
         if not all(isinstance(name, str) for name in nodes):  # protobuf gives bytes where they are no UTF-8
             raise ValueError("the name of a node is no text")
         name = pick(widths, layer, path, f"no {OPERATOR} node whose numbers are in the file")
         tensors = [constants[key] for key in nodes[name].input[1:5]]
         columns = dict(zip(INPUTS, (_array(onnx, tensor, path) for tensor in tensors), strict=True))
+        opset = min((o.version for o in model.opset_import if o.domain in DOMAINS), default=OPSET)
+        _check_inference_form(nodes[name], opset)
         held = _conventions(nodes[name])
         told = _checksum([nodes[name].doc_string, *(tensor.doc_string for tensor in tensors)])
     except (DecodeError, ValueError, TypeError, LookupError) as error:
@@ -200,11 +201,26 @@ def _constants(onnx: Any, graph: Any) -> Iterator[tuple[str, Any]]:
 def _is_layer(node: Any, constants: dict[str, Any]) -> bool:
     return (
         node.op_type == OPERATOR
-        and node.domain in ("", "ai.onnx")
+        and node.domain in DOMAINS
         and len(node.input) == 5
         and len(node.output) > 0
         and all(name in constants for name in node.input[1:])
     )
+
+
+def _named(found: list[Any]) -> dict[str, Any]:
+    """Nodes by name, or by output: an output has one node, but names may be empty, stand twice, or be another's output."""
+    words = Counter(word for node in found for word in {node.name, node.output[0]})
+    return {n.name if n.name and words[n.name] == 1 else n.output[0]: n for n in found}
+
+
+def _check_inference_form(node: Any, opset: int) -> None:
+    """Raise ValueError for a node that normalises with the batch, or with a mean per place, as older opsets have it."""
+    given = {attribute.name: attribute.i for attribute in node.attribute}
+    if given.get("training_mode") or any(node.output[1:]) or (opset < 7 and not given.get("is_test")):
+        raise ValueError("the node is in training mode: it normalises with the batch, not with these numbers")
+    if given.get("spatial") == 0:
+        raise ValueError("the node has spatial 0: a mean and variance for every place, not for every channel")
 
 
 def _array(onnx: Any, tensor: Any, path: str) -> npt.NDArray[Any]:
@@ -228,8 +244,6 @@ def _checksum(texts: list[str]) -> str | None:
 
 def _conventions(node: Any) -> dict[str, Any]:
     """Eps and momentum, with the operator's own defaults: the shortest decimals that give the float32 in the file."""
-    if any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute):
-        raise ValueError("the node is in training mode: it normalises with the batch, not with these numbers")
     given = {attribute.name: attribute.f for attribute in node.attribute}
     eps, momentum = given.get("epsilon", 1e-5), given.get("momentum", 0.9)
     return {"axis": 1, "eps": _shortest(eps), "momentum": _shortest(momentum)}

@@ -19,14 +19,14 @@ import numpy.typing as npt
 from bncli import files
 from bncli.batchnorm import deviation, overflowed, round_to
 from bncli.errors import InputError, MismatchError, UsageError, printable
-from bncli.exchange import npz
+from bncli.exchange import npz, safetensors
 from bncli.exchange.common import Exported, pick, save, unreadable
 from bncli.stats import Stats
 
 Array = npt.NDArray[Any]
 SIZE_LIMIT = 64 << 30  # of a file of weights
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}  # of safetensors; others are carried as bytes
-METADATA = "__metadata__"
+BITS = (4, 6, 8, 16, 32, 64, 128)  # that a value may have
 DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError)  # a header
 
 
@@ -80,7 +80,9 @@ def write(
         if layer is not None:
             raise UsageError("--layer names a layer of a file of weights; say which file with --into FILE")
         scale, shift = stats.scale_shift(use)
-        weights = Weights({"scale": scale, "shift": shift}, {"scale": "F64", "shift": "F64"}, {})
+        weights = Weights({}, {}, {}, {})
+        weights.put("scale", scale, "F64")
+        weights.put("shift", shift, "F64")
         notes = [f"y = scale * x + shift, in float64, with the features on axis {stats.axis}"]
     else:
         if _container(into) is not container:
@@ -93,20 +95,28 @@ def write(
 
 
 class Weights(NamedTuple):
-    """Named arrays of a file; of types that are not folded into, the bytes stand for the values.
+    """Named arrays of a file.
 
     Attributes
     ----------
     arrays : name -> array
+        Of types that are not folded into, the bytes in one dimension: some types have less than a byte per value.
     types : name -> str
         What the container calls the array's type.
+    shapes : name -> tuple
+        What the container calls the array's shape.
     metadata : dict
         Carried as it is.
     """
 
     arrays: dict[str, Array]
     types: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
+
+    def put(self, key: str, array: Array, kind: str) -> None:
+        """Set one array of a type that NumPy has."""
+        self.arrays[key], self.types[key], self.shapes[key] = array, kind, array.shape
 
 
 class Container(NamedTuple):
@@ -126,53 +136,72 @@ def _container(path: str) -> Container:
 def _fold(weights: Weights, stats: Stats, use: str, layer: str, where: str) -> list[str]:
     """Replace weight and bias of a layer by those that give the normalised values; returns what to say about it."""
     weight_key, bias_key = (f"{layer}.{name}" if layer else name for name in ("weight", "bias"))
-    weight, kind = weights.arrays[weight_key], weights.types[weight_key]
-    if len(weight) != stats.num_features:
-        raise MismatchError(
-            f"{where}: {printable(weight_key)} has {len(weight)} output channels (shape {weight.shape}, axis 0), the stats "
-            f"have {stats.num_features} features; fold into the layer before the normalization"
-        )
+    notes = [f"{printable(layer) or 'the layer'} holds the normalization now: leave it out of the model"]
+    if bias_key not in weights.arrays:
+        zeros = np.zeros(len(weights.arrays[weight_key]), weights.arrays[weight_key].dtype)
+        weights.put(bias_key, zeros, weights.types[weight_key])
+        notes.append("it had no bias and has one now: build it with bias=True")
+    _check_layer(weights, weight_key, bias_key, stats, where)
     mean, var = stats.statistics(use)
     if np.isnan(mean).any():
         raise MismatchError(f"feature {np.flatnonzero(np.isnan(mean))[0]} has no {use} statistics; nothing is folded")
-    notes = [f"{printable(layer) or 'the layer'} holds the normalization now: leave it out of the model"]
-    if weight.ndim > 2 and weight.shape[0] == weight.shape[1]:
-        notes.append(
-            f"{printable(weight_key)} has shape {weight.shape}: if it is of a transposed convolution, whose output channels "
-            "are on axis 1, the result is wrong"
-        )
-    if bias_key not in weights.arrays:
-        weights.arrays[bias_key], weights.types[bias_key] = np.zeros(len(weight), weight.dtype), kind
-        notes.append("it had no bias and has one now: build it with bias=True")
-    bias = weights.arrays[bias_key]
-    if bias.shape != mean.shape:
-        raise MismatchError(f"{where}: {printable(bias_key)} has shape {bias.shape}, not {mean.shape}")
-    for key in (weight_key, bias_key):
-        if weights.arrays[key].dtype.kind != "f" or weights.arrays[key].itemsize > 8:
-            raise MismatchError(
-                f"{where}: {printable(key)} is of type {printable(weights.types[key])}; fold takes floats of 16, 32 and 64 bits"
-            )
     scale = stats.gamma / deviation(var, stats.eps)
-    folded_weight = weight.astype(np.float64) * scale.reshape(-1, *[1] * (weight.ndim - 1))  # (C, ...)
-    folded_bias = (bias.astype(np.float64) - mean) * scale + stats.beta
-    for key, values in ((weight_key, folded_weight), (bias_key, folded_bias)):
+    weight, bias = (weights.arrays[key].astype(np.float64) for key in (weight_key, bias_key))
+    folded = {
+        weight_key: weight * scale.reshape(-1, *[1] * (weight.ndim - 1)),  # (C, ...)
+        bias_key: (bias - mean) * scale + stats.beta,
+    }
+    for key, values in folded.items():
         rounded = round_to(values, weights.arrays[key].dtype)
         if overflowed(values, rounded).any():
             raise MismatchError(
                 f"{where}: {printable(key)}, folded, does not fit {rounded.dtype}; store it in a wider type"
             )
-        weights.arrays[key] = rounded
-    return notes
+        weights.put(key, rounded, weights.types[key])
+    return notes + _transposed(weight_key, weight.shape)
+
+
+def _check_layer(weights: Weights, weight_key: str, bias_key: str, stats: Stats, where: str) -> None:
+    """Raise MismatchError where a layer's shapes or types do not take the statistics."""
+    shape, features = weights.shapes[weight_key], stats.num_features
+    if shape[0] != features:
+        raise MismatchError(
+            f"{where}: {printable(weight_key)} has {shape[0]} output channels (shape {shape}, axis 0), the stats "
+            f"have {features} features; fold into the layer before the normalization"
+        )
+    if weights.shapes[bias_key] != (features,):
+        raise MismatchError(f"{where}: {printable(bias_key)} has shape {weights.shapes[bias_key]}, not {(features,)}")
+    for key in (weight_key, bias_key):
+        if weights.arrays[key].dtype.kind != "f" or weights.arrays[key].itemsize > 8:
+            raise MismatchError(
+                f"{where}: {printable(key)} is of type {printable(weights.types[key])}; fold takes float16, float32 and "
+                "float64: convert it first"
+            )
+
+
+def _transposed(key: str, shape: tuple[int, ...]) -> list[str]:
+    """A note where the shape could be that of a transposed convolution, (in, out / groups, ...) for C in and C out.
+
+    With one input channel per group each has its own output channel, so that axis 0 is right for both kinds.
+    """
+    if len(shape) < 3 or shape[1] < 2 or shape[0] % shape[1]:
+        return []
+    groups = shape[0] // shape[1]
+    of_groups = "" if groups == 1 else f" of {groups} groups"
+    return [
+        f"{printable(key)} has shape {shape}: if it is of a transposed convolution{of_groups}, whose output channels are on "
+        "axis 1, the result is wrong"
+    ]
 
 
 def _choose(weights: Weights, layer: str | None, path: str) -> str:
     """The layer that was named, else the only one."""
-    keys = [key for key, array in weights.arrays.items() if key.split(".")[-1] == "weight" and array.ndim > 1]
+    keys = [key for key, shape in weights.shapes.items() if key.split(".")[-1] == "weight" and len(shape) > 1]
     if not keys:
         raise InputError(
             f"{printable(path)}: holds no linear or convolution layer (NAME.weight of two or more dimensions)"
         )
-    layers = {key.removesuffix("weight").removesuffix("."): len(weights.arrays[key]) for key in keys}
+    layers = {key.removesuffix("weight").removesuffix("."): weights.shapes[key][0] for key in keys}
     return pick(layers, layer, path, "")
 
 
@@ -181,7 +210,10 @@ def _read_npz(content: bytes, path: str) -> Weights:
         arrays = npz.read_arrays(content, SIZE_LIMIT)
     except npz.DAMAGED as error:
         raise unreadable(path, ".npz file", error) from None
-    return Weights(arrays, {key: str(array.dtype) for key, array in arrays.items()}, {})
+    weights = Weights({}, {}, {}, {})
+    for key, array in arrays.items():
+        weights.put(key, array, str(array.dtype))
+    return weights
 
 
 def _write_npz(weights: Weights) -> bytes:
@@ -194,19 +226,17 @@ def _write_npz(weights: Weights) -> bytes:
 
 
 def _read_safetensors(content: bytes, path: str) -> Weights:
-    """Read the format of github.com/huggingface/safetensors: the header's length, a JSON header, the tensors' bytes."""
     try:
-        start = 8 + int.from_bytes(content[:8], "little")
-        header = json.loads(content[8:start])
-        weights, data, end = Weights({}, {}, header.pop(METADATA, {})), memoryview(content)[start:], 0
-        for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            (begin, stop), kind, shape = entry["data_offsets"], entry["dtype"], entry["shape"]
-            size = math.prod(shape)
-            dtype = np.dtype(FLOATS.get(kind) or f"V{(stop - begin) // size if size else 1}")
-            if not end == begin <= stop <= len(data) or size * dtype.itemsize != stop - begin:
+        entries, metadata, start = safetensors.header(io.BytesIO(content))
+        weights, data, end = Weights({}, {}, {}, metadata), memoryview(content)[start:], 0
+        for key, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+            (begin, stop), kind, shape = entry["data_offsets"], entry["dtype"], tuple(entry["shape"])
+            whole = min(shape, default=1) >= 0 and (stop - begin) * 8 in (math.prod(shape) * bits for bits in BITS)
+            if not end == begin <= stop <= len(data) or not whole:
                 raise ValueError(f"tensor {key} does not lie where its shape and type need it")
-            weights.arrays[key] = np.ndarray(shape, dtype, data[begin:stop])
-            weights.types[key], end = kind, stop
+            found = np.frombuffer(data[begin:stop], FLOATS.get(kind, "u1"))
+            found = found.reshape(shape) if kind in FLOATS else found
+            weights.arrays[key], weights.types[key], weights.shapes[key], end = found, kind, shape, stop
         if end != len(data):
             raise ValueError(f"{len(data) - end} bytes belong to no tensor")
     except DAMAGED as error:
@@ -215,11 +245,17 @@ def _read_safetensors(content: bytes, path: str) -> Weights:
 
 
 def _write_safetensors(weights: Weights) -> bytes:
-    header: dict[str, Any] = {METADATA: weights.metadata} if weights.metadata else {}
+    header: dict[str, Any] = {safetensors.METADATA: weights.metadata} if weights.metadata else {}
     tensors, end = [], 0
-    for key, array in sorted(weights.arrays.items(), key=lambda item: -item[1].itemsize):  # so that each is aligned
+    sizes = {key: array.nbytes / max(1, math.prod(weights.shapes[key])) for key, array in weights.arrays.items()}
+    for key in sorted(sizes, key=sizes.__getitem__, reverse=True):  # so that each is aligned
+        array = weights.arrays[key]
         tensors.append(array.tobytes())
-        header[key] = {"dtype": weights.types[key], "shape": array.shape, "data_offsets": (end, end + array.nbytes)}
+        header[key] = {
+            "dtype": weights.types[key],
+            "shape": weights.shapes[key],
+            "data_offsets": (end, end + array.nbytes),
+        }
         end += array.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +26,11 @@ from bncli.exchange.common import (
 from bncli.stats import Stats
 
 TYPES = ("F16", "F32", "F64", "I64", "BF16")
-CONVENTIONS = ("momentum", "eps", "ddof", "init", "axis")
-METADATA = "bncli"  # the key of the metadata that holds bn's conventions, as JSON
+HELD = ("momentum", "eps", "ddof", "init", "axis")
+METADATA = "__metadata__"  # in the header
+OURS = "bncli"  # the key of the metadata that holds bn's conventions, as JSON
 CHECKSUM = "bncli_sha256"  # in that JSON
-MARKS = (METADATA, "pytorch_momentum")  # in three places of the metadata: damage to one does not hide the checksum
+MARKS = (OURS, "pytorch_momentum")  # in three places of the metadata: damage to one does not hide the checksum
 
 
 def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, inputs: Sequence[str] = ()) -> Exported:
@@ -38,11 +39,11 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
     from safetensors.numpy import save as serialize
 
     stats = chosen(stats, use)
-    arrays, held = state_dict.arrays(stats), conventions(stats, CONVENTIONS)
+    arrays, held = state_dict.arrays(stats), conventions(stats, HELD)
     columns = {column: arrays[key] for key, column in state_dict.KEYS.items()}
     told = held | {"pytorch_momentum": state_dict.settings(stats)["momentum"], "names": stats.names}
     told[CHECKSUM] = checksum(columns, held | {"num_batches": stats.num_batches}, stats.names)
-    save(serialize(arrays, {"format": "pt", METADATA: json.dumps(told)}), path, force, inputs)
+    save(serialize(arrays, {"format": "pt", OURS: json.dumps(told)}), path, force, inputs)
     return Exported("safetensors", path, use, stats.num_features, state_dict.settings(stats), state_dict.advice(stats))
 
 
@@ -74,7 +75,7 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
             told = _told(file.metadata() or {}, path)
     except (safetensors.SafetensorError, OSError) as error:
         raise unreadable(path, "safetensors file", error) from None
-    held = {name: told[name] for name in CONVENTIONS if name in told} | {"num_batches": tracked}
+    held = {name: told[name] for name in HELD if name in told} | {"num_batches": tracked}
     names, layer = told.get("names"), name or None
     return to_stats(
         path,
@@ -89,12 +90,22 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
     )
 
 
+def header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, str], int]:
+    """Entries of the tensors, the metadata, and where the tensors' bytes start.
+
+    Format of github.com/huggingface/safetensors: the length of a JSON header, the header, the tensors' bytes.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    entries = json.loads(file.read(length))
+    return entries, entries.pop(METADATA, {}), 8 + length
+
+
 def _bfloat16(path: str, key: str) -> npt.NDArray[np.float32]:
     """A tensor of the type that NumPy has not: the upper half of a float32. The package has checked where it lies."""
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        start, stop = json.loads(file.read(length))[key]["data_offsets"]
-        file.seek(8 + length + start)
+        entries, _, origin = header(file)
+        start, stop = entries[key]["data_offsets"]
+        file.seek(origin + start)
         upper = np.frombuffer(file.read(stop - start), "<u2")
     return (upper.astype("<u4") << 16).view("<f4")
 
@@ -104,7 +115,7 @@ def _told(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
     if not any(mark in text for item in metadata.items() for text in item for mark in MARKS):
         return {}
     try:
-        told = json.loads(metadata.get(METADATA, ""))
+        told = json.loads(metadata.get(OURS, ""))
     except (ValueError, RecursionError):
         told = None
     names = told.get("names") if isinstance(told, dict) else None
@@ -113,5 +124,5 @@ def _told(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
         or not isinstance(told.get(CHECKSUM), str)
         or not (names is None or isinstance(names, list))
     ):
-        raise InputError(f"{printable(path)}: its metadata {METADATA!r} are damaged; take them out, or write it again")
+        raise InputError(f"{printable(path)}: its metadata {OURS!r} are damaged; take them out, or write it again")
     return told

@@ -29,6 +29,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bncli
+import bncli.exchange
 from bncli import Stats
 from bncli.advice import BnWarning
 from bncli.errors import InputError, MismatchError, UsageError
@@ -263,6 +264,29 @@ def test_other_names_never_merge_and_are_shown_without_controls() -> None:
     one, other = (replace(part(), names=("a", name, "c")) for name in ("b", "\x1b[31m"))
     with pytest.raises(MismatchError, match=r"the name of feature 1: b and \\x1b\[31m"):
         bncli.merge([one, other])
+
+
+@pytest.mark.parametrize("suffix", [".json", ".csv", ".npz"])
+def test_a_sample_shape_that_is_not_known_is_any(tmp_path: Path, suffix: str) -> None:
+    """Such files keep the population, but no sample shape; in whatever order, the parts that have one must agree in it."""
+    one, two = (fit(x, axis=-2) for x in np.split(np.random.default_rng(2).normal(size=(60, 3, 2)), 2))
+    bncli.exchange.write(two, str(tmp_path / f"two{suffix}"))
+    back = bncli.exchange.read(str(tmp_path / f"two{suffix}"))
+    expected = merge([one, two], population_only=True)
+    for parts in ([one, back], [back, one]):
+        merged = merge(parts, population_only=True)
+        np.testing.assert_allclose(merged.population_var, expected.population_var, rtol=1e-13)
+        assert (merged.sample_shape, merged.axis) == ((3, 2), -2)
+    assert merge([back, back], population_only=True).sample_shape == ()
+    with pytest.raises(MismatchError, match=r"part 1 and part 2 differ in sample shape: \(3, 2\) and \(3,\)"):
+        bncli.merge([back, one, part()], population_only=True)
+    with pytest.raises(MismatchError, match="part 1 and part 0 differ in axis: 1 and 2"):
+        bncli.merge([replace(back, axis=2), one], population_only=True)
+
+
+def test_init_has_no_meaning_without_momentum() -> None:
+    merged = merge([part(momentum="none"), part(momentum="none", init="unit")])
+    assert (merged.num_samples, merged.momentum, merged.init) == (16, None, "debias")
 
 
 def test_axis_is_compared_as_a_place() -> None:

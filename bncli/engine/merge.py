@@ -46,7 +46,7 @@ def merge(
     Parameters
     ----------
     stats : Stats of C features each
-        Of the same features, names, axis and sample shape; with the same momentum, eps, ddof and init, and the state of
+        Of the same features, names, axis and sample shape (where it is known: imported ones have none); with the same momentum, eps, ddof and init, and the state of
         their recurrence.
     population_only : bool
         Merge the population statistics alone: momentum becomes None, the running statistics the population's. The
@@ -76,8 +76,11 @@ def merge(
         raise UsageError("there are no statistics to merge")
     names = where or [f"part {i}" for i in range(len(parts))]
     first = parts[0]
+    known, known_name = next(
+        (pair for pair in zip(parts, names, strict=True) if pair[0].sample_shape), (first, names[0])
+    )
     for part, name in zip(parts, names, strict=True):
-        _check_data(first, part, names[0], name)
+        _check_data(known, part, known_name, name)
         if not population_only:
             _check_recurrence(first, part, names[0], name)
     if any(part.learned is not None for part in parts):
@@ -92,9 +95,9 @@ def merge(
     return finish(
         fold,
         conventions,
-        axis=first.axis,
+        axis=known.axis,
         batch_size=_batch_size(parts, names, told=conventions.momentum is not None),
-        sample_shape=first.sample_shape,
+        sample_shape=known.sample_shape,
         names=first.names,
         options={k: v for k, v in first.options.items() if all(k in p.options and p.options[k] == v for p in parts)},
         kernel=", ".join(dict.fromkeys(p.kernel for p in parts)),
@@ -145,32 +148,31 @@ def _as_one_batch(population: Moments, ddof: int) -> Running:
     return Running.of(population[None], ddof)[0]
 
 
-def _check_data(first: Stats, part: Stats, first_name: str, name: str) -> None:
+def _check_data(known: Stats, part: Stats, known_name: str, name: str) -> None:
     """Raise MismatchError where the parts are not of the same features, or there is nothing to merge."""
     if not part.population.count.any():
         raise MismatchError(f"{name}: holds no population statistics (it was imported), so there is nothing to merge")
-    found = [(_described(s), who) for s, who in ((first, first_name), (part, name))]
-    for what in found[0][0]:
-        one, other = (described[what] for described, _ in found)
-        if one != other:
+    described = [_described(stats, stats.sample_shape or known.sample_shape) for stats in (known, part)]
+    for what, one in described[0].items():
+        if one != (other := described[1][what]):
             raise MismatchError(
-                f"{first_name} and {name} differ in {what}: {one} and {other}; only statistics of the same features merge"
+                f"{known_name} and {name} differ in {what}: {one} and {other}; only statistics of the same features merge"
             )
-    if first.names and part.names:
-        for i, (one, other) in enumerate(zip(first.names, part.names, strict=True)):
+    if known.names and part.names:
+        for i, (one, other) in enumerate(zip(known.names, part.names, strict=True)):
             if one != other:
                 raise MismatchError(
-                    f"{first_name} and {name} differ in the name of feature {i}: {printable(one)} and {printable(other)}; "
+                    f"{known_name} and {name} differ in the name of feature {i}: {printable(one)} and {printable(other)}; "
                     "only statistics of the same features merge"
                 )
 
 
-def _described(stats: Stats) -> dict[str, Any]:
+def _described(stats: Stats, sample_shape: tuple[int, ...]) -> dict[str, Any]:
     """What the parts must agree in, in words."""
-    rank = len(stats.sample_shape) + 1
+    rank = len(sample_shape) + 1
     return {
         "number of features": stats.num_features,
-        "sample shape": stats.sample_shape or "not known",
+        "sample shape": sample_shape,
         "axis": feature_axis(rank, stats.axis) if rank > 1 else stats.axis,
         "feature names": "some" if stats.names else "none",
     }
@@ -178,7 +180,9 @@ def _described(stats: Stats) -> dict[str, Any]:
 
 def _check_recurrence(first: Stats, part: Stats, first_name: str, name: str) -> None:
     """Raise MismatchError where the running statistics cannot go on from one part to the next."""
-    for convention in CONVENTIONS:
+    for convention in (
+        CONVENTIONS if first.momentum is not None else CONVENTIONS[:-1]
+    ):  # without momentum nothing starts
         one, other = getattr(first, convention), getattr(part, convention)
         if one != other:
             raise MismatchError(

@@ -298,3 +298,36 @@ def test_layers_of_nested_models_go_by_the_names_that_the_user_gave(keras: Any, 
     for name, mean in (("b1/bn", 1.0), ("b2/bn", 2.0)):
         stats = exchange.read(str(tmp_path / "m.weights.h5"), layer=name)
         assert stats.running_mean.tolist() == [mean] * 3
+
+
+@pytest.mark.peer
+def test_a_layer_by_each_of_its_names(keras: Any, tmp_path: Path) -> None:
+    """Its own, which is unique here, that after the model's around it, its path, and the end of one."""
+    block = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization(name="norm_3")], name="enc")
+    model = keras.Sequential([keras.Input((3,)), block, keras.layers.BatchNormalization(name="last")])
+    block.layers[0].set_weights([np.ones(3), np.zeros(3), np.full(3, 7.0), np.ones(3)])
+    path = str(tmp_path / "m.weights.h5")
+    model.save_weights(path)
+    with h5py.File(path) as file:
+        found: list[str] = []
+        file.visititems(lambda at, item: found.append(at) if item.attrs.get("name") == "norm_3" else None)
+    at = found[0].removesuffix("/vars")
+    for layer in ("norm_3", "enc/norm_3", at, at.partition("/")[2]):
+        stats = exchange.read(path, layer=layer)
+        assert stats.running_mean.tolist() == [7.0] * 3
+        assert stats.provenance["imported"]["layer"] == layer
+    for layer in ("3", "dec/norm_3", ""):
+        with pytest.raises(UsageError, match=r"(?s)has no layer.*--layer last: 3 features.*--layer norm_3: 3"):
+            exchange.read(path, layer=layer)
+
+
+@pytest.mark.peer
+def test_bfloat16(keras: Any, tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization(dtype="bfloat16")])
+    values = np.array([0.1, -2.5, 3e38])
+    model.layers[0].set_weights([np.ones(3), np.zeros(3), values, np.ones(3)])
+    path = str(tmp_path / "m.weights.h5")
+    model.save_weights(path)
+    expected = model.layers[0].moving_mean.value.detach().double().numpy()
+    assert exchange.read(path).running_mean.tolist() == expected.tolist()
+    np.testing.assert_allclose(expected, values, rtol=2**-8)

@@ -288,6 +288,11 @@ def vector(values: Any, name: str) -> Floats:
     return array
 
 
+def bfloat16(upper: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    """Values of the type that NumPy has not: the upper halves of float32."""
+    return (upper.astype("<u4") << 16).view("<f4")
+
+
 def _convention(name: str, value: Any) -> Any:
     """A convention from a file, of the type that it must have."""
     kind = KINDS[name]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from bncli import files, store
 from bncli.errors import InputError, UsageError, printable
-from bncli.exchange.common import ROUNDED, Exported, Momentum, chosen, notes, pick, save, to_stats, unreadable
+from bncli.exchange.common import ROUNDED, Exported, Momentum, bfloat16, chosen, notes, pick, save, to_stats, unreadable
 from bncli.stats import Stats
 
 VARIABLES = {"0": "gamma", "1": "beta", "2": "running_mean", "3": "running_var"}
@@ -44,7 +44,7 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
 
 
 def read(path: str, *, layer: str | None = None, eps: float | None = None, momentum: Momentum = None) -> Stats:
-    """Read one BatchNormalization; `layer` is its name as saved, or its path in the file.
+    """Read one BatchNormalization; `layer` is its name as saved, alone or after those of the models around it, or its path.
 
     Raises
     ------
@@ -60,8 +60,8 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
         store.check_heaps(content)
         with h5py.File(io.BytesIO(content), "r") as file:
             _refuse_other_kinds(file, path)
-            groups = _layers(file, VARIABLES)
-            _refuse_incomplete(_layers(file, ("0", "1", "2")), layer, len(groups), path)
+            groups = _layers(file, VARIABLES, layer)
+            _refuse_incomplete(_layers(file, ("0", "1", "2"), layer), layer, len(groups), path)
             name = pick(
                 {n: group["0"].shape[0] for n, group in groups.items()}, layer, path, "no vars 0, 1, 2, 3 of one length"
             )
@@ -89,10 +89,11 @@ def _refuse_other_kinds(file: h5py.File, path: str) -> None:
         raise InputError(f"{printable(path)}: a stats file already; look at it with 'bn inspect'")
 
 
-def _layers(file: h5py.File, variables: Iterable[str]) -> dict[str, h5py.Group]:
+def _layers(file: h5py.File, variables: Iterable[str], asked: str | None) -> dict[str, h5py.Group]:
     """Groups of these variables, all of one length, under the layer's own name.
 
-    Where that is not unique the names of the models around it stand before it ("block1/bn"), else it is the path.
+    Where that is not unique the names of the models around it stand before it ("block1/bn"), else it is the path. The one
+    layer that goes by the name asked for, whichever of the three, is under that.
     """
     groups: dict[str, h5py.Group] = {}
     names: dict[str, str] = {}
@@ -108,6 +109,11 @@ def _layers(file: h5py.File, variables: Iterable[str]) -> dict[str, h5py.Group]:
     own = {at: names[at] for at in groups}
     full = {at: "/".join(names[p] for p in _ancestors(at) if p in names) for at in groups}
     chosen = {at: next((n[at] for n in (own, full) if list(n.values()).count(n[at]) == 1), at) for at in groups}
+    for ends in ((), (f"/{asked}",)) if asked else ():  # the whole name goes before the end of one
+        meant = [at for at in groups if any(n == asked or n.endswith(ends) for n in (own[at], full[at], at))]
+        if len(meant) == 1:
+            chosen[meant[0]] = str(asked)
+            break
     return {chosen[at]: group for at, group in groups.items()}
 
 
@@ -139,10 +145,12 @@ def _is_layer(group: h5py.Group, variables: set[str]) -> bool:
 def _read(dataset: h5py.Dataset, size: int, path: str) -> npt.NDArray[Any]:
     """A small plain dataset; Keras writes no other, and another could claim more than the file has."""
     where = f"{printable(path)}: {printable(dataset.name)}"
-    plain = not (dataset.chunks or dataset.is_virtual or dataset.external) and dataset.dtype.kind == "f"
+    narrow = dataset.dtype == "V2" and dataset.attrs.get("dtype") == "bfloat16"
+    plain = not (dataset.chunks or dataset.is_virtual or dataset.external) and (dataset.dtype.kind == "f" or narrow)
     offset = dataset.id.get_offset() if plain else None
     if offset is None or offset + dataset.nbytes > size:
         raise InputError(
             f"{where} is not stored as Keras stores it (float numbers in one piece); save the weights again"
         )
-    return np.asarray(dataset[...])
+    values = np.asarray(dataset[...])
+    return bfloat16(values.view("<u2")) if narrow else values

@@ -14,6 +14,7 @@ from bncli.exchange import state_dict
 from bncli.exchange.common import (
     Exported,
     Momentum,
+    bfloat16,
     check_readable,
     checksum,
     chosen,
@@ -101,13 +102,12 @@ def header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, str], int]:
 
 
 def _bfloat16(path: str, key: str) -> npt.NDArray[np.float32]:
-    """A tensor of the type that NumPy has not: the upper half of a float32. The package has checked where it lies."""
+    """A tensor of the type that NumPy has not. The package has checked where it lies."""
     with open(path, "rb") as file:
         entries, _, origin = header(file)
         start, stop = entries[key]["data_offsets"]
         file.seek(origin + start)
-        upper = np.frombuffer(file.read(stop - start), "<u2")
-    return (upper.astype("<u4") << 16).view("<f4")
+        return bfloat16(np.frombuffer(file.read(stop - start), "<u2"))
 
 
 def _told(metadata: Mapping[str, str], path: str) -> dict[str, Any]:

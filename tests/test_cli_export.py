@@ -138,7 +138,7 @@ def readme_section() -> str:
 @pytest.mark.peer
 @pytest.mark.parametrize("title", ["PyTorch", "ONNX"])
 def test_readme_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, title: str) -> None:
-    """Run the commands and the code of the README as they stand there."""
+    """Run the commands and the code of the README as they stand there; what it shows is all that they print."""
     peer("torch" if title == "PyTorch" else "onnxruntime")
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "sample_data", "sample_data")
@@ -148,8 +148,8 @@ def test_readme_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, title: 
     for line in commands.splitlines():
         if line.startswith("$ bn "):
             result = good(*line.removeprefix("$ bn ").split(), "-f")
-            shown = commands.partition(line)[2].partition("$")[0].strip().splitlines()
-            assert all(said in result.out + result.err for said in shown)
+            shown = commands.partition(line)[2].partition("$ bn ")[0].strip().splitlines()
+            assert (result.err + result.out).splitlines() == shown
     found: dict[str, Any] = {}
     exec(compile(code, title, "exec"), found)
     x = np.load("sample_data/images_heldout.npy").astype(np.float32)

@@ -163,17 +163,19 @@ def test_cut_files(here: Path, suffix: str) -> None:
 
 @pytest.mark.peer
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")  # Keras' torch backend
-@pytest.mark.parametrize("framework", ["torch", "keras"])
-def test_sample_data_there_and_back(here: Path, framework: str) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's exporter to ONNX
+@pytest.mark.parametrize("suffix", ["pt", "safetensors", "onnx", "weights.h5"])
+def test_sample_data_there_and_back(here: Path, suffix: str) -> None:
     """Fit the images of the samples, train on in the framework, import that and apply it to the images held out."""
     folder = Path(bncli.__file__).parent.parent / "sample_data"
     with h5py.File(folder / "images.h5") as file:
         train = np.asarray(next(iter(file.values()))[:64], np.float32)
     heldout = np.load(folder / "images_heldout.npy").astype(np.float32)
-    if framework == "keras":
+    if suffix == "weights.h5":
         train, heldout = (np.moveaxis(a, 1, -1).copy() for a in (train, heldout))
-    y = (in_torch if framework == "torch" else in_keras)(train, heldout, folder)
-    suffix = {"torch": "pt", "keras": "weights.h5"}[framework]
+        y = in_keras(train, heldout, folder)
+    else:
+        y = in_torch(train, heldout, folder, suffix)
     good("import", f"trained.{suffix}", "-o", "trained.bn.h5", "--eps", "1e-4")
     stats = bncli.load("trained.bn.h5")
     check_agrees(y, stats, heldout)
@@ -182,17 +184,26 @@ def test_sample_data_there_and_back(here: Path, framework: str) -> None:
     np.testing.assert_allclose(np.load("heldout.norm.npy"), y, rtol=1e-5, atol=1e-5)
 
 
-def in_torch(train: Any, heldout: Any, folder: Path) -> Any:
+def in_torch(train: Any, heldout: Any, folder: Path, suffix: str) -> Any:
+    """Trained on in PyTorch from what was exported; as ONNX it is written by PyTorch and run by onnxruntime."""
     torch = peer("torch")
     good("fit", folder / "images.h5", "--preset", "torch", "--eps", "1e-4", "-o", "i.bn.h5", "-q")
-    good("export", "i.bn.h5", "-o", "i.pt")
+    source = "i.safetensors" if suffix == "safetensors" else "i.pt"
+    good("export", "i.bn.h5", "-o", source)
     layer = torch.nn.BatchNorm2d(3, eps=1e-4)
-    layer.load_state_dict(torch.load("i.pt", weights_only=True), strict=True)
+    load = peer("safetensors.torch").load_file if suffix == "safetensors" else torch.load
+    layer.load_state_dict(load(source), strict=True)
     for batch in torch.from_numpy(train).split(16):
         layer(batch)
-    torch.save(layer.state_dict(), "trained.pt")
+    layer.eval()
+    if suffix == "onnx":
+        torch.onnx.export(layer, (torch.from_numpy(heldout),), "trained.onnx", dynamo=False)
+        session = peer("onnxruntime").InferenceSession("trained.onnx", providers=["CPUExecutionProvider"])
+        return session.run(None, {session.get_inputs()[0].name: heldout})[0]
+    save_file = peer("safetensors.torch").save_file if suffix == "safetensors" else torch.save
+    save_file(layer.state_dict(), f"trained.{suffix}")
     with torch.no_grad():
-        return layer.eval()(torch.from_numpy(heldout)).numpy()
+        return layer(torch.from_numpy(heldout)).numpy()
 
 
 def in_keras(train: Any, heldout: Any, folder: Path) -> Any:

@@ -13,8 +13,8 @@ from exchange_helpers import NUMBERS, check_package_missing, features
 from helpers import peer
 
 from bncli import exchange
-from bncli.errors import InputError
-from bncli.exchange.common import KINDS
+from bncli.errors import InputError, UsageError
+from bncli.exchange.common import KINDS, pick
 from bncli.stats import Stats
 
 PACKAGES = {"torch": ".pt", "safetensors": ".safetensors", "onnx": ".onnx"}
@@ -89,3 +89,29 @@ def test_other_files(tmp_path: Path, suffix: str) -> None:
 def test_package_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     check_package_missing(monkeypatch, name, PACKAGES[name])
+
+
+def test_many_layers_are_listed_in_part() -> None:
+    with pytest.raises(UsageError, match=r"x: holds 103 layers") as error:
+        pick({f"layer{i}": 1000 for i in range(103)}, None, "x", "")
+    lines = str(error.value).splitlines()
+    assert lines[100:] == ["  --layer layer99: 1,000 features", "  and 3 more"]
+
+
+def test_population_variances_come_back_bit_by_bit(tmp_path: Path) -> None:
+    """The file holds m2 / count, rounded; times the count, rounded, and divided again it is the same."""
+    count = np.arange(1.0, 3001)
+    m2, one = np.random.default_rng(1).uniform(0.1, 9, 3000), np.ones(3000)
+    assert (m2 / count * count != m2).any()
+    columns = {"running_mean": one, "running_var": one, "population_mean": one, "population_var": m2 / count}
+    np.savez(tmp_path / "x.npz", count=count, **columns)
+    assert exchange.read(str(tmp_path / "x.npz")).population_var.tolist() == (m2 / count).tolist()
+
+
+@pytest.mark.parametrize("count", [-1.0, 0.5, 2.0**53 + 2, np.nan])
+def test_counts_that_are_none(tmp_path: Path, count: float) -> None:
+    one = np.ones(1)
+    columns = dict.fromkeys(("running_mean", "running_var", "population_mean", "population_var"), one)
+    np.savez(tmp_path / "x.npz", count=one * count, **columns)
+    with pytest.raises(InputError, match=r"x\.npz: count holds"):
+        exchange.read(str(tmp_path / "x.npz"))

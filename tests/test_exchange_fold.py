@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from cli_helpers import check_refused, good, untouched
@@ -114,6 +115,28 @@ def test_the_folded_layer_is_torchs_unfused_pair(
         found = layer(x)
     error = ((found - expected).abs() / expected.abs().clamp(min=1)).max().item()
     assert error <= TOLERANCE[dtype], error
+
+
+@pytest.mark.peer
+def test_a_convolution_over_the_sample_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics of what a convolution makes of the images; folded, it gives what the pair does for those held out."""
+    torch, samples = peer("torch"), Path(bncli.__file__).parent.parent / "sample_data"
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(3)
+    conv, norm = torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.BatchNorm2d(8)
+    with h5py.File(samples / "images.h5") as file, torch.no_grad():
+        np.save("x.npy", conv(torch.from_numpy(file["images"][:].astype("f4"))).numpy())
+    good("fit", "x.npy", "--axis", "1", "--gamma", "1.5", "--beta", "-0.5", "-o", "x.bn.h5", "-q")
+    good("export", "x.bn.h5", "-o", "x.pt")
+    norm.load_state_dict(torch.load("x.pt", weights_only=True), strict=True)
+    peer("safetensors.torch").save_file({"0.weight": conv.weight.detach()}, "model.safetensors")
+    good("export", "x.bn.h5", "--to", "fold", "--into", "model.safetensors", "-o", "folded.safetensors")
+    both = peer("safetensors.torch").load_file("folded.safetensors")
+    heldout = torch.from_numpy(np.load(samples / "images_heldout.npy").astype("f4"))
+    with torch.no_grad():
+        expected = norm.eval()(conv(heldout))
+        found = torch.nn.functional.conv2d(heldout, both["0.weight"], both["0.bias"])
+    assert ((found - expected).abs() / expected.abs().clamp(min=1)).max().item() <= 1e-5
 
 
 @pytest.mark.parametrize("use", ["running", "population"])
@@ -291,7 +314,7 @@ def test_the_weights_are_never_the_output(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
 def test_cut_and_mutated_files_are_refused_or_read(tmp_path: Path, suffix: str) -> None:
-    """Never anything but InputError, or the arrays of a file that is whole."""
+    """Never anything but InputError, or the arrays of a file that is whole; .safetensors files have no checksum."""
     good_file, bad, out = (tmp_path / f"{n}.{suffix}" for n in ("good", "bad", "out"))
     tensors = {"a.weight": np.ones((5, 2), "f4"), "b": np.arange(6, dtype="f4")}
     if suffix == "npz":

@@ -325,15 +325,7 @@ def _population(arrays: Mapping[str, Floats], features: int) -> Moments:
     mean, var = (np.where(seen, arrays[f"population_{name}"], 0.0) for name in ("mean", "var"))
     if not np.isfinite(mean + var).all():
         raise MismatchError("a feature has values, but no population mean or variance")
-    return Moments(count, mean, np.zeros(features), _m2(var, count), np.zeros(features))
-
-
-def _m2(var: Floats, count: Floats) -> Floats:
-    """The m2 whose m2 / count is exactly `var`: the product, or a neighbour of it."""
-    m2 = var * count
-    for other in (np.nextafter(m2, np.inf), np.nextafter(m2, 0)):
-        m2 = np.where((m2 / np.maximum(count, 1) != var) & (other / np.maximum(count, 1) == var), other, m2)
-    return m2
+    return Moments(count, mean, np.zeros(features), var * count, np.zeros(features))
 
 
 def save(content: bytes, path: str, force: bool, inputs: Sequence[str]) -> None:

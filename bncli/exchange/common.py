@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bncli import files, store
+from bncli import store
 from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.moments import Moments
 from bncli.stats import PRESETS, Preset, Stats, check_conventions, provenance
@@ -326,8 +326,3 @@ def _population(arrays: Mapping[str, Floats], features: int) -> Moments:
     if not np.isfinite(mean + var).all():
         raise MismatchError("a feature has values, but no population mean or variance")
     return Moments(count, mean, np.zeros(features), var * count, np.zeros(features))
-
-
-def save(content: bytes, path: str, force: bool, inputs: Sequence[str]) -> None:
-    """Write a file made in memory: whole and on disk, or not at all."""
-    files.write_bytes(path, content, force=force, inputs=inputs)

@@ -11,7 +11,7 @@ import numpy as np
 
 from bncli import files
 from bncli.exchange import fields
-from bncli.exchange.common import KINDS, Exported, Momentum, checksum, chosen, conventions, save, to_stats, unreadable
+from bncli.exchange.common import KINDS, Exported, Momentum, checksum, chosen, conventions, to_stats, unreadable
 from bncli.stats import Stats
 from bncli.store import resembles
 
@@ -34,7 +34,7 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
     csv.writer(out, lineterminator="\n").writerow([*columns, CHECKSUM, *held, COUNT])
     writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # a bare \r would end a line elsewhere
     writer.writerows([*row, *constant] for row in zip(*(c.tolist() for c in columns.values()), strict=True))
-    save(out.getvalue().encode(), path, force, inputs)
+    files.write_bytes(path, out.getvalue().encode(), force=force, inputs=inputs)
     return Exported("csv", path, use, stats.num_features, held, fields.advice(use))
 
 

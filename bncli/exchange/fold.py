@@ -20,7 +20,7 @@ from bncli import files
 from bncli.batchnorm import deviation, overflowed, round_to
 from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.exchange import npz, safetensors
-from bncli.exchange.common import Exported, pick, save, unreadable
+from bncli.exchange.common import Exported, pick, unreadable
 from bncli.stats import Stats
 
 Array = npt.NDArray[Any]
@@ -90,7 +90,8 @@ def write(
         weights = container.read(files.read_bytes(into, SIZE_LIMIT), into)
         layer = _choose(weights, layer, into)
         notes = _fold(weights, stats, use, layer, printable(into))
-    save(container.write(weights), path, force, inputs if into is None else [*inputs, into])
+    sources = inputs if into is None else [*inputs, into]
+    files.write_bytes(path, container.write(weights), force=force, inputs=sources)
     return Exported("fold", path, use, stats.num_features, {"eps": stats.eps, "into": into, "layer": layer}, notes)
 
 

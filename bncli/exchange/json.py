@@ -10,7 +10,7 @@ from typing import Any
 
 from bncli import files
 from bncli.exchange import fields
-from bncli.exchange.common import KINDS, Exported, Momentum, chosen, conventions, damaged, save, to_stats, unreadable
+from bncli.exchange.common import KINDS, Exported, Momentum, chosen, conventions, damaged, to_stats, unreadable
 from bncli.stats import FORMAT, FORMAT_VERSION, Stats
 
 LARGEST = 4 << 30
@@ -22,7 +22,9 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
     """Write the record that `bn inspect --json` prints, and beside it the SHA-256 of it."""
     stats = chosen(stats, use)
     record = stats.as_dict()
-    save(json.dumps(record | {CHECKSUM: _checksum(record)}, allow_nan=False).encode(), path, force, inputs)
+    files.write_bytes(
+        path, json.dumps(record | {CHECKSUM: _checksum(record)}, allow_nan=False).encode(), force=force, inputs=inputs
+    )
     return Exported("json", path, use, stats.num_features, conventions(stats), fields.advice(use))
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from bncli import files, store
 from bncli.errors import InputError, UsageError, printable
-from bncli.exchange.common import ROUNDED, Exported, Momentum, bfloat16, chosen, notes, pick, save, to_stats, unreadable
+from bncli.exchange.common import ROUNDED, Exported, Momentum, bfloat16, chosen, notes, pick, to_stats, unreadable
 from bncli.stats import Stats
 
 VARIABLES = {"0": "gamma", "1": "beta", "2": "running_mean", "3": "running_var"}
@@ -38,7 +38,7 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
             variables.create_dataset(key, data=getattr(stats, name), track_times=False)
         file.create_group("vars")
         file.flush()
-        save(store.sealed(file.id.get_file_image()), path, force, inputs)
+        files.write_bytes(path, store.sealed(file.id.get_file_image()), force=force, inputs=inputs)
     settings = {"axis": stats.axis, "momentum": stats.momentum, "epsilon": stats.eps}
     return Exported("keras", path, use, stats.num_features, settings, _advice(stats, settings))
 

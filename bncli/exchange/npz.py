@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bncli import files
 from bncli.exchange import fields
-from bncli.exchange.common import KINDS, Exported, Momentum, chosen, conventions, save, to_stats, unreadable
+from bncli.exchange.common import KINDS, Exported, Momentum, chosen, conventions, to_stats, unreadable
 from bncli.stats import Stats
 
 LARGEST = 4 << 30  # of the file
@@ -35,7 +35,7 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
     single = held | {"momentum": math.nan if stats.momentum is None else stats.momentum}
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **fields.columns(stats), **{k: np.array(v) for k, v in single.items()})
-    save(buffer.getvalue(), path, force, inputs)
+    files.write_bytes(path, buffer.getvalue(), force=force, inputs=inputs)
     return Exported("npz", path, use, stats.num_features, held, fields.advice(use))
 
 

@@ -25,7 +25,6 @@ from bncli.exchange.common import (
     notes,
     package,
     pick,
-    save,
     to_stats,
     unreadable,
 )
@@ -70,7 +69,7 @@ def write(
     if stats.momentum is not None:
         attributes["momentum"] = _attribute(stats.momentum, "momentum")
     model = _model(onnx, arrays, rank, attributes)
-    save(model.SerializeToString(deterministic=True), path, force, inputs)
+    files.write_bytes(path, model.SerializeToString(deterministic=True), force=force, inputs=inputs)
     settings = {"epsilon": None, "momentum": None} | attributes | {"rank": rank, "opset": OPSET}
     return Exported("onnx", path, use, stats.num_features, settings, _advice(stats, arrays, settings))
 

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from bncli import files
 from bncli.errors import InputError, printable
 from bncli.exchange import state_dict
 from bncli.exchange.common import (
@@ -20,7 +21,6 @@ from bncli.exchange.common import (
     chosen,
     conventions,
     package,
-    save,
     to_stats,
     unreadable,
 )
@@ -44,7 +44,7 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
     columns = {column: arrays[key] for key, column in state_dict.KEYS.items()}
     told = held | {"pytorch_momentum": state_dict.settings(stats)["momentum"], "names": stats.names}
     told[CHECKSUM] = checksum(columns, held | {"num_batches": stats.num_batches}, stats.names)
-    save(serialize(arrays, {"format": "pt", OURS: json.dumps(told)}), path, force, inputs)
+    files.write_bytes(path, serialize(arrays, {"format": "pt", OURS: json.dumps(told)}), force=force, inputs=inputs)
     return Exported("safetensors", path, use, stats.num_features, state_dict.settings(stats), state_dict.advice(stats))
 
 

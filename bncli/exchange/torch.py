@@ -13,9 +13,10 @@ import zipfile
 from collections.abc import Sequence
 from typing import Any
 
+from bncli import files
 from bncli.errors import BnError, InputError, UsageError, printable
 from bncli.exchange import state_dict
-from bncli.exchange.common import Exported, Momentum, check_readable, chosen, package, save, to_stats, unreadable
+from bncli.exchange.common import Exported, Momentum, check_readable, chosen, package, to_stats, unreadable
 from bncli.stats import Stats
 
 OLDEST = (2, 6)  # weights_only=True of older versions can be made to run code (CVE-2025-32434)
@@ -30,7 +31,7 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
     stats = chosen(stats, use)
     buffer = io.BytesIO()
     torch.save({key: torch.from_numpy(values) for key, values in state_dict.arrays(stats).items()}, buffer)
-    save(buffer.getvalue(), path, force, inputs)
+    files.write_bytes(path, buffer.getvalue(), force=force, inputs=inputs)
     return Exported("torch", path, use, stats.num_features, state_dict.settings(stats), state_dict.advice(stats))
 
 

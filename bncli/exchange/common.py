@@ -254,11 +254,7 @@ def to_stats(
         arrays = {name: vector(values, name) for name, values in columns.items()}
         if told is not None and told != checksum(arrays, held, names):
             raise damaged(path)
-        if len({len(a) for a in arrays.values()}) > 1:
-            lengths = ", ".join(f"{name} {len(a)}" for name, a in arrays.items())
-            raise MismatchError(f"the numbers of values differ: {lengths}")
-        if (np.isnan(arrays["running_mean"]) != np.isnan(arrays["running_var"])).any():
-            raise MismatchError("a feature has one of running_mean and running_var without the other")
+        _check_together(arrays)
         count = len(arrays["running_mean"])
         return Stats(
             arrays["running_mean"],
@@ -272,6 +268,15 @@ def to_stats(
         )
     except (MismatchError, UsageError, TypeError, ValueError) as error:
         raise InputError(f"{printable(path)}: {printable(error)}; it holds no statistics that bn can use") from None
+
+
+def _check_together(arrays: Mapping[str, Floats]) -> None:
+    """Raise MismatchError when the columns differ in length, or a feature has a mean without a variance."""
+    if len({len(a) for a in arrays.values()}) > 1:
+        lengths = ", ".join(f"{name} {len(a)}" for name, a in arrays.items())
+        raise MismatchError(f"the numbers of values differ: {lengths}")
+    if (np.isnan(arrays["running_mean"]) != np.isnan(arrays["running_var"])).any():
+        raise MismatchError("a feature has one of running_mean and running_var without the other")
 
 
 def vector(values: Any, name: str) -> Floats:

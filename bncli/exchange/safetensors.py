@@ -63,16 +63,7 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
-
-            def get(key: str) -> Any:
-                found = file.get_slice(key).get_dtype()
-                if found not in TYPES:
-                    raise InputError(
-                        f"{printable(path)}: {printable(key)} is of type {found}; bn reads {', '.join(TYPES)}"
-                    )
-                return _bfloat16(path, key) if found == "BF16" else file.get_tensor(key)
-
-            columns, tracked, name = state_dict.columns(shapes, get, layer, path)
+            columns, tracked, name = state_dict.columns(shapes, lambda key: _array(file, key, path), layer, path)
             told = _told(file.metadata() or {}, path)
     except (safetensors.SafetensorError, OSError) as error:
         raise unreadable(path, "safetensors file", error) from None
@@ -89,6 +80,15 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
         momentum=momentum,
         told=told.get(CHECKSUM),
     )
+
+
+def _array(file: Any, key: str, path: str) -> npt.NDArray[Any]:
+    """One tensor of a type that bn reads."""
+    kind = file.get_slice(key).get_dtype()
+    if kind not in TYPES:
+        raise InputError(f"{printable(path)}: {printable(key)} is of type {kind}; bn reads {', '.join(TYPES)}")
+    array: npt.NDArray[Any] = _bfloat16(path, key) if kind == "BF16" else file.get_tensor(key)
+    return array
 
 
 def header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, str], int]:

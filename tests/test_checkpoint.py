@@ -79,7 +79,10 @@ def stopped_fit(segments: int = 5, **options: Any) -> None:
 # --- the same bytes
 
 
-@pytest.mark.parametrize("options", [{}, {"momentum": "none"}, {"init": "first", "ddof": 1}, {"rows": "17:2900"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"momentum": "none"}, {"init": "first", "ddof": 1}, {"rows": "17:2900"}, {"shuffle": True, "seed": 3}],
+)
 def test_stopped_after_any_segment(here: Path, options: dict[str, Any]) -> None:
     whole = fitted(**options)
     os.unlink("x.bn.h5")
@@ -323,6 +326,7 @@ def longer(here: Path) -> None:
         ({"ddof": 1}, None, "ddof was 0, is 1"),
         ({"init": "unit"}, None, "init was debias, is unit"),
         ({"axis": 1}, None, "axis was -1, is 1"),
+        ({"shuffle": True}, None, "shuffle was False, is True"),
         ({"rows": "1:"}, None, "rows was [None, None], is [1, None]"),
         ({"fill_value": 3}, None, "fill_value was None, is 3"),
         ({"gamma": 2.0}, None, "gamma was values of SHA-256"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.campaign import FAST, RUNS, Run, campaign, make_data
+from faults.campaign import FAST, RUNS, Run, campaign, from_outside, make_data
 from faults.inject import KINDS
 from faults.zygote import Zygote
 
@@ -47,6 +48,16 @@ def test_kills(here: Path, zygote: Zygote, name: str) -> None:
     how = ("before", "after")[list(RUNS).index(name) % 2]
     count = campaign(name, here, zygote, (how,), stride=13)
     assert sum(count.values()) >= 10
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize(("name", "how"), [("fit", "EIO"), ("apply plain", "before")])
+def test_real_system_calls(here: Path, zygote: Zygote, name: str, how: str) -> None:
+    """The first of each kind; `python tests/faults/campaign.py --strace` breaks them all."""
+    if subprocess.run(["strace", "-o", os.devnull, "true"]).returncode:
+        pytest.skip("strace may not trace here")
+    count = from_outside(name, here, zygote, (how,), most=1)
+    assert set(count) >= {"openat", "close", "fsync", "rename", "write", "fallocate"}
 
 
 def test_the_harness_notices(here: Path, zygote: Zygote) -> None:

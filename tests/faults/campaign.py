@@ -9,8 +9,11 @@ or new, and the next run ends with 0, the right output and nothing beside it.
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -32,6 +35,7 @@ from bncli import exchange
 from bncli.errors import InputError
 
 OLD = b"the old one"
+PATHS = {"PYTHONPATH": str(Path(__file__).parent.parent.parent), "OPENBLAS_NUM_THREADS": "1"}
 FAST = "/dev/shm" if os.path.isdir("/dev/shm") else None  # where a sync takes no time
 
 
@@ -91,8 +95,11 @@ class Bench:
         self.reset()
 
     def attempt(self, fault: dict[str, Any] | None, *more: str) -> Outcome:
+        return self.zygote.run(self.arguments(*more), self.folder, fault, **self.settings)
+
+    def arguments(self, *more: str) -> list[str]:
         more = (*more, *(["--resume"] * self.run.resumed), *(["-j", "1"] * (self.run.args[0] in ("fit", "apply"))))
-        return self.zygote.run([*self.run.args, *more, "-q"], self.folder, fault, **self.settings)
+        return [*self.run.args, *more, "-q"]
 
     def reset(self) -> None:
         """Bring back the state before the run."""
@@ -209,12 +216,74 @@ def campaign(name: str, folder: Path, zygote: Zygote, hows: Sequence[str], strid
     return count
 
 
+# system calls in the order in which a run meets them; those that touch the folder are broken
+CALLS = (
+    "openat", "close", "read", "pread64", "preadv", "flock", "fallocate", "ftruncate", "write", "pwrite64", "chmod", "fsync",
+    "rename", "unlink",
+)  # fmt: skip
+
+
+def strace(folder: Path, args: Sequence[str], log: str, *more: str) -> Outcome:
+    """Run bn under strace."""
+    command = ["strace", "-f", "-y", "-o", log, "-e", f"trace={','.join(CALLS)}", *more, sys.executable, "-m", "bncli"]
+    done = subprocess.run([*command, *args], cwd=folder, capture_output=True, text=True, env=os.environ | PATHS)
+    code = done.returncode if done.returncode < 128 else -(done.returncode - 128)
+    return Outcome(code, done.stdout, done.stderr, hit=True)
+
+
+def places(folder: Path, args: Sequence[str]) -> dict[str, list[int]]:
+    """For every system call, which of those that the main thread makes touch the folder: [3, 5] is its third and fifth."""
+    found: dict[str, list[int]] = {name: [] for name in CALLS}
+    with tempfile.NamedTemporaryFile("r") as log:
+        assert strace(folder, args, log.name).code == 0
+        lines = [line.split(maxsplit=1) for line in log]
+    main, counts, begun = lines[0][0], Counter[str](), False
+    for pid, text in lines:
+        name = text.split("(")[0]
+        if pid == main and name in found:
+            counts[name] += 1
+            text = re.sub("AT_FDCWD<[^>]*>", "", text)
+            begun = begun or any(
+                f'"{arg}"' in text for arg in args
+            )  # before the first input Python itself looks around
+            if begun and (str(folder) in text or re.search(r'openat\(, "[^/]', text)):
+                found[name].append(counts[name])
+    return found
+
+
+def from_outside(name: str, folder: Path, zygote: Zygote, hows: Sequence[str], most: int = 10**6) -> Counter[str]:
+    """Break up to `most` real system calls of each kind; returns how many faults came, by kind."""
+    bench, count = Bench(folder, RUNS[name], zygote), Counter[str]()
+    args = bench.arguments()
+    where = places(folder, args)
+    bench.reset()
+    for call, how in itertools.product(CALLS, hows):
+        for at in where[call][:most]:
+            effect = "signal=KILL" if how in KILLS else f"error={how}"
+            seen = strace(folder, args, os.devnull, "-e", f"inject={call}:{effect}:when={at}")
+            count[call] += 1
+            try:
+                if how in KILLS:
+                    bench.check_kill(seen)
+                else:
+                    bench.check_error(seen, call)
+            except AssertionError as error:
+                raise AssertionError(f"{name}: {how} at {call} {at}: {seen}\n{error}") from error
+            bench.reset()
+    return count
+
+
 def main() -> None:
+    outside = "--strace" in sys.argv
+    runs = [run for run in sys.argv[1:] if run in RUNS] or list(RUNS)
     total: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(dir=FAST) as name, Zygote() as zygote:
         make_data(Path(name), zygote)
-        for run in sys.argv[1:] or RUNS:
-            count = campaign(run, Path(name), zygote, (*ERRORS, "half", *KILLS))
+        for run in runs:
+            if outside:
+                count = from_outside(run, Path(name), zygote, ("EIO", "before")) if not RUNS[run].eager else Counter()
+            else:
+                count = campaign(run, Path(name), zygote, (*ERRORS, "half", *KILLS))
             total += count
             print(f"{run}: {sum(count.values())} faults: {dict(count)}", flush=True)
     print(f"{sum(total.values()):,} faults: no torn file, no exit of 0 without the new output, nothing left behind")

@@ -42,6 +42,7 @@ main()
 RUNS = {
     "npy": ["x.npy", "--momentum", "0.99", "--batch-size", "64"],
     "gzip": ["x.h5", "--momentum", "0.9", "--batch-size", "50", "--nan", "omit", "--ddof", "1"],
+    "shuffle": ["x.npy", "--shuffle", "--seed", "7", "--batch-size", "64"],
     "two": ["x.npy", "y.npy", "--momentum", "none", "--batch-size", "100", "--rows", "10:"],
 }
 

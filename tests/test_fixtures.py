@@ -1,0 +1,155 @@
+"""Files of every released format stay readable: what is in tests/fixtures is never written again.
+
+`python tests/test_fixtures.py` wrote them, with bn 0.1.0: format 1 of the stats file, and of the checkpoint.
+"""
+
+from __future__ import annotations
+
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from helpers import (
+    ANY_ADVICE,
+    RECURRENCE,
+    STATISTICS,
+    advised,
+    check_moments,
+    cut,
+    exact,
+    exact_columns,
+    off,
+    recurrence,
+)
+
+import bncli
+from bncli import store
+from bncli.engine.checkpoint import FORMAT
+from bncli.engine.fold import Fold
+from bncli.errors import InputError
+
+FIXTURES = Path(__file__).parent / "fixtures"
+STATS, CHECKPOINT = FIXTURES / "stats-1.bn.h5", FIXTURES / "stats-1.bn.h5.checkpoint"
+NAMES = ("ankle", "knee", "größe")
+OPTIONS = ["--momentum", "0.75", "--eps", "0.125", "--batch-size", "16", "--init", "unit", "--ddof", "1"]
+KEPT = 48  # samples in the checkpoint
+
+
+def data() -> npt.NDArray[np.float64]:
+    """70 samples of 3 features, multiples of 1/8; the third has a gap, which is left out."""
+    i = np.arange(210).reshape(70, 3)
+    x = (i * 7919 % 1009 - 504) / 8 + np.array([0, 100, -3])
+    x[20, 2] = np.nan
+    return x
+
+
+def columns(x: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
+    return [column[~np.isnan(column)] for column in x.T]
+
+
+def test_stats_file() -> None:
+    stats = bncli.load(str(STATS))
+    x = data()
+    check_moments(stats.population_mean, stats.population_var, [exact(c) for c in columns(x)])
+    assert stats.population_count.tolist() == [70, 70, 69]
+    for feature in range(3):
+        batches = [exact(columns(batch)[feature]) for batch in cut(x, 16)]
+        mean = recurrence([b.mean for b in batches], 0.75, "unit", 0)
+        var = recurrence([b.folded(1) for b in batches], 0.75, "unit", 1)
+        assert off(stats.running_mean[feature], mean.value, mean.scale) <= RECURRENCE
+        assert off(stats.running_var[feature], var.value, var.scale) <= RECURRENCE
+    assert stats.gamma.tolist() == [2, 2, 2]
+    assert stats.beta.tolist() == [-0.5, -0.5, -0.5]
+    assert stats.names == NAMES
+    assert (stats.momentum, stats.eps, stats.ddof, stats.init, stats.axis) == (0.75, 0.125, 1, "unit", -1)
+    assert (stats.batch_size, stats.num_samples, stats.num_batches, stats.num_left_out) == (16, 70, 5, 0)
+    assert stats.sample_shape == (3,)
+    assert stats.options["nan"] == "omit"
+    assert stats.provenance["versions"]["bncli"] == "0.1.0"
+
+
+def test_stats_file_still_merges() -> None:
+    """What is under state/ is enough to go on with."""
+    stats = bncli.load(str(STATS))
+    with advised(*ANY_ADVICE, "own batches"):
+        twice = bncli.merge([stats, stats], gamma=1, beta=0)
+    x = data()
+    check_moments(twice.population_mean, twice.population_var, [exact(np.tile(c, 2)) for c in columns(x)])
+    assert stats.running is not None
+    assert stats.running.k.tolist() == [[5, 5, 5]]
+
+
+def test_checkpoint() -> None:
+    arrays, attributes = store.unpack(CHECKPOINT.read_bytes(), "c")
+    assert (attributes["format"], attributes["format_version"], attributes["bncli"]) == (FORMAT, 1, "0.1.0")
+    assert attributes["done"] == "the first 48 of 70 samples"
+    fold = Fold.of_parts(arrays, attributes, 3)
+    assert (fold.samples, fold.batches, fold.left_out, fold.rounded) == (KEPT, 3, 0, False)
+    truth = [exact(c) for c in columns(data()[:KEPT])]
+    check_moments(fold.population.mean, fold.population.variance(), truth)
+    for feature in range(3):
+        batches = [exact(columns(batch)[feature]) for batch in cut(data()[:KEPT], 16)]
+        debiased = recurrence([b.mean for b in batches], 0.75, "debias", 0)
+        assert off(fold.running.a[0, feature], debiased.value, debiased.scale) <= RECURRENCE
+
+
+def test_tolerances_are_those_of_the_contract() -> None:
+    assert (STATISTICS, RECURRENCE) == (5e-15, 1e-14)
+    assert exact_columns(np.array([[1.0], [2.0]]))[0].variance == Fraction(1, 4)
+
+
+@pytest.mark.parametrize("path", [STATS, CHECKPOINT])
+def test_every_flipped_byte_is_refused(path: Path) -> None:
+    """All of them; one of the seal itself may also leave a file that is read by its digest, with the same content."""
+    whole = path.read_bytes()
+    seal = whole.rindex(store.SEAL)
+    content = {k: v.tobytes() for k, v in store.unpack(whole, "s")[0].items()}
+    for at in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << at % 8
+        try:
+            arrays, attributes = store.unpack(bytes(damaged), "s")
+        except InputError:
+            continue
+        assert at >= seal
+        assert {k: v.tobytes() for k, v in arrays.items()} == content
+        assert repr(attributes) == repr(store.unpack(whole, "s")[1])
+
+
+@pytest.mark.parametrize("path", [STATS, CHECKPOINT])
+def test_every_cut_is_refused(path: Path) -> None:
+    whole = path.read_bytes()
+    seal = whole.rindex(store.SEAL)
+    for end in [*range(0, seal, 61), seal - 1, *range(seal + len(store.SEAL), len(whole))]:
+        with pytest.raises(InputError):
+            store.unpack(whole[:end], "s")
+
+
+def write_fixtures(folder: Path) -> None:
+    """How the fixtures were made: a fit, and one that was stopped after its first segment."""
+    import subprocess
+    import sys
+
+    np.save(folder / "x.npy", data())
+    (folder / "names.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
+    args = ["fit", "x.npy", *OPTIONS, "--names", "names.txt", "--nan", "omit", "--gamma", "2", "--beta", "-0.5", "-q"]
+    stopping = (
+        "import os, sys\nfrom bncli import layout\nfrom bncli.engine import checkpoint\nlayout.PENDING_VALUES = 9\n"
+        "checkpoint.EVERY = checkpoint.SHARE = 0\nsave = checkpoint.Keeper._save\n"
+        "checkpoint.Keeper._save = lambda self: (save(self), os._exit(0))\nfrom bncli.cli import main\nmain()\n"
+    )
+    for command in ([sys.executable, "-m", "bncli"], [sys.executable, "-c", stopping]):
+        subprocess.run([*command, *args, "-o", STATS.name, "-f"], cwd=folder, check=True)
+    for path in (STATS, CHECKPOINT):
+        shutil.copy(folder / path.name, path)
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    FIXTURES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        write_fixtures(Path(name))

@@ -21,7 +21,7 @@ from bncli import interrupts
 
 ROUNDS = int(os.environ.get("BN_ROUNDS", "3"))
 KEPT = "old.bn.h5.checkpoint"
-HANGS = 5.0  # seconds; the aim is one, but a machine that is busy is no failure
+HANGS = 20.0  # seconds; the aim is one, but a machine that is busy is no failure
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 WORDS = {130: "interrupted", 143: "terminated"}
 RUNS = {
@@ -118,18 +118,6 @@ def test_at_any_moment(here: Path, run: str) -> None:
     assert max(took) < HANGS
 
 
-def test_a_second_signal_changes_nothing(here: Path) -> None:
-    process = child(RUNS["apply npy"], cwd=here)
-    while not temporaries(here):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    for _ in range(5):
-        process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, b"bn: interrupted; outputs are as they were\n")
-    assert temporaries(here) == []
-
-
 def test_a_signal_that_was_ignored_from_the_start_stays_so(tmp_path: Path) -> None:
     """As for a command in the background of a script."""
     save(tmp_path / "x.npy", table())
@@ -145,35 +133,50 @@ def test_a_signal_that_was_ignored_from_the_start_stays_so(tmp_path: Path) -> No
 
 SLOW = """
 import os, sys, time
-from bncli import files, interrupts
-def slow(name):
-    real = getattr(os, name)
-    def call(*args, **kwargs):
-        if os.environ["SLOW"] == name:
-            open("reached", "w").close()
-            time.sleep(0.5)
-        return real(*args, **kwargs)
-    setattr(os, name, call)
-slow("fsync"), slow("replace"), slow("chmod")
+step, seconds = sys.argv[1:]
+real = getattr(os, step)
+def call(*args, **kwargs):
+    if not os.path.exists("reached"):
+        open("reached", "w").close()
+        time.sleep(float(seconds))
+    return real(*args, **kwargs)
+setattr(os, step, call)
 sys.argv = ["bn", "fit", "x.npy", "-o", "old.bn.h5", "-f", "-q"]
 from bncli.__main__ import main
 main()
 """
 
 
-@pytest.mark.parametrize(("step", "code"), [("chmod", 143), ("fsync", 143), ("replace", 0)])
-def test_while_the_output_is_being_completed(tmp_path: Path, step: str, code: int) -> None:
-    """Before the renaming the run stops; once it has begun it ends well, and says so."""
-    save(tmp_path / "x.npy", table())
-    (tmp_path / "old.bn.h5").write_bytes(b"the old one")
-    process = subprocess.Popen([BN[0], "-c", SLOW], cwd=tmp_path, env=os.environ | {"SLOW": step})
-    while not (tmp_path / "reached").exists():
+def slow(folder: Path, step: str, seconds: float) -> subprocess.Popen[bytes]:
+    """A fit that is in the middle of a step, for so long."""
+    save(folder / "x.npy", table())
+    (folder / "old.bn.h5").write_bytes(b"the old one")
+    process = subprocess.Popen([BN[0], "-c", SLOW, step, str(seconds)], cwd=folder, stderr=subprocess.PIPE)
+    while not (folder / "reached").exists():
         assert process.poll() is None
         time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize(("step", "seconds", "code"), [("chmod", 600, 143), ("replace", 1, 0), ("unlink", 1, 0)])
+def test_while_the_output_is_being_completed(tmp_path: Path, step: str, seconds: float, code: int) -> None:
+    """Before the renaming the run stops; once it has begun it ends well, and says so."""
+    process = slow(tmp_path, step, seconds)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == code
+    process.communicate(timeout=60)
+    assert process.returncode == code
     assert contents(tmp_path).keys() == {"x.npy", "old.bn.h5", "reached"} | ({KEPT} if code else set())
     assert ((tmp_path / "old.bn.h5").read_bytes() == b"the old one") == (code != 0)
+
+
+def test_a_second_signal_changes_nothing(tmp_path: Path) -> None:
+    process = slow(tmp_path, "chmod", 600)
+    for _ in range(5):
+        process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.decode() == f"bn: interrupted; continue with --resume ({KEPT} keeps the first 600 of 600 samples)\n"
+    assert temporaries(tmp_path) == []
 
 
 def test_tidying_goes_backwards_and_the_last_word_is_said(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import stat
@@ -169,10 +170,11 @@ class RegularFile:
             )
 
     def close(self) -> None:
-        """Close the file; a second call does nothing."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        """Close the file; a second call does nothing, and what was read is not worse for an error now."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
 
 def _near(path: str) -> str:

@@ -2,7 +2,7 @@
 
 No exception is raised: one that comes between any two lines can be lost in a callback, must not unwind through HDF5, and
 waits for as long as the main thread is inside a library. What has to be undone is said beforehand (`tidied`), what must
-not be cut in two holds `held`, and once the outputs have their names nothing is stopped any more (`pass_by`).
+not be cut in two holds `held`, and once the outputs have their names the little that is left is let finish (`pass_by`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 held = threading.RLock()  # who has it is not stopped
-_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+GRACE = 1.0  # seconds that a run has to end by itself once its outputs have their names
+_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 _tidying: list[Callable[[], object]] = []
 _too_late = False
 
@@ -42,7 +45,7 @@ def tidied(tidy: Callable[[], object]) -> Iterator[None]:
 
 
 def pass_by() -> None:
-    """Let signals pass by from now on: the outputs have their names, and the little that is left is done."""
+    """From now on the outputs have their names: a run that is stopped may do the little that is left, for GRACE seconds."""
     global _too_late
     _too_late = True
 
@@ -59,15 +62,22 @@ def _wait(numbers: set[signal.Signals]) -> None:
 
 
 def _stop(number: int) -> None:
-    """Tidy up, say so, and end the process with 130 or 143."""
+    """Tidy up, say so, and end the process with 128 and the signal's number."""
     with held:
-        if _too_late:
-            return
+        complete = _too_late
+    if complete:
+        time.sleep(GRACE)  # who reads what is printed may have stopped reading
+        _end(number, "the outputs are complete")
+    with held:
         said = "outputs are as they were"
         for tidy in reversed(_tidying.copy()):
             with contextlib.suppress(Exception):  # the others still have their turn
                 told = tidy()
                 said = told if isinstance(told, str) else said
-        with contextlib.suppress(OSError):
-            os.write(2, f"bn: {_WORDS[signal.Signals(number)]}; {said}\n".encode(errors="backslashreplace"))
-        os._exit(128 + number)
+        _end(number, said)
+
+
+def _end(number: int, said: str) -> NoReturn:
+    with contextlib.suppress(OSError):
+        os.write(2, f"bn: {_WORDS[signal.Signals(number)]}; {said}\n".encode(errors="backslashreplace"))
+    os._exit(128 + number)

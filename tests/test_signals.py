@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from cli_helpers import BN, child, contents, good, no_controls, run_child, save, save_h5, table, temporaries
 
+import bncli
 from bncli import interrupts
 
 ROUNDS = int(os.environ.get("BN_ROUNDS", "3"))
@@ -158,7 +160,7 @@ def slow(folder: Path, step: str, seconds: float) -> subprocess.Popen[bytes]:
     return process
 
 
-@pytest.mark.parametrize(("step", "seconds", "code"), [("chmod", 600, 143), ("replace", 1, 0), ("unlink", 1, 0)])
+@pytest.mark.parametrize(("step", "seconds", "code"), [("chmod", 600, 143), ("replace", 0.2, 0), ("unlink", 0.2, 0)])
 def test_while_the_output_is_being_completed(tmp_path: Path, step: str, seconds: float, code: int) -> None:
     """Before the renaming the run stops; once it has begun it ends well, and says so."""
     process = slow(tmp_path, step, seconds)
@@ -200,3 +202,44 @@ def test_tidying_goes_backwards_and_the_last_word_is_said(
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
     assert capfd.readouterr() == ("first second third", "bn: terminated; words\n")
+
+
+def test_a_run_that_cannot_print_its_result_ends_all_the_same(tmp_path: Path) -> None:
+    """The output has its name, and nobody reads the JSON: a signal ends the wait."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((20, 2000)))
+    command = [sys.executable, "-m", "bncli", "fit", "x.npy", "-q", "--json", "--batch-size", "10", "-o", "x.bn.h5"]
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        end = time.monotonic() + 60
+        while not (tmp_path / "x.bn.h5").exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        time.sleep(0.5)  # the pipe is full
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(timeout=20) == 143
+        assert running.stderr is not None
+        assert running.stderr.read() == b"bn: terminated; the outputs are complete\n"
+    finally:
+        running.kill()
+        running.communicate()
+    assert bncli.load(str(tmp_path / "x.bn.h5")).num_samples == 20
+    assert temporaries(tmp_path) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_log_costs_no_result(tmp_path: Path) -> None:
+    x = np.concatenate([np.zeros((500, 2)), np.ones((500, 2))])  # sorted: fit warns
+    np.save(tmp_path / "x.npy", x)
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "bncli", "fit", "x.npy", "-o", "x.bn.h5"]
+        done = subprocess.run(command, cwd=tmp_path, stderr=full, stdout=subprocess.DEVNULL)
+    assert done.returncode == 0
+    assert bncli.load(str(tmp_path / "x.bn.h5")).num_samples == 1000
+
+
+@pytest.mark.parametrize("name", ["HDF5_DRIVER", "HDF5_VOL_CONNECTOR"])
+def test_drivers_that_the_environment_names_are_not_loaded(tmp_path: Path, name: str) -> None:
+    np.save(tmp_path / "x.npy", np.arange(20.0).reshape(10, 2))
+    command = [sys.executable, "-m", "bncli", "fit", "x.npy", "-q", "-o", "x.bn.h5"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {name: "nothing"}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

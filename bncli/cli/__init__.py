@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the life of the process
     if "--plugins" not in args:
         os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # HDF5 looks once, when it is loaded, and then loads no plugin
+        for name in ("HDF5_DRIVER", "HDF5_VOL_CONNECTOR"):  # plugins too; HDF5 crashes over one that it cannot load
+            os.environ.pop(name, None)
     _steady_stdout()
     with _bn_warnings():
         code = _run(args)
@@ -102,7 +104,9 @@ def _run(args: list[str]) -> int:
         )
     except OSError as error:
         _forget_stdout()
-        return _said(f"error: {error.filename or 'output'}: {error.strerror or error}", WriteError.exit_code, debug)
+        return _said(
+            f"error: {error.filename or 'standard output'}: {error.strerror or error}", WriteError.exit_code, debug
+        )
     except Exception as error:
         return _said(f"internal error: {type(error).__name__}: {error}; {REPORT}", 70, debug)
     return 0
@@ -150,7 +154,8 @@ def _show_warning(message: Warning | str, category: type[Warning], *args: Any, *
     kind = {"BnWarning": "warning", "BnNote": "note"}.get(category.__name__)
     if kind and not _quiet():
         interrupts.hold_back()
-        print(f"bn: {kind}: {printable(message)}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # a full log is no reason to lose the result
+            print(f"bn: {kind}: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def _quiet() -> bool:

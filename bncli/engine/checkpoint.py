@@ -39,6 +39,7 @@ Parts = tuple[Arrays, Mapping[str, store.Value]]  # of a state: arrays, and plai
 
 SUFFIX = ".checkpoint"
 FORMAT = "bncli-checkpoint"
+SIGNATURE = b"\x89HDF\r\n\x1a\n\0"
 FORMAT_VERSION = 1
 EVERY = 10.0  # seconds between checkpoints
 SHARE = 20  # one that takes long to write comes less often: it takes at most 1/20 of the time
@@ -85,7 +86,7 @@ class Keeper:
         self, output: str, fingerprint: Mapping[str, Any], *, resume: bool, inputs: Sequence[str] = ()
     ) -> None:
         self.path = output + SUFFIX
-        self._fingerprint, self._inputs = json.dumps(fingerprint, sort_keys=True), inputs
+        self._fingerprint, self._inputs = json.dumps(fingerprint, sort_keys=True, default=_plain), inputs
         self.found: Parts | None = None
         self._kept = ""  # what the file holds of this computation, in words
         self._offered: tuple[Callable[[], Parts], str] | None = None
@@ -240,10 +241,15 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
                 yield from (f"{text} ({where})" for text in differences(old, new))
         elif name == "inputs" and one != other:
             yield f"there were {len(one or ())} inputs, there are {len(other or ())}"
-        elif name == "mtime_ns" and one != other:
-            yield "the file was modified"
+        elif name == "times_ns" and one != other:
+            yield "the file was modified or replaced"
         elif json.dumps(one) != json.dumps(other):  # NaN is the same as NaN
             yield f"{name} was {printable(one)}, is {printable(other)}"
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy number as Python's, for JSON."""
+    return value.item()
 
 
 def _read(path: str) -> bytes | None:
@@ -251,7 +257,9 @@ def _read(path: str) -> bytes | None:
     if not os.path.exists(path):
         return None
     content = files.read_bytes(path, SIZE_LIMIT)
-    if FORMAT.encode() not in content:
+    # of an HDF5 file that was cut: its header says where it ends (file format specification, II.A, version 0)
+    cut = content.startswith(SIGNATURE) and int.from_bytes(content[40:48], "little") > len(content)
+    if content and not cut and FORMAT.encode() not in content:
         raise OutputExistsError(
             f"{printable(path)}: exists and is not a checkpoint, whose name it has; move it, or give another output with -o"
         )

@@ -281,7 +281,7 @@ class Task:
     def fingerprint(self) -> dict[str, Any]:
         """What changes the result, as plain values: what a checkpoint is compared by."""
         options = {f.name: getattr(self.spec, f.name) for f in fields(self.spec) if f.name not in FREE}
-        inputs = [_source_record(i) | {"mtime_ns": i.mtime_ns} for i in self.data.inputs]
+        inputs = [_source_record(i) | {"times_ns": i.times_ns} for i in self.data.inputs]
         return {
             "bn version": __version__,
             "numpy version": np.__version__,
@@ -303,12 +303,12 @@ class Task:
         if self.spec.target is None or not isinstance(self.data, Joined):
             return None
         with open_target(self.spec, self.data) as targets:
-            records = [_source_record(i) | {"mtime_ns": i.mtime_ns} for i in targets.inputs]
+            records = [_source_record(i) | {"times_ns": i.times_ns} for i in targets.inputs]
         return ", ".join(f"{printable(r['name'])} ({_content(repr(r).encode())})" for r in records)
 
 
 def _content(values: bytes) -> str:
-    return f"values of SHA-256 {hashlib.sha256(values).hexdigest()[:12]}…"
+    return f"SHA-256 {hashlib.sha256(values).hexdigest()[:12]}…"
 
 
 def _fitted(task: Task, progress: Progress | None, keeper: Keeper | None = None) -> Stats:

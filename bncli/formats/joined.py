@@ -36,7 +36,7 @@ class Input:
         Of the whole input.
     size : int or None
         Of its file, in bytes; None for an array in memory.
-    mtime_ns : tuple of int
+    times_ns : tuple of (int, int)
         When its files (a virtual dataset has several) were last written to.
     """
 
@@ -46,7 +46,7 @@ class Input:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     size: int | None = None
-    mtime_ns: tuple[int, ...] = ()
+    times_ns: tuple[tuple[int, int], ...] = ()
 
 
 class DataSet(Protocol):
@@ -277,7 +277,10 @@ class Joined:
         for address in self._addresses:
             with self._array or self._opened(address) as source:
                 states = [self._identities.setdefault(path, os.stat(path)) for path in source.files]
-                size, modified = states[0].st_size if states else None, tuple(s.st_mtime_ns for s in states)
+                size, modified = (
+                    states[0].st_size if states else None,
+                    tuple((s.st_mtime_ns, s.st_ctime_ns) for s in states),
+                )
                 inputs.append(Input(source.address, 0, source.shape[0], source.shape, source.dtype, size, modified))
                 self._check_agreement(inputs[0], inputs[-1], source.names)
                 self.names = self.names or source.names

@@ -54,7 +54,8 @@ class _Lines(_Clock):
             return
         self._next = elapsed + LINE_EVERY
         status = _status(done, total, size, elapsed, self._before, note)
-        print(f"bn {self._label}: {status}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # a full log is no reason to lose the result
+            print(f"bn {self._label}: {status}", file=sys.stderr, flush=True)
 
 
 class _Bar(_Clock):

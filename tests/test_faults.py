@@ -33,7 +33,7 @@ def here(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 @pytest.mark.parametrize("name", RUNS)
 def test_errors(here: Path, zygote: Zygote, name: str) -> None:
     how = ("EIO", "ENOSPC")[list(RUNS).index(name) % 2]
-    count = campaign(name, here, zygote, (how,), stride=5)
+    count = campaign(name, here, zygote, (how,), stride=8)
     assert set(count) >= {"open", "close", "write", "fsync", "chmod", "replace", "unlink", "stat", "flock"}
     assert sum(count.values()) >= 10
 
@@ -46,7 +46,7 @@ def test_half_writes(here: Path, zygote: Zygote, name: str) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_kills(here: Path, zygote: Zygote, name: str) -> None:
     how = ("before", "after")[list(RUNS).index(name) % 2]
-    count = campaign(name, here, zygote, (how,), stride=13)
+    count = campaign(name, here, zygote, (how,), stride=21)
     assert sum(count.values()) >= 10
 
 

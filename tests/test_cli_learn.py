@@ -13,9 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from cli_helpers import bn, check_refused, good, no_controls, on_terminal, plain, save, save_h5, untouched
+from helpers import ANY_ADVICE, advised
 from test_memory import LIMIT_MB, peak_mb, sparse_npy
 
 import bncli
+from bncli.engine.checkpoint import Keeper
+from bncli.engine.local import fit_to_file, make_spec
+from bncli.errors import InputError
 
 Array = npt.NDArray[Any]
 SAMPLE = Path(__file__).parent.parent / "sample_data" / "cancer_train.h5"
@@ -153,6 +157,46 @@ def test_refusals_leave_nothing(labelled: Path, code: int, options: list[str], w
     options = [f"{SAMPLE}::/y" if option == SAMPLE else option for option in options]
     with untouched(labelled.parent):
         check_refused(code, fit(labelled, *options), *words, lines=5)
+
+
+def test_divergence_leaves_no_checkpoint(labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bncli.engine.checkpoint.EVERY", 0.0)
+    monkeypatch.setattr("bncli.engine.checkpoint.SHARE", 0)
+    kept = []
+    offer = Keeper.offer
+
+    def offered(keeper: Keeper, *given: Any) -> None:
+        offer(keeper, *given)
+        kept.append(Path(keeper.path).exists())
+
+    monkeypatch.setattr(Keeper, "offer", offered)
+    with untouched(labelled.parent):
+        result = check_refused(
+            3, fit(labelled, "--target", "::/z", "--lr", "1e9", "--optimizer", "sgd"), "diverged", lines=5
+        )
+    assert any(kept)
+    assert "--resume" not in result.err
+
+
+def test_progress_after_a_resume_counts_what_this_run_read(labelled: Path) -> None:
+    path, told = labelled.parent / "s.bn.h5", list[tuple[int, int, int]]()
+
+    def stop(done: int, total: int, size: int, *_: str) -> None:
+        told.append((done, total, size))
+        if len(told) == 3:
+            raise InputError("stop")
+
+    options: dict[str, Any] = {"target": "::/y", "epochs": 4, "batch_size": 100}
+    spec = make_spec(options)
+    with pytest.MonkeyPatch.context() as patch, advised(*ANY_ADVICE, "--resume", "continues from"):
+        patch.setattr("bncli.engine.checkpoint.EVERY", 0.0)
+        patch.setattr("bncli.engine.checkpoint.SHARE", 0)
+        with pytest.raises(InputError, match="stop"):
+            fit_to_file([f"{labelled}::/x"], spec, str(path), progress=stop)
+        told.clear()
+        fit_to_file([f"{labelled}::/x"], spec, str(path), resume=True, progress=lambda *given: told.append(given[:3]))
+    assert told[0] == (300, 1200, 0)
+    assert told[-1] == (1200, 1200, 900 * 4 * 8)
 
 
 def test_the_target_is_no_output(labelled: Path) -> None:

@@ -145,13 +145,14 @@ class Keeper:
         self._wait(time.monotonic() - start)
 
     def remove(self) -> None:
-        """Remove the checkpoint: the output is complete."""
+        """Remove the checkpoint: the output is complete, or going on from it would help nobody."""
+        self._kept, self._offered = "", None
         try:
             os.unlink(os.path.realpath(self.path))
         except FileNotFoundError:
             pass
         except OSError as error:
-            text = f"{printable(self.path)}: cannot be removed: {error.strerror}; the output is complete without it"
+            text = f"{printable(self.path)}: cannot be removed: {error.strerror}; it is of no more use"
             warnings.warn(text, BnWarning, stacklevel=3)
         files.sweep(self.path)
 

@@ -83,8 +83,14 @@ class Fold:
         )
 
 
-def segment_moments(data: DataSet, layout: Layout, segment: Segment, missing: Missing) -> Moments:
-    """Moments of shape (batches, C) of a segment's batches.
+def segment_moments(
+    data: DataSet,
+    layout: Layout,
+    segment: Segment,
+    missing: Missing,
+    way_out: str = "leave such values out with --nan omit",
+) -> Moments:
+    """Moments of shape (batches, C) of a segment's batches; `way_out` is the advice about values that are not finite.
 
     Raises
     ------
@@ -96,11 +102,13 @@ def segment_moments(data: DataSet, layout: Layout, segment: Segment, missing: Mi
     bad = ~np.isfinite(batches.m2)
     if bad.any():
         values = segment.batches * segment.samples * layout.sample_size
-        raise _explain(data, layout, start, values, missing, int(np.flatnonzero(bad.any(axis=0))[0]))
+        raise _explain(data, layout, start, values, missing, int(np.flatnonzero(bad.any(axis=0))[0]), way_out)
     return batches
 
 
-def _explain(data: DataSet, layout: Layout, start: int, count: int, missing: Missing, feature: int) -> InputError:
+def _explain(
+    data: DataSet, layout: Layout, start: int, count: int, missing: Missing, feature: int, way_out: str
+) -> InputError:
     """Find the value that has no variance: the first non-finite one, else say that magnitudes do not fit."""
     at_once = 1 << 20
     for first in range(start, start + count, at_once):
@@ -112,8 +120,7 @@ def _explain(data: DataSet, layout: Layout, start: int, count: int, missing: Mis
             feature = position % layout.row_size // layout.positions
             value = values[bad[0]]
             return InputError(
-                f"{printable(address)}: sample {sample}, {_feature(data.names, feature)} is {value}; "
-                "leave such values out with --nan omit"
+                f"{printable(address)}: sample {sample}, {_feature(data.names, feature)} is {value}; {way_out}"
             )
     address, sample = data.locate(start)
     return InputError(

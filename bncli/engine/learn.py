@@ -34,6 +34,10 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
 
+class DivergenceError(InputError):
+    """A loss or a parameter is not finite any more."""
+
+
 class Epoch(NamedTuple):
     """What an epoch came to: mean losses, and the share of classes that were right; NaN where there is none.
 
@@ -111,6 +115,10 @@ class Course:
             tuple(Epoch(*row) for row in arrays["history"].tolist()),
         )
 
+    def samples(self, plan: Plan) -> int:
+        """Samples that were gone over, in all epochs."""
+        return self.epoch * plan.order.count + min(self.batch * plan.batch_size, plan.order.count)
+
     def parts(self) -> Parts:
         """Everything, for a checkpoint."""
         (arrays, attributes), (more, counts) = self.pack(), self.fold.parts()
@@ -164,7 +172,9 @@ class Classroom:
         Raises
         ------
         InputError
-            Where a value is not finite, or the loss is not: learning diverged.
+            Where a value is not finite.
+        DivergenceError
+            Where the loss is not.
         """
         course, plan = start or Course.begin(self.lesson), self.lesson.plan
         while course.epoch < plan.epochs:
@@ -232,15 +242,24 @@ class Classroom:
         for batch in self._read(reader, range(-(-held // reader.samples))):
             with np.errstate(over="ignore", invalid="ignore"):
                 judged = judge(self.lesson.model, training.values, batch.x, mean, var, batch.goals)
+            if not math.isfinite(judged.loss):
+                raise DivergenceError(
+                    f"the held-out loss after epoch {course.epoch + 1} is {judged.loss:g}: among the samples held out, values or "
+                    "targets are too large; rescale them or leave them out"
+                )
             loss, correct = loss + judged.loss * len(batch.x), correct + judged.correct
         return loss / held, correct / held
 
-    def _diverged(self, course: Course, loss: float) -> InputError:
+    def _diverged(self, course: Course, loss: float) -> DivergenceError:
+        where = f"learning diverged: at batch {course.batch + 1} of epoch {course.epoch + 1}"
+        if not course.learned.steps and not math.isfinite(loss):
+            return DivergenceError(
+                f"{where} the loss is {loss:g} before any step: the targets (or --gamma, --beta) are too large; rescale them"
+            )
         rate = f"--lr {self.lesson.plan.lr:g}" if self.lesson.plan.lr else "the default --lr"
         found = "a parameter is not finite" if math.isfinite(loss) else f"the loss is {loss:g}"
-        return InputError(
-            f"learning diverged: at batch {course.batch + 1} of epoch {course.epoch + 1} {found}; most likely {rate} is too "
-            "high (try a tenth of it), or the targets are too large"
+        return DivergenceError(
+            f"{where} {found}; most likely {rate} is too high (try a tenth of it), or the targets are too large"
         )
 
 
@@ -275,7 +294,7 @@ class _Reader:
         moments = self._layout.moments(Values(lambda start, length: flat[start : start + length]), 1, count, Missing())
         segment = Segment(first, 1, count)
         if not np.isfinite(moments.m2).all():
-            segment_moments(self._x, self._layout, segment, Missing())  # raises, and says where
+            segment_moments(self._x, self._layout, segment, Missing(), "leave such samples out")  # raises: says where
         _check_finite(self._goals, goals, first)
         if self._epoch is not None:
             self._fold_in(moments, segment)
@@ -332,13 +351,23 @@ def learn(
         start = course = Course.begin(lesson)
         if keeper and keeper.found:
             start = course = keeper.restore(lambda arrays, attributes: Course.of_parts(arrays, attributes, lesson))
-        for course in room.courses(start):
+        before_samples, total = start.samples(plan), plan.epochs * plan.order.count
+        if progress and before_samples:
+            progress(before_samples, total, 0, in_words(plan, start))
+        try:
+            for course in room.courses(start):
+                if keeper:
+                    keeper.offer(
+                        course.parts, f"{course.epoch:,} of {plan.epochs:,} epochs and {course.batch:,} batches"
+                    )
+                if progress:
+                    done = course.samples(plan)
+                    size = (done - before_samples) * data.sample_size * data.dtype.itemsize
+                    progress(done, total, size, in_words(plan, course))
+        except DivergenceError:
             if keeper:
-                keeper.offer(course.parts, f"{course.epoch:,} of {plan.epochs:,} epochs and {course.batch:,} batches")
-            if progress:
-                done = course.epoch * plan.order.count + min(course.batch * plan.batch_size, plan.order.count)
-                size = done * data.sample_size * data.dtype.itemsize
-                progress(done, plan.epochs * plan.order.count, size, in_words(plan, course))
+                keeper.remove()  # whoever went on from it would come to the same
+            raise
         learned = record(room, course)
         targets.check_unchanged()
         data.notes += targets.notes

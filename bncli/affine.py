@@ -21,7 +21,7 @@ ACTIVATIONS = ("identity", "sigmoid", "tanh", "relu")  # in the order of `_block
 LOSSES = ("mse", "cross-entropy")
 OPTIMIZERS = ("adam", "sgd")
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba (2015), arXiv 1412.6980, algorithm 1
-CHUNK_VALUES = 1 << 16  # values of whole samples that are computed at a time: three float64 arrays of 512 KB
+CHUNK_VALUES = 1 << 16  # values, or outputs, of whole samples that are computed at a time: float64 arrays of 512 KB
 
 Floats = npt.NDArray[np.float64]
 
@@ -176,7 +176,7 @@ def judge(
     """
     layout, gradient = model.layout, np.zeros(model.size)
     network = _Network.of(model, model.split(values), mean, var)
-    at_once = max(1, CHUNK_VALUES // layout.sample_size)
+    at_once = max(1, CHUNK_VALUES // max(layout.sample_size, model.outputs))
     loss, correct = 0.0, 0
     for first in range(0, len(x), at_once):
         rows = x[first : first + at_once].reshape(-1, layout.row_size).astype(np.float64)

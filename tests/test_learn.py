@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -438,7 +439,8 @@ def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
     target[70] = np.inf
     refused(InputError, "sample 70 is inf", x, target=target)
     path = save(tmp_path / "x.npy", np.where(np.arange(600).reshape(100, 6) == 33 * 6 + 4, np.nan, x))
-    refused(InputError, r"x\.npy: sample 33, feature 4 is nan", str(path), target=np.arange(100) % 2)
+    words = r"x\.npy: sample 33, feature 4 is nan; leave such samples out$"
+    refused(InputError, words, str(path), target=np.arange(100) % 2)
 
 
 @pytest.mark.parametrize(
@@ -486,6 +488,35 @@ def test_a_batch_that_does_not_fit_is_refused_with_a_size_that_does() -> None:
     refused(UsageError, "two samples do not fit .* at least", x, target=labels, batch_size=2, max_memory="1M")
 
 
+def test_memory_is_checked_with_the_classes_that_were_found() -> None:
+    x = np.random.default_rng(0).standard_normal((20_000, 2)).astype("f4")
+    labels = np.arange(20_000) % 10_000
+    refused(UsageError, "a head of 10,000 outputs do not fit", x, target=labels, batch_size=20_000, max_memory="12M")
+    tracemalloc.start()
+    fit(x, target=labels, batch_size=2000, max_memory="24M", epochs=1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 32 << 20  # the outputs of a whole batch would take 160 MB
+
+
+def test_masked_targets_are_refused() -> None:
+    x, _ = classified(n=100)
+    refused(InputError, "masked", x, target=np.ma.masked_less(x[:, 0], 0))
+
+
+@pytest.mark.parametrize(("one", "other"), [("int64", "uint64"), ("int32", "float64"), ("float32", "bool")])
+def test_labels_of_several_types_do_not_become_numbers(tmp_path: Path, one: str, other: str) -> None:
+    x, labels = classified(n=100)
+    files = []
+    for i, dtype in enumerate((one, other)):
+        files.append(str(save_h5(tmp_path / f"{i}.h5", x[:50])))
+        with h5py.File(files[-1], "a") as file:
+            file["y"] = (labels[:50] > 0).astype(dtype)
+    words = rf"0\.h5::/y holds {one}, .*1\.h5::/y {other}"
+    refused(MismatchError, words, files, dataset="/x", target="::/y")
+    assert fit(files, dataset="/x", target="::/y", loss="mse", epochs=1).learned is not None
+
+
 def test_divergence_names_epoch_and_batch() -> None:
     x, _ = classified()
     target = x[:, 0] * 1e3
@@ -498,7 +529,14 @@ def test_divergence_names_epoch_and_batch() -> None:
         lr=10.0,
         batch_size=32,
     )
-    refused(InputError, "at batch 1 of epoch 1", x, target=target * 1e200)
+    refused(InputError, "at batch 1 of epoch 1 .* before any step: the targets", x, target=target * 1e200)
+
+
+def test_a_held_out_loss_that_is_not_finite_is_refused() -> None:
+    x, _ = classified()
+    target = np.ones(320)
+    target[held(fit(x, target=target, holdout=0.2, epochs=1), x)[0]] = 1e200
+    refused(InputError, "held-out loss after epoch 1 is inf", x, target=target, holdout=0.2)
 
 
 def test_reading_ahead_changes_nothing_and_stops_with_the_loop() -> None:

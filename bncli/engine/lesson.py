@@ -37,14 +37,14 @@ def open_target(spec: FitSpec, data: Joined) -> Joined:
     Raises
     ------
     MismatchError
-        When it holds another number of samples.
+        When it holds another number of samples, or integers in one file and another type in the next.
     InputError, UsageError
         As `Joined`.
     """
     target, own = spec.target, isinstance(spec.target, str) and spec.target.startswith(SEPARATOR)
     addresses: Sequence[str] | Array
     if not isinstance(target, str):
-        addresses = ArraySource(np.asarray(target)).array
+        addresses = ArraySource(np.asanyarray(target)).array  # a masked array keeps its mask, and is refused
     elif not target.lstrip(":/"):
         raise UsageError(f"--target {target!r} names no dataset; say which: ::/y")
     elif own:
@@ -67,7 +67,20 @@ def open_target(spec: FitSpec, data: Joined) -> Joined:
             raise MismatchError(
                 f"--target {printable(other)} holds {length:,} samples, {printable(address)} {samples:,}; one for each is needed"
             )
+    if spec.loss != "mse":
+        _check_types(targets)
     return targets
+
+
+def _check_types(targets: Joined) -> None:
+    """Raise MismatchError where labels would become numbers: inputs of several types are read as float64."""
+    first = targets.inputs[0]
+    for other in targets.inputs[1:]:
+        if other.dtype != first.dtype and {"b", "i", "u"} & {first.dtype.kind, other.dtype.kind}:
+            raise MismatchError(
+                f"--target {printable(first.address)} holds {first.dtype}, {printable(other.address)} {other.dtype}; labels "
+                "have to be of one type; if they are numbers to predict, say --loss mse"
+            )
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,8 @@ class Plan:
     epochs : int
     lr : float or None
         The learning rate; None for the default's, which falls to 0.
+    sample_bytes : int
+        Of a sample and its target.
     """
 
     loss: str
@@ -98,6 +113,7 @@ class Plan:
     batches: int
     epochs: int
     lr: float | None
+    sample_bytes: int
 
     @property
     def steps(self) -> int:
@@ -124,7 +140,9 @@ class Plan:
             raise InputError(
                 f"{order.count} of {data.shape[0]} samples are left to learn from; a batch needs two values"
             )
-        _check_memory(spec, data, targets, layout.features * abs(outputs))
+        sample_bytes = sum(d.sample_size * d.dtype.itemsize for d in (data, targets))
+        fewest = outputs if outputs >= 0 else 2  # `Lesson.of` looks again with the classes that there are
+        _check_memory(spec.batch_size, sample_bytes, spec.max_memory, layout, fewest)
         return cls(
             loss,
             spec.activation or usual["activation"] if outputs else "identity",
@@ -135,6 +153,7 @@ class Plan:
             batches,
             spec.epochs or -(-STEPS // batches),
             spec.lr,
+            sample_bytes,
         )
 
 
@@ -183,9 +202,15 @@ class Lesson:
             What an earlier run learned, to be continued.
         budget : int
             Bytes of buffers.
+
+        Raises
+        ------
+        UsageError
+            When a batch does not fit them with a head of as many classes as there are.
         """
         classes = find_classes(targets) if plan.outputs < 0 else None
         outputs = plan.outputs if classes is None else len(classes)
+        _check_memory(plan.batch_size, plan.sample_bytes, budget, layout, outputs)
         model = Model(layout, outputs, plan.activation, plan.loss, eps)
         rates = _rates(plan, model, targets, gamma, beta, budget)
         decay = 0 if plan.lr else plan.steps
@@ -245,17 +270,22 @@ def _loss_and_outputs(spec: FitSpec, data: Joined, targets: Joined) -> tuple[str
     raise MismatchError(f"{where}: shape {shape} is neither (N,) nor (N, K), nor the data's own {data.shape}")
 
 
-def _check_memory(spec: FitSpec, data: Joined, targets: Joined, head: int) -> None:
-    """Raise UsageError when a batch, with those read ahead and the arrays to compute with, takes more than half the buffers."""
-    sample = data.sample_size * data.dtype.itemsize + targets.sample_size * targets.dtype.itemsize
-    beside = 5 * 8 * (max(CHUNK_VALUES, data.sample_size) + 2 * head)
-    most = (spec.max_memory // 2 - beside) // (4 * sample)
-    if spec.batch_size <= most:
+def _check_memory(batch_size: int, sample_bytes: int, budget: int, layout: Layout, outputs: int) -> None:
+    """Raise UsageError when a batch, with those read ahead and the arrays to compute with, takes more than half the buffers.
+
+    Beside the batches are five arrays of a chunk, of its values or, where there are more, its outputs, and about twenty
+    vectors of all parameters: two trainings, their rates and gradients, and what a step makes.
+    """
+    size = 2 * layout.features + outputs * (layout.features + 1)
+    beside = 8 * (5 * max(CHUNK_VALUES, layout.sample_size, outputs) + 20 * size)
+    most = (budget // 2 - beside) // (4 * sample_bytes)
+    if batch_size <= most:
         return
-    needed = 2 * (8 * sample + beside)
     if most < 2:
-        raise UsageError(f"two samples do not fit --max-memory; learning needs at least {-(-needed >> 20)}M here")
-    raise UsageError(f"--batch-size {spec.batch_size}: such a batch does not fit --max-memory; {most} does")
+        needed = -(-2 * (8 * sample_bytes + beside) >> 20)
+        head = f" and a head of {outputs:,} outputs" if outputs > 2 else ""
+        raise UsageError(f"two samples{head} do not fit --max-memory; learning needs at least {needed}M here")
+    raise UsageError(f"--batch-size {batch_size}: such a batch does not fit --max-memory; {most} does")
 
 
 def _rates(plan: Plan, model: Model, targets: Joined, gamma: Floats, beta: Floats, budget: int) -> Floats:

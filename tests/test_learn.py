@@ -387,6 +387,20 @@ def test_like_goes_on_with_the_comparison_too() -> None:
     assert "nothing to compare with" in fit_summary(unlike, "s.bn.h5")
 
 
+def test_samples_seen_before_are_told_along_a_chain(tmp_path: Path) -> None:
+    x, labels = classified()
+    first, second = str(tmp_path / "1.bn.h5"), str(tmp_path / "2.bn.h5")
+    same: dict[str, Any] = {"target": labels, "epochs": 1, "holdout": 0.2}
+    fit(x, **same).save(first)
+    with pytest.warns(BnWarning, match="held out now"):
+        bncli.fit(x, **same, seed=1, like=first).save(second)
+    with pytest.warns(BnWarning, match="held out now"):
+        bncli.fit(x, **same, seed=1, like=second)
+    with pytest.warns(BnWarning, match="held out now"):
+        bncli.fit(x, **same, rows=(10, None), like=first)
+    fit(x, **same, like=first)  # nothing else is told
+
+
 def test_without_a_hold_out_there_is_no_held_out_loss() -> None:
     x, labels = classified()
     learning = fit(x, target=labels, epochs=2).as_dict()["learning"]

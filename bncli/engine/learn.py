@@ -346,7 +346,9 @@ def learn(
         plan = Plan.of(spec, data, layout, targets)
         before = spec.reference.learned if spec.reference else None
         lesson = Lesson.of(plan, layout, targets, conventions.eps, gamma, beta, before, spec.max_memory)
-        _tell_seen(plan, before)
+        seen = _may_have_seen(plan, spec, before)
+        if seen and plan.order.held:
+            _tell_seen()
         room = Classroom(lesson, data, targets, conventions, spec.max_memory, spec.workers or available())
         start = course = Course.begin(lesson)
         if keeper and keeper.found:
@@ -369,22 +371,29 @@ def learn(
                 keeper.remove()  # whoever went on from it would come to the same
             raise
         learned = record(room, course)
+        learned.settings.update(rows=list(spec.rows), seen=seen)
         targets.check_unchanged()
         data.notes += targets.notes
     parameters = lesson.model.split(course.learned.values)
     return course.fold, parameters.gamma, parameters.beta, learned
 
 
-def _tell_seen(plan: Plan, before: Learned | None) -> None:
-    """Warn where samples that are held out now may be among those that were learned from before."""
+def _may_have_seen(plan: Plan, spec: FitSpec, before: Learned | None) -> bool:
+    """Whether samples that are held out now may be among those that were learned from before, in any earlier run."""
+    if not before:
+        return False
+    then, rows = before.settings, list(spec.rows)
     drawn = {"seed": plan.order.seed, "holdout": plan.order.holdout}
-    if before and plan.order.held and any(before.settings.get(name) != value for name, value in drawn.items()):
-        warnings.warn(
-            "what --like learned may come from samples that are held out now, and the held-out loss then says too little: "
-            "give the --holdout and --seed of that run, or other data",
-            BnWarning,
-            stacklevel=4,
-        )
+    return then.get("seen", False) or then.get("rows", rows) != rows or any(then.get(k) != v for k, v in drawn.items())
+
+
+def _tell_seen() -> None:
+    warnings.warn(
+        "what --like learned may come from samples that are held out now, and the held-out loss then says too little: "
+        "give the --holdout, --seed and --rows of that run, or other data",
+        BnWarning,
+        stacklevel=4,
+    )
 
 
 def in_words(plan: Plan, course: Course) -> str:

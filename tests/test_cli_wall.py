@@ -190,7 +190,7 @@ def test_stdout_is_full(here: Path, args: list[str]) -> None:
     with open("/dev/full", "wb") as full:
         result = run_child(args, stdout=full)
     assert result.code == 74
-    assert result.err == "bn: error: output: No space left on device\n"
+    assert result.err == "bn: error: standard output: No space left on device\n"
 
 
 # --- outputs that cannot be written
@@ -203,7 +203,7 @@ def test_disk_that_fills_up_under_stdout(here: Path, unbuffered: str) -> None:
     with open("out", "wb") as out:
         environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
         result = run_child(["inspect", "big.bn.h5"], stdout=out, preexec_fn=limit_file_size, env=environment)
-    assert (result.code, result.err) == (74, "bn: error: output: File too large\n")
+    assert (result.code, result.err) == (74, "bn: error: standard output: File too large\n")
 
 
 def limit_file_size() -> None:

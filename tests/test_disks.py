@@ -34,7 +34,7 @@ OUTPUTS = {
     "fit": ["fit", "wide.npy", "-o", "{}/w.bn.h5", "-f"],
     "merge": ["merge", "w.bn.h5", "w.bn.h5", "-o", "{}/w.bn.h5", "-f"],
     "import": ["import", "w.npz", "-o", "{}/w.bn.h5", "-f"],
-    "safetensors": ["export", "w.bn.h5", "-o", "{}/w.safetensors", "-f"],
+    "export": ["export", "w.bn.h5", "-o", "{}/w.json", "-f"],
     "npz": ["export", "w.bn.h5", "-o", "{}/w.npz", "-f"],
     "csv": ["export", "w.bn.h5", "-o", "{}/w.csv", "-f"],
 }

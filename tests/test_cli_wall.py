@@ -279,3 +279,12 @@ def test_closed_streams_are_no_bug_of_bn(tmp_path: Path, closed: str) -> None:
     assert done.returncode == 0
     assert "internal error" not in done.stderr
     assert (tmp_path / "x.bn.h5").exists()
+
+
+@pytest.mark.parametrize("args", [[], ["fit"], ["nothing"]])
+def test_what_click_says_keeps_its_lines(args: list[str]) -> None:
+    """Without arguments there is the help, on lines of its own."""
+    result = run_child(args)
+    assert result.code == 2
+    assert "\\n" not in result.err
+    assert len(result.err.splitlines()) > (10 if not args else 1)

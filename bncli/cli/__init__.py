@@ -86,7 +86,10 @@ def _run(args: list[str]) -> int:
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
-        error.message = printable(error.message)  # type: ignore[misc]  # it may quote what was typed
+        if not isinstance(
+            error, click.exceptions.NoArgsIsHelpError
+        ):  # whose message is the help; others may quote what was typed
+            error.message = printable(error.message)  # type: ignore[misc]  # click declares it Final
         error.show()
         return 2
     except (KeyboardInterrupt, click.Abort):  # under another program's main; see `interrupts`

@@ -200,9 +200,7 @@ class _Network(NamedTuple):
     @classmethod
     def of(cls, model: Model, parameters: Parameters, mean: Floats, var: Floats) -> _Network:
         columns = (mean, 1 / deviation(var, model.eps), parameters.gamma, parameters.beta)
-        if model.layout.positions > 1:
-            columns = tuple(np.repeat(v, model.layout.positions) for v in columns)  # type: ignore[assignment]
-        mean, inverse, gamma, beta = columns
+        mean, inverse, gamma, beta = (np.repeat(v, model.layout.positions) for v in columns)
         kind = ACTIVATIONS.index(model.activation)
         return cls(model, kind, mean, inverse, gamma, beta, parameters.weight, parameters.bias)
 

@@ -334,7 +334,10 @@ def _start(
         raise MismatchError(
             f"the head of --like has {before.weight.shape[0]} outputs, the target asks for {model.outputs}"
         )
-    if (classes is None) != (before.classes is None) or not np.array_equal(classes, before.classes):  # type: ignore[arg-type]
+    kept = before.classes
+    if (classes is None or kept is None) and classes is not kept:
+        raise MismatchError("one of --like and the target has classes, the other has numbers")
+    if classes is not None and kept is not None and not np.array_equal(classes, kept):
         raise MismatchError("the classes of --like are not those of the target")
     values = model.join(Parameters(gamma, beta, before.weight, before.bias))
     return _continued(plan, before, np.array([values, before.first, before.second]))

@@ -167,7 +167,7 @@ def test_terminal(here: Path, columns: int) -> None:
     assert result.err == ""
     words = " ".join(text.split())
     for said in (
-        "s.bn.h5: 12 features on axis -1, 600 samples, 3 batches of 256",
+        "s.bn.h5: 12 features on axis -1, 600 samples, 3 batches of 256, the last of 88",
         "0.9 weighs the OLD value; PyTorch's momentum is 0.1",
         "eps 1e-05, ddof 0, init debias; 24 parameters",
         "apply uses the running statistics",

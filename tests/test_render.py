@@ -252,3 +252,17 @@ def test_apply_summary_says_what_there_is_to_say() -> None:
     lines = summary.apply_summary(report, ApplySpec(copy_others=True)).splitlines()
     assert lines[4] == "4 other datasets copied"
     assert lines[5] == "not copied, since their values lie in other files: x.h5::/0\\x1b"
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ((200, 1, 256), "200 samples, 1 batch of 200"),
+        ((600, 3, 256), "600 samples, 3 batches of 256, the last of 88"),
+        ((512, 2, 256), "512 samples, 2 batches of 256"),
+        ((600, 3, 0), "600 samples, 3 batches"),
+        ((600, 30, 64, 3), "600 samples, 30 batches of 64 in 3 epochs"),
+    ],
+)
+def test_batches_in_words(counts: tuple[int, ...], words: str) -> None:
+    assert summary.batches_in_words(*counts) == words

@@ -65,18 +65,22 @@ def assumed_in_words(stats: Stats) -> str:
 
 
 def _seen(stats: Stats) -> str:
-    """Features, samples and batches; without the batches' size where that is not one."""
-    counts = (
-        f"{_count(stats.num_features, 'feature')}, {_count(stats.num_samples, 'sample')}, "
-        f"{_count(stats.num_batches, 'batch', 'batches')}"
-    )
-    if not stats.batch_size:
+    """Features, samples and batches of a fit."""
+    epochs = len(stats.learned.train_loss) if stats.learned else 0
+    batches = batches_in_words(stats.num_samples, stats.num_batches, stats.batch_size, epochs)
+    return f"{_count(stats.num_features, 'feature')}, {batches}"
+
+
+def batches_in_words(samples: int, batches: int, size: int, epochs: int = 0) -> str:
+    """ "600 samples, 3 batches of 256, the last of 88"; without the batches' size where that is not one (0)."""
+    counts = f"{_count(samples, 'sample')}, {_count(batches, 'batch', 'batches')}"
+    if not size:
         return counts
-    if stats.learned:
-        return f"{counts} of {stats.batch_size} in {_count(len(stats.learned.train_loss), 'epoch')}"
-    rest = stats.num_samples % stats.batch_size
-    last = f", the last of {rest}" if rest and stats.num_samples > stats.batch_size else ""
-    return f"{counts} of {min(stats.batch_size, stats.num_samples)}{last}"
+    if epochs:
+        return f"{counts} of {size} in {_count(epochs, 'epoch')}"
+    rest = samples % size
+    last = f", the last of {rest}" if rest and samples > size else ""
+    return f"{counts} of {min(size, samples)}{last}"
 
 
 def momentum_in_words(momentum: float | None) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bncli.errors import UsageError, printable
-from bncli.render.summary import json_text, momentum_in_words
+from bncli.render.summary import batches_in_words, json_text, momentum_in_words
 
 if TYPE_CHECKING:
     from bncli.formats.listing import Listed
@@ -210,9 +210,10 @@ def _show_table(record: Row, rows: list[Row], path: str, chosen_rows: bool, kern
 def _header(record: Row, path: str, kernel: str) -> list[str]:
     """What the numbers mean, in words."""
     sources = [s["name"] + (f"::{s['dataset']}" if s["dataset"] else "") for s in record["sources"]]
+    features, epochs = record["num_features"], len(record["learning"]["epochs"]) if "learning" in record else 0
+    batches = batches_in_words(record["num_samples"], record["num_batches"], record["batch_size"], epochs)
     lines = [
-        f"{printable(path)}: {record['num_features']:,} features on axis {record['axis']}, {record['num_samples']:,} samples, "
-        f"{record['num_batches']:,} batches" + (f" of {record['batch_size']:,}" if record["batch_size"] else ""),
+        f"{printable(path)}: {features:,} {'feature' if features == 1 else 'features'} on axis {record['axis']}, {batches}",
         momentum_in_words(record["momentum"]),
         f"eps {record['eps']:g}, ddof {record['ddof']}, init {record['init']}; "
         f"{record['num_parameters']:,} parameters (gamma and beta of each feature)",

@@ -190,21 +190,16 @@ def tasks(scale: float) -> list[Task]:
             "cat",
         ),
         Task("fit (N, 4) float32 .npy", save_npy((4,), "f4"), size(1 << 26), cat | both, "cat"),
-        Task(
-            "fit (N, 3, 64, 64) float32 .npy",
-            save_npy((3, 64, 64), "f4"),
-            size(20_000),
-            axis1 | {"torch BatchNorm2d, 2 threads": peer(TORCH, "torch")},
-            "bn -j 2",
-            small=8,
-        ),
-        Task(
-            "fit (N, 3, 64, 64) uint8 .npy",
-            save_npy((3, 64, 64), "u1"),
-            size(40_000),
-            axis1 | {"torch BatchNorm2d, 2 threads": peer(TORCH, "torch")},
-            "bn -j 2",
-            small=8,
+        *(
+            Task(
+                f"fit (N, 3, 64, 64) {dtype} .npy",
+                save_npy((3, 64, 64), dtype),
+                size(samples),
+                axis1 | {"torch BatchNorm2d, 2 threads": peer(TORCH, "torch")},
+                "bn -j 2",
+                small=8,
+            )
+            for dtype, samples in (("float32", 20_000), ("uint8", 40_000))
         ),
     ]
     loop = {"h5py and NumPy loop": peer(H5PY_LOOP)}

@@ -592,22 +592,14 @@ SHUFFLE(16)
 SHUFFLE(32)
 SHUFFLE(64)
 
-/* Undo (or do) the shuffle of `count` elements of 2, 4 or 8 bytes; returns 1 for other sizes. */
-int bn_unshuffle(int bytes, size count, const void *from, void *to)
+/* Shuffle `count` elements of 2, 4 or 8 bytes, or undo it; returns 1 for other sizes. */
+int bn_shuffle(int bytes, int undo, size count, const void *from, void *to)
 {
-    if (bytes == 2) join_16(count, from, to);
-    else if (bytes == 4) join_32(count, from, to);
-    else if (bytes == 8) join_64(count, from, to);
-    else return 1;
-    return 0;
-}
-int bn_shuffle(int bytes, size count, const void *from, void *to)
-{
-    if (bytes == 2) split_16(count, from, to);
-    else if (bytes == 4) split_32(count, from, to);
-    else if (bytes == 8) split_64(count, from, to);
-    else return 1;
-    return 0;
+    switch (bytes) {
+#define EITHER(BITS) case BITS / 8: if (undo) join_##BITS(count, from, to); else split_##BITS(count, from, to); return 0;
+    EITHER(16) EITHER(32) EITHER(64)
+    }
+    return 1;
 }
 
 /* LZF, as h5py's filter stores it (format of liblzf): undone into at most `room` bytes. Returns how many it gives, or

@@ -91,12 +91,12 @@ def running(count: Floats, mean: Floats, m2: Floats, ddof: int, momentum_log: fl
 
 def shuffle(data: npt.NDArray[np.uint8], size: int, *, undo: bool) -> npt.NDArray[np.uint8] | None:
     """HDF5's shuffle of the whole elements of `size` bytes in `data`, or its inverse; None where it is not compiled."""
-    if not AVAILABLE or sys.byteorder != "little" or size not in (2, 4, 8):
+    if not AVAILABLE or sys.byteorder != "little":
         return None
     data = np.ascontiguousarray(data)
     out = np.empty_like(data)
-    _call("bn_unshuffle" if undo else "bn_shuffle", ctypes.c_int(size), data.size // size, data, out)
-    return out
+    failed = _call("bn_shuffle", ctypes.c_int(size), ctypes.c_int(undo), data.size // size, data, out)
+    return None if failed else out
 
 
 def unlzf(data: npt.NDArray[np.uint8], room: int) -> npt.NDArray[np.uint8]:

@@ -205,15 +205,20 @@ def campaign(name: str, folder: Path, zygote: Zygote, hows: Sequence[str], strid
                 bench.reset()
                 break
             count[kind] += 1
-            try:
-                if how in KILLS:
-                    bench.check_kill(seen)
-                else:
-                    bench.check_error(seen, kind)
-            except AssertionError as error:
-                raise AssertionError(f"{name}: {how} at {kind} {at}: {seen}\n{error}") from error
-            bench.reset()
+            judge(bench, seen, name, how, kind, at)
     return count
+
+
+def judge(bench: Bench, seen: Outcome, name: str, how: str, call: str, at: int) -> None:
+    """Assert that what a fault left is as promised, naming the fault where it is not; then begin anew."""
+    try:
+        if how in KILLS:
+            bench.check_kill(seen)
+        else:
+            bench.check_error(seen, call)
+    except AssertionError as error:
+        raise AssertionError(f"{name}: {how} at {call} {at}: {seen}\n{error}") from error
+    bench.reset()
 
 
 # system calls in the order in which a run meets them; those that touch the folder are broken
@@ -262,14 +267,7 @@ def from_outside(name: str, folder: Path, zygote: Zygote, hows: Sequence[str], m
             effect = "signal=KILL" if how in KILLS else f"error={how}"
             seen = strace(folder, args, os.devnull, "-e", f"inject={call}:{effect}:when={at}")
             count[call] += 1
-            try:
-                if how in KILLS:
-                    bench.check_kill(seen)
-                else:
-                    bench.check_error(seen, call)
-            except AssertionError as error:
-                raise AssertionError(f"{name}: {how} at {call} {at}: {seen}\n{error}") from error
-            bench.reset()
+            judge(bench, seen, name, how, call, at)
     return count
 
 

@@ -25,19 +25,3 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "peer: compares with torch, scikit-learn or onnx, skipped where they are missing"
     )
-
-
-_status: list[int] = []
-
-
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    _status.append(int(exitstatus))
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Leave with the tests' own status: libhdf5 2.0.0 may crash at exit over the damaged files that were opened."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if _status:
-        os._exit(_status[-1])

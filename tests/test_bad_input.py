@@ -219,6 +219,36 @@ def test_disk_that_fails_to_read(here: Path, monkeypatch: pytest.MonkeyPatch, na
     assert failing > 2
 
 
+LIBRARY = """
+import os, bncli
+from bncli.errors import InputError
+read, failing = os.preadv, 0
+while True:
+    calls = iter(range(1000))
+    def preadv(fd, buffers, offset):
+        if next(calls) == failing:
+            raise OSError(5, "Input/output error")
+        return read(fd, buffers, offset)
+    os.preadv = preadv
+    try:
+        bncli.fit("x.h5::/x")
+        break
+    except InputError as error:
+        assert "Input/output error" in str(error), error
+        failing += 1
+os.preadv = read
+print(failing)
+"""
+
+
+def test_a_program_that_met_a_failing_disk_ends_well(here: Path) -> None:
+    """HDF5 calls back into Python when it is unloaded, unless it let go of the file; then the process crashed at exit."""
+    save_h5(here / "x.h5", X)
+    done = subprocess.run([sys.executable, "-c", LIBRARY], capture_output=True, text=True, cwd=here)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) > 5
+
+
 def test_user_block_is_fine(here: Path) -> None:
     with h5py.File("x.h5", "w", userblock_size=1024) as file:
         file["x"] = X

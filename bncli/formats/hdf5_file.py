@@ -49,7 +49,8 @@ class Watched(io.RawIOBase):
             self._check(os.pread(self.raw.fd, before + OVERLAP, self._place - before), self._place - before)
             self._check(out, self._place)
         except (OSError, ValueError) as error:
-            self.failure = error
+            # another of its kind: the frames of this one hold what HDF5 calls back when it is unloaded, and Python is gone
+            self.failure = type(error)(*error.args)
             raise
         if len(self._structures) < STRUCTURES:
             self._structures[self._place] = got
@@ -130,9 +131,11 @@ def open_file(path: str) -> Iterator[tuple[h5py.File, Watched]]:
         _lock(raw)
         watched = Watched(raw)
         try:
-            file = h5py.File(watched, "r", rdcc_nbytes=0)
+            file, failed = h5py.File(watched, "r", rdcc_nbytes=0), ""
         except (OSError, RuntimeError, KeyError, ValueError) as error:
-            raise InputError(_unopened(path, watched.failure or error)) from None
+            failed = _unopened(path, watched.failure or error)
+        if failed:  # raised here, without what h5py raised and its frames; see `Watched.readinto`
+            raise InputError(failed)
         with file:
             yield file, watched
     finally:

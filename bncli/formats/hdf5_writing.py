@@ -43,7 +43,7 @@ class Disk(io.RawIOBase):
             while len(rest) and self.failure is None:
                 rest = rest[self._file.write(rest) :]
         except BaseException as error:  # also an interrupt: it must not unwind through HDF5
-            self.failure = error
+            self.failure = error.with_traceback(None)  # whose frames hold HDF5's objects
         return size
 
     def readinto(self, out: Any) -> int:
@@ -53,7 +53,7 @@ class Disk(io.RawIOBase):
         try:
             got = self._file.readinto(view) or 0
         except BaseException as error:
-            self.failure = self.failure or error
+            self.failure = self.failure or error.with_traceback(None)
         view[got:] = bytes(len(view) - got)
         return len(view)
 
@@ -63,7 +63,7 @@ class Disk(io.RawIOBase):
             if self.failure is None:
                 self._file.truncate(size)
         except BaseException as error:
-            self.failure = error
+            self.failure = error.with_traceback(None)  # whose frames hold HDF5's objects
         return size or 0
 
     def reserve(self, size: int) -> None:

@@ -481,3 +481,25 @@ def test_a_source_of_a_virtual_dataset_that_changes_during_the_run(here: Path, m
     monkeypatch.setattr(fold, "segment_moments", touching)
     with untouched(here):
         check_refused(3, ["fit", "v.h5", "--allow-virtual"], "s.h5: changed while it was being read")
+
+
+@pytest.mark.parametrize("member", [False, True])
+def test_a_type_of_variable_length_that_is_no_type(here: Path, member: bool) -> None:
+    """HDF5 takes one that is neither a sequence nor a text, and copies its values through a null pointer."""
+    text = h5py.string_dtype()
+    dtype = np.dtype([("name", text), ("n", "i4")]) if member else text
+    with h5py.File("x.h5", "w") as file:
+        file["x"] = X
+        file["names"] = np.array([("a", 1)], dtype) if member else ["a"]
+    whole, message = (here / "x.h5").read_bytes(), b"\x19\x01\x01\0\x10\0\0\0"  # class and version, text, UTF-8, size
+    good("apply", "good.bn.h5", "x.h5::/x", "-o", "y.h5", "--copy-others")
+    assert whole.count(message) == 1
+    (here / "x.h5").write_bytes(whole.replace(message, message[:1] + b"\x09" + message[2:]))
+    done = subprocess.run(
+        [sys.executable, "-m", "bncli", "apply", "good.bn.h5", "x.h5::/x", "-o", "z.h5", "--copy-others"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3, done
+    assert "x.h5: /names cannot be copied (its type of variable length is neither" in done.stderr
+    assert not (here / "z.h5").exists()

@@ -117,6 +117,22 @@ def element_bytes(kind: Any) -> int:
     return int(kind.get_super().get_size()) if variable else 0
 
 
+def check_variable(kind: Any) -> None:
+    """Raise ValueError where a type of variable length, at any depth, is neither a sequence nor a text.
+
+    HDF5 takes such a type, and copies its values through a null pointer. Layout: HDF5 file format specification, IV.A.2.d (the datatype message, class 9), behind two bytes of `H5Tencode`.
+    """
+    group = kind.get_class()
+    variable = group == h5t.VLEN or (group == h5t.STRING and kind.is_variable_str())
+    if variable and kind.encode()[3] & 15 > 1:
+        raise ValueError("its type of variable length is neither a sequence nor a text")
+    if group == h5t.COMPOUND:
+        for i in range(kind.get_nmembers()):
+            check_variable(kind.get_member_type(i))
+    elif group in (h5t.VLEN, h5t.ARRAY):
+        check_variable(kind.get_super())
+
+
 @contextmanager
 def open_file(path: str) -> Iterator[tuple[h5py.File, Watched]]:
     """Open an HDF5 file for reading, locked against writers and without HDF5's chunk cache.

@@ -12,7 +12,7 @@ from h5py import h5a, h5d, h5g, h5o, h5s, h5t, h5z
 from bncli import files
 from bncli.errors import InputError, printable
 from bncli.formats.hdf5_chunks import Filter
-from bncli.formats.hdf5_file import STRING_LIMIT, Watched, hdf5_errors
+from bncli.formats.hdf5_file import STRING_LIMIT, Watched, check_variable, hdf5_errors
 from bncli.formats.hdf5_layouts import check_strings
 from bncli.formats.hdf5_vetting import (
     identity,
@@ -160,6 +160,7 @@ def _copy_object(root: h5g.GroupID, target: h5g.GroupID, item: Any, path: str, o
     elif isinstance(item, h5d.DatasetID) and storage_problem(item):
         return False
     elif not there(name):
+        check_variable(item if isinstance(item, h5t.TypeID) else item.get_type())
         if isinstance(item, h5d.DatasetID) and item.get_space().get_simple_extent_type() == h5s.SIMPLE:
             check_strings(item, watched, printable(path), STRING_LIMIT)
         h5o.copy(root, name, target, name)
@@ -174,6 +175,7 @@ def copy_attributes(source: Any, target: Any, watched: Watched, skip: tuple[str,
         name = bytes(attribute.name)
         if text_of(name) in skip or h5a.exists(target, name) or _has_references(kind):
             continue
+        check_variable(kind)
         values = None if space.get_simple_extent_type() == h5s.NULL else np.empty(attribute.shape, attribute.dtype)
         if values is not None:
             watched.check_attribute(attribute)

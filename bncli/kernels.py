@@ -16,11 +16,12 @@ import numpy.typing as npt
 from bncli import compiled
 
 BLOCK_ROWS = 128  # rounding grows with the length of a sum; short blocks keep it near one ulp
-LANES = 8  # partial sums that run side by side: fewer, longer vector operations and shorter sums
+LANES = 4  # partial sums that run side by side: fewer, longer vector operations and shorter sums
 WIDE_ENOUGH = 512  # values that numpy adds in one go; fewer, and four times the lanes pay
 PIVOT_SHARE = 8  # the pivot is found from at least an 8th of a block
-SUBTRACT_AT_ONCE = 512  # values of a row repeated to this length, which numpy subtracts in one go
-FEATURES_AT_ONCE = 1024  # 128 × 1,024 float64 values are 1 MB, which stays in cache
+SUBTRACT_AT_ONCE = 128  # values of a row repeated to this length, which numpy subtracts in one go
+TILE_BYTES = 1 << 20  # of deviations computed at a time, which stay in cache
+FEATURES_AT_ONCE = TILE_BYTES // BLOCK_ROWS // 8
 TINY = 1e-300  # a sum of squares below this has lost digits to underflow
 
 _buffers = threading.local()
@@ -133,27 +134,23 @@ def _about_pivot(x: npt.NDArray[Any], keep: npt.NDArray[np.bool_] | None) -> Blo
     deviations of exactly 0. With s the standard deviation of the block, the pivot lies within sqrt(8) s of the mean
     whatever the values are (Cauchy-Schwarz over the 8th part), so that `squares - sums * offset` keeps its digits.
     """
-    d = _scratch("deviations", x.shape)  # (G, r, C)
-    np.copyto(d, x)
-    step = min(PIVOT_SHARE, max(1, d.shape[1] // PIVOT_SHARE))
+    groups, rows, features = x.shape
+    step = min(PIVOT_SHARE, max(1, rows // PIVOT_SHARE))
+    some = x[:, ::step]
     if keep is None:
-        count = np.full((len(d), d.shape[2]), float(d.shape[1]))
-        first = d[:, :1].copy()
-        some = d[:, ::step]
-        offsets = np.subtract(some, first, out=_scratch("offsets", some.shape))
+        count = np.full((groups, features), float(rows))
+        first = x[:, :1].astype(np.float64)
+        offsets = np.subtract(some, first, dtype=np.float64)
         offset = np.add.reduce(offsets, axis=1, keepdims=True) / offsets.shape[1]
     else:
         count = keep.sum(axis=1, dtype=np.float64)
-        first = np.take_along_axis(d, keep.argmax(axis=1)[:, None], axis=1)
+        first = np.take_along_axis(x, keep.argmax(axis=1)[:, None], axis=1).astype(np.float64)
         first[count[:, None] == 0] = 0
         counted = keep[:, ::step]
-        offsets = np.where(counted, d[:, ::step] - first, 0.0)
+        offsets = np.where(counted, some - first, 0.0)
         offset = np.add.reduce(offsets, axis=1, keepdims=True) / np.maximum(counted.sum(axis=1, keepdims=True), 1)
     pivot = first + offset  # (G, 1, C)
-    _subtract(d, pivot)
-    if keep is not None:
-        d[~keep] = 0
-    sums, squares = _sum_rows(d), _sum_rows(d, squared=True)
+    sums, squares = _sums(x, np.float64, pivot, keep)
     n = np.maximum(count, 1)
     offset = sums / n
     m2 = np.maximum(squares - sums * offset, 0)  # NaN stays NaN
@@ -171,9 +168,8 @@ def _whole_moments(x: npt.NDArray[Any]) -> Blocks:
 
     128 squares of 8 bits stay below 2^24, which float32 counts up to; 128 of 16 bits are far below 2^53.
     """
-    d = _scratch("whole", x.shape, np.float32 if x.dtype.itemsize == 1 else np.float64)
-    np.copyto(d, x, casting="unsafe")
-    sums, squares = (_sum_rows(d, squared=squared).astype(np.float64) for squared in (False, True))
+    found = _sums(x, np.float32 if x.dtype.itemsize == 1 else np.float64)
+    sums, squares = (v.astype(np.float64) for v in found)
     n = float(x.shape[1])
     mean = sums / n
     high = mean.astype(np.float32).astype(np.float64)  # in two parts, whose products with n are exact
@@ -208,13 +204,50 @@ def _about_mean(
     blocks.mean[group, feature], blocks.mean_low[group, feature] = two_sum(pivot[finite], offset[finite])
 
 
-def _scratch(name: str, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float64) -> npt.NDArray[Any]:
+def _sums(
+    x: npt.NDArray[Any],
+    dtype: npt.DTypeLike,
+    pivot: Floats | None = None,
+    keep: npt.NDArray[np.bool_] | None = None,
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Sums of x - pivot, and of its squares, over the rows: (G, r, C) becomes two arrays of shape (G, C) of this type.
+
+    As many blocks at a time as stay in cache. Partial sums run side by side, in a fixed order; what is left after the
+    last whole row of them comes by itself.
+    """
+    groups, rows, features = x.shape
+    lanes = 1 if features == 1 else LANES if features * LANES >= WIDE_ENOUGH else 8 * LANES
+    lanes = lanes if lanes <= rows else 1
+    whole = rows // lanes * lanes
+    sums, squares = (np.empty((groups, lanes * features), dtype) for _ in range(2))
+    at_once = max(1, TILE_BYTES // (rows * features * np.dtype(dtype).itemsize))
+    deviations = _scratch((min(at_once, groups), rows, features), dtype)
+    for start in range(0, groups, at_once):
+        tile = slice(start, start + at_once)
+        d = deviations[: min(at_once, groups - start)]
+        np.copyto(d, x[tile], casting="unsafe")
+        if pivot is not None:
+            _subtract(d, pivot[tile])
+        if keep is not None:
+            d[~keep[tile]] = 0
+        side_by_side = d[:, :whole].reshape(len(d), -1, lanes * features)
+        _add_rows(side_by_side, sums[tile], squares[tile], exact=pivot is None)
+        if whole < rows:
+            rest = d[:, whole:].reshape(len(d), -1)
+            sums[tile, : rest.shape[1]] += rest
+            squares[tile, : rest.shape[1]] += np.square(rest)
+    while lanes > 1:
+        lanes //= 2
+        sums, squares = (v[:, : lanes * features] + v[:, lanes * features :] for v in (sums, squares))
+    return sums, squares
+
+
+def _scratch(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """A buffer of this thread, to be overwritten: fresh memory for every block would cost more than the sums."""
     size = math.prod(shape)
-    buffer: npt.NDArray[Any] | None = getattr(_buffers, name, None)
+    buffer: npt.NDArray[Any] | None = getattr(_buffers, "deviations", None)
     if buffer is None or buffer.size < size or buffer.dtype != dtype:
-        buffer = np.empty(size, dtype)
-        setattr(_buffers, name, buffer)
+        buffer = _buffers.deviations = np.empty(size, dtype)
     return buffer[:size].reshape(shape)
 
 
@@ -231,30 +264,19 @@ def _subtract(d: Floats, pivot: Floats) -> None:
     np.subtract(d[:, whole:], pivot, out=d[:, whole:])
 
 
-def _sum_rows(d: Floats, *, squared: bool = False) -> Floats:
-    """Sum (G, r, C), or its squares, over r in a fixed order: partial sums side by side, then their sum in halves."""
-    groups, rows, features = d.shape
-    if features == 1:
-        line = np.square(d[:, :, 0]) if squared else d[:, :, 0]
-        sums: Floats = np.add.reduce(line, axis=1, keepdims=True)  # numpy's pairwise sum along contiguous memory
-        return sums
-    lanes = LANES if features * LANES >= WIDE_ENOUGH else 4 * LANES
-    whole = rows // lanes * lanes
-    if not whole:
-        return _added(d, squared)
-    sums = _added(d[:, :whole].reshape(groups, -1, lanes * features), squared)
-    rest = d[:, whole:].reshape(groups, -1)
-    sums[:, : rest.shape[1]] += np.square(rest) if squared else rest
-    while lanes > 1:
-        lanes //= 2
-        sums = sums[:, : lanes * features] + sums[:, lanes * features :]
-    return sums
-
-
-def _added(d: Floats, squared: bool) -> Floats:
-    """Add rows, or their squares, one after the other; einsum squares and adds in one pass."""
-    sums: Floats = np.einsum("grc,grc->gc", d, d) if squared else np.add.reduce(d, axis=1)
-    return sums
+def _add_rows(d: npt.NDArray[Any], sums: npt.NDArray[Any], squares: npt.NDArray[Any], *, exact: bool) -> None:
+    """Fill `sums` and `squares`, of shape (G, W), with those of d, of shape (G, r, W); einsum squares and adds in one pass."""
+    line = d[:, :, 0]
+    if d.shape[2] == 1 and exact:  # whole numbers, whose order does not matter
+        np.einsum("gr->g", line, out=sums[:, 0])
+        np.einsum("gr,gr->g", line, line, out=squares[:, 0])
+    elif d.shape[2] == 1:  # pairwise: einsum would add one long line
+        np.add.reduce(line, axis=1, out=sums[:, 0])
+        np.square(line, out=line)
+        np.add.reduce(line, axis=1, out=squares[:, 0])
+    else:
+        np.add.reduce(d, axis=1, out=sums)
+        np.einsum("grc,grc->gc", d, d, out=squares)
 
 
 def _mark_underflow(x: npt.NDArray[Any], keep: npt.NDArray[np.bool_] | None, first: Floats, m2: Floats) -> None:

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy.typing as npt
 
+from bncli import compiled
 from bncli.errors import UsageError
 from bncli.kernels import BLOCK_ROWS, Missing, Place, block_moments, stored_runs
 from bncli.moments import Moments
 
-PIECE_VALUES = 1 << 18  # read and computed at a time: 2 MB of float64; less pays for calls, more for memory
+PIECE_VALUES = 1 << 18 if compiled.AVAILABLE else 1 << 20  # read and computed at a time; NumPy pays more for calls
 WIDE_VALUES = 1 << 21  # blocks of wide rows have fewer rows, so that they hold no more than this
 PENDING_VALUES = 1 << 16  # results of blocks that wait to be merged: merging many at once is what makes it cheap
 

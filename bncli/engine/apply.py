@@ -22,12 +22,13 @@ from bncli.formats.joined import Joined
 from bncli.formats.npy import NpySink
 from bncli.formats.source import Source
 from bncli.kernels import Missing, present
-from bncli.layout import PIECE_VALUES, Layout
+from bncli.layout import Layout
 from bncli.stats import Stats
 
 SUFFIXES = {".npy": "npy", ".h5": "hdf5", ".hdf5": "hdf5", ".hdf": "hdf5"}
 Progress = Callable[[int, "int | None", int], None]  # samples done, samples in all, bytes done
 FOREIGN = {".npz", ".csv", ".tsv", ".txt", ".json", ".zarr", ".parquet", ".mat", ".pt", ".safetensors", ".onnx"}
+PIECE_VALUES = 1 << 18  # read, computed and written at a time: 2 MB of float64
 NPY_DATASET = "/data"  # where an array without a name goes in an HDF5 file
 
 

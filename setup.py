@@ -6,7 +6,8 @@ setup(
     ext_modules=[
         Extension(
             "bncli._blocks",
-            ["bncli/_blocks.c"],
+            ["bncli/_blocks.c", "bncli/_learning.c"],
+            depends=["bncli/_vectors.h"],
             # the same bits everywhere: no fused multiply-add, no reordering; floating-point traps, which nobody sets, keep
             # GCC from running a choice between two values on vectors
             extra_compile_args=["-O3", "-std=c11", "-ffp-contract=off", "-fno-trapping-math", "-g0"],

@@ -8,20 +8,10 @@
 #define _FILE_OFFSET_BITS 64
 #include <errno.h>
 #include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
 #ifndef _WIN32
 #include <unistd.h>
 #endif
-
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__)
-#define CLONES __attribute__((target_clones("avx2", "default")))
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized" /* it takes vectors that are put together for unset ones */
-#else
-#define CLONES
-#endif
-#define INLINE static inline __attribute__((always_inline))
+#include "_vectors.h"
 
 #define RUN_BYTES 128 /* bytes of one column taken at a time */
 #define WIDTH 16     /* sums side by side, in registers */
@@ -29,21 +19,11 @@
 #define SHARE 8      /* the pivot is found from at least an 8th of a block */
 #define TINY 1e-300  /* a sum of squares below this has lost digits to underflow */
 
-typedef ptrdiff_t size;
-
-/* Four at a time: the compiler makes of them what the processor has. Written out, since it leaves loops over arrays scalar. */
-typedef double four __attribute__((vector_size(32)));
-typedef int64_t mask __attribute__((vector_size(32))); /* all ones where a comparison holds */
 typedef int32_t whole __attribute__((vector_size(16)));
 typedef int32_t eight __attribute__((vector_size(32)));
-#define FOUR(p) ((four){(double)(p)[0], (double)(p)[1], (double)(p)[2], (double)(p)[3]})
 /* of small integers */
 #define LOAD_four(p) __builtin_convertvector(((whole){(p)[0], (p)[1], (p)[2], (p)[3]}), four)
 #define LOAD_eight(p) ((eight){(p)[0], (p)[1], (p)[2], (p)[3], (p)[4], (p)[5], (p)[6], (p)[7]})
-#define ALL(value) ((four){(value), (value), (value), (value)})
-#define CHOOSE(where, yes, no) ((four)(((mask)(yes) & (where)) | ((mask)(no) & ~(where))))
-#define ANY(where) ((where)[0] | (where)[1] | (where)[2] | (where)[3])
-#define PUT(p, v) memcpy((p), &(v), sizeof(four))
 #define TWO_SUM(a, b, sum, error)                                                                                      \
     do {                                                                                                               \
         sum = (a) + (b);                                                                                               \
@@ -627,101 +607,4 @@ size bn_unlzf(const unsigned char *in, size length, unsigned char *out, size roo
         for (count += 2; count--; to++) out[to] = out[to - back];
     }
     return to;
-}
-
-/* Learning gamma and beta, see affine.py: the functions below are its NumPy code in fewer passes. */
-
-enum { IDENTITY, SIGMOID, TANH, RELU };
-
-/* sigmoid = 1/(1 + e^-y) and tanh = (e^2y - 1)/(e^2y + 1), with e^x = 2^n e^r, |r| <= log(2)/2, and e^r = N(r)/N(-r), the
-   Pade approximant of degree 6 over 6, off by less than 2e-19. It runs on vectors with one division, and gives the same
-   bits on every processor, unlike exp of a library. */
-INLINE double activation(int kind, double y)
-{
-    if (kind == RELU) return y > 0 ? y : y != y ? y : 0;
-    if (kind == IDENTITY) return y;
-    double x = kind == SIGMOID ? -y : 2 * y;
-    x = x > 600 ? 600 : x;
-    x = x < -600 ? -600 : x;
-    double shifted = x * 1.4426950408889634 + 0x1.8p52, n = shifted - 0x1.8p52; /* the low bits of `shifted` hold n */
-    double r = (x - n * 0x1.62e42fefa38p-1) - n * 0x1.ef35793c7673p-45, s = r * r, two_to_n;
-    double even = ((s + 840) * s + 75600) * s + 665280, odd = r * ((42 * s + 10080) * s + 332640);
-    uint64_t bits;
-    memcpy(&bits, &shifted, 8);
-    bits = (bits << 52) + 0x3ff0000000000000;
-    memcpy(&two_to_n, &bits, 8);
-    double up = two_to_n * (even + odd), down = even - odd; /* e^x = up / down */
-    return kind == SIGMOID ? down / (down + up) : (up - down) / (up + down);
-}
-
-/* The activation's derivative where the activation is a. */
-INLINE double slope(int kind, double a)
-{
-    if (kind == SIGMOID) return a * (1 - a);
-    if (kind == TANH) return 1 - a * a;
-    if (kind == RELU) return a > 0;
-    return 1;
-}
-
-INLINE void activate(int kind, size rows, size columns, const double *restrict x, const double *mean, const double *inverse,
-                     const double *gamma, const double *beta, double *restrict xhat, double *restrict a)
-{
-    for (size r = 0; r < rows; r++, x += columns, xhat += columns, a += columns)
-        for (size c = 0; c < columns; c++) {
-            xhat[c] = (x[c] - mean[c]) * inverse[c];
-            a[c] = activation(kind, gamma[c] * xhat[c] + beta[c]);
-        }
-}
-
-/* xhat = (x - mean) * inverse, the normalised values, and a = activation(gamma * xhat + beta). */
-CLONES void bn_activate(int kind, size rows, size columns, const double *x, const double *mean, const double *inverse,
-                        const double *gamma, const double *beta, double *xhat, double *a)
-{
-    if (kind == SIGMOID) activate(SIGMOID, rows, columns, x, mean, inverse, gamma, beta, xhat, a);
-    else if (kind == TANH) activate(TANH, rows, columns, x, mean, inverse, gamma, beta, xhat, a);
-    else if (kind == RELU) activate(RELU, rows, columns, x, mean, inverse, gamma, beta, xhat, a);
-    else activate(IDENTITY, rows, columns, x, mean, inverse, gamma, beta, xhat, a);
-}
-
-INLINE void gradients(int kind, size samples, size rows, size columns, const double *da, const double *xhat, const double *a,
-                      double *restrict dgamma, double *restrict dbeta)
-{
-    for (size s = 0; s < samples; s++, da += columns)
-        for (size r = 0; r < rows; r++, xhat += columns, a += columns)
-            for (size c = 0; c < columns; c++) {
-                double dy = da[c] * slope(kind, a[c]);
-                dgamma[c] += dy * xhat[c];
-                dbeta[c] += dy;
-            }
-}
-
-/* Adds up dgamma and dbeta of each column. da holds one row for each sample, which all its `rows` rows share. */
-CLONES void bn_gradients(int kind, size samples, size rows, size columns, const double *da, const double *xhat,
-                         const double *a, double *dgamma, double *dbeta)
-{
-    if (kind == SIGMOID) gradients(SIGMOID, samples, rows, columns, da, xhat, a, dgamma, dbeta);
-    else if (kind == TANH) gradients(TANH, samples, rows, columns, da, xhat, a, dgamma, dbeta);
-    else if (kind == RELU) gradients(RELU, samples, rows, columns, da, xhat, a, dgamma, dbeta);
-    else gradients(IDENTITY, samples, rows, columns, da, xhat, a, dgamma, dbeta);
-}
-
-/* The matrix product of a, (m, l) with steps of `row` and `column` values, and b, (l, n): its sums run over l in order, four
-   at a time over eight rows of the result, which stay in cache. */
-CLONES void bn_product(size m, size l, size n, size row, size column, const double *a, const double *b, double *restrict out)
-{
-    for (size i = 0; i < m * n; i++) out[i] = 0;
-    for (size begin = 0; begin < m; begin += 8) {
-        size end = begin + 8 < m ? begin + 8 : m, k = 0;
-        for (; k + 4 <= l; k += 4) {
-            const double *p = b + k * n, *q = p + n, *r = q + n, *s = r + n;
-            for (size i = begin; i < end; i++) {
-                const double *f = a + i * row + k * column;
-                double f0 = f[0], f1 = f[column], f2 = f[2 * column], f3 = f[3 * column], *o = out + i * n;
-                for (size j = 0; j < n; j++) o[j] = (((o[j] + f0 * p[j]) + f1 * q[j]) + f2 * r[j]) + f3 * s[j];
-            }
-        }
-        for (; k < l; k++)
-            for (size i = begin; i < end; i++)
-                for (size j = 0; j < n; j++) out[i * n + j] += a[i * row + k * column] * b[k * n + j];
-    }
 }

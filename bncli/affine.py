@@ -17,8 +17,8 @@ from bncli import compiled
 from bncli.batchnorm import deviation
 from bncli.layout import Layout
 
-ACTIVATIONS = ("identity", "sigmoid", "tanh", "relu")  # in the order of `_blocks.c`
-LOSSES = ("mse", "cross-entropy")
+ACTIVATIONS = ("identity", "sigmoid", "tanh", "relu")  # in the order of `_learning.c`
+LOSSES = ("mse", "cross-entropy")  # so are these
 OPTIMIZERS = ("adam", "sgd")
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba (2015), arXiv 1412.6980, algorithm 1
 CHUNK_VALUES = 1 << 16  # values, or outputs, of whole samples that are computed at a time: float64 arrays of 512 KB
@@ -69,6 +69,11 @@ class Model:
     def size(self) -> int:
         """P, the number of parameters: 2·C + K·(C + 1)."""
         return 2 * self.layout.features + self.outputs * (self.layout.features + 1)
+
+    @property
+    def samples_at_once(self) -> int:
+        """Samples that are computed at a time."""
+        return max(1, CHUNK_VALUES // max(self.layout.sample_size, self.outputs))
 
     def split(self, values: Floats) -> Parameters:
         """Views of the parameters in a vector of shape (P,) that holds them one after the other."""
@@ -174,56 +179,69 @@ def judge(
     Judged
         The mean of the loss over samples (cross-entropy) or over all elements (mse), as PyTorch's default.
     """
-    layout, gradient = model.layout, np.zeros(model.size)
-    network = _Network.of(model, model.split(values), mean, var)
-    at_once = max(1, CHUNK_VALUES // max(layout.sample_size, model.outputs))
-    loss, correct = 0.0, 0
+    statistics = mean, 1 / deviation(var, model.eps)
+    gradient, loss, correct = np.zeros(model.size), 0.0, 0
+    add, at_once = (_add_compiled if compiled.AVAILABLE else _add), model.samples_at_once
+    if compiled.AVAILABLE and x.dtype in (np.float32, np.float64):
+        at_once = len(x)  # it holds few samples at a time by itself
     for first in range(0, len(x), at_once):
-        rows = x[first : first + at_once].reshape(-1, layout.row_size).astype(np.float64)
-        part, right = network.add(rows, target[first : first + at_once], len(x), model.split(gradient))
+        chunk = slice(first, first + at_once)
+        part, right = add(model, values, statistics, x[chunk], target[chunk], len(x), gradient)
         loss, correct = loss + part, correct + right
     return Judged(loss, correct, gradient)
 
 
-class _Network(NamedTuple):
-    """A model with its parameters and statistics, those of a feature repeated for each of its positions: shape (W,)."""
+def _add_compiled(
+    model: Model,
+    values: Floats,
+    statistics: tuple[Floats, Floats],
+    x: npt.NDArray[Any],
+    target: npt.NDArray[Any],
+    samples: int,
+    gradient: Floats,
+) -> tuple[float, int]:
+    """As `_add`, in C."""
+    layout, codes = model.layout, (ACTIVATIONS.index(model.activation), LOSSES.index(model.loss))
+    x = x if x.dtype == np.float32 else x.astype(np.float64, copy=False)
+    sample = (layout.rows_per_sample, layout.features, layout.positions)
+    problem = (*codes, *sample, model.outputs)
+    total, correct = compiled.judge(problem, samples, x, statistics, values, target, gradient, model.samples_at_once)
+    return total / (
+        samples if model.loss == "cross-entropy" else samples * (model.outputs or layout.sample_size)
+    ), correct
 
-    model: Model
-    kind: int
-    mean: Floats
-    inverse: Floats
-    gamma: Floats
-    beta: Floats
-    weight: Floats
-    bias: Floats
 
-    @classmethod
-    def of(cls, model: Model, parameters: Parameters, mean: Floats, var: Floats) -> _Network:
-        columns = (mean, 1 / deviation(var, model.eps), parameters.gamma, parameters.beta)
-        mean, inverse, gamma, beta = (np.repeat(v, model.layout.positions) for v in columns)
-        kind = ACTIVATIONS.index(model.activation)
-        return cls(model, kind, mean, inverse, gamma, beta, parameters.weight, parameters.bias)
-
-    def add(self, rows: Floats, target: npt.NDArray[Any], samples: int, gradient: Parameters) -> tuple[float, int]:
-        """Add the gradient of a chunk of a batch of `samples`; returns the chunk's share of the loss and its hits."""
-        layout = self.model.layout
-        xhat, a = _activate(self.kind, rows, self.mean, self.inverse, self.gamma, self.beta)
-        if self.model.outputs:
-            pooled = a
-            if layout.values_per_sample > 1:
-                pooled = a.reshape(len(target), -1, layout.features, layout.positions).mean(axis=(1, 3))
-            outputs = _product(pooled, np.ascontiguousarray(self.weight.T)) + self.bias
-            loss, correct, slopes = _compare(self.model.loss, outputs, target, samples)
-            gradient.weight[...] += _product(slopes.T, pooled)
-            gradient.bias[...] += slopes.sum(axis=0)
-            da = _product(slopes / layout.values_per_sample, self.weight)
-            da = da if layout.positions == 1 else np.repeat(da, layout.positions, axis=1)
-        else:
-            loss, correct, da = _compare("mse", a, target.reshape(a.shape), samples * layout.rows_per_sample)
-        dgamma, dbeta = _gradients(self.kind, da, xhat, a)
-        gradient.gamma[...] += dgamma.reshape(layout.features, -1).sum(axis=1)
-        gradient.beta[...] += dbeta.reshape(layout.features, -1).sum(axis=1)
-        return loss, correct
+def _add(
+    model: Model,
+    values: Floats,
+    statistics: tuple[Floats, Floats],
+    x: npt.NDArray[Any],
+    target: npt.NDArray[Any],
+    samples: int,
+    gradient: Floats,
+) -> tuple[float, int]:
+    """Add the gradient of some of a batch's `samples`; returns their share of its loss, and how many were right."""
+    layout, parameters, added = model.layout, model.split(values), model.split(gradient)
+    columns = (*statistics, parameters.gamma, parameters.beta)
+    mean, inverse, gamma, beta = (np.repeat(v, layout.positions) for v in columns)
+    xhat = (x.reshape(-1, layout.row_size).astype(np.float64) - mean) * inverse  # (R, W)
+    a = _activate(model.activation, gamma * xhat + beta)
+    if model.outputs:
+        pooled = a
+        if layout.values_per_sample > 1:
+            pooled = a.reshape(len(target), -1, layout.features, layout.positions).mean(axis=(1, 3))
+        outputs = _product(pooled, np.ascontiguousarray(parameters.weight.T)) + parameters.bias
+        loss, correct, slopes = _compare(model.loss, outputs, target, samples)
+        added.weight[...] += _product(slopes.T, pooled)
+        added.bias[...] += slopes.sum(axis=0)
+        da = _product(slopes / layout.values_per_sample, parameters.weight)
+        da = np.repeat(np.repeat(da, layout.positions, axis=1), layout.rows_per_sample, axis=0)
+    else:
+        loss, correct, da = _compare("mse", a, target.reshape(a.shape), samples * layout.rows_per_sample)
+    dy = da * _slope(model.activation, a)
+    added.gamma[...] += np.einsum("rw,rw->w", dy, xhat).reshape(layout.features, -1).sum(axis=1)
+    added.beta[...] += dy.sum(axis=0).reshape(layout.features, -1).sum(axis=1)
+    return loss, correct
 
 
 def _compare(loss: str, outputs: Floats, target: npt.NDArray[Any], rows: int) -> tuple[float, int, Floats]:
@@ -250,44 +268,27 @@ def cross_entropy(outputs: Floats, labels: npt.NDArray[np.intp]) -> tuple[float,
     return float((np.log(total) - shifted[rows, labels]).sum()), slopes
 
 
-def _activate(
-    kind: int, x: Floats, mean: Floats, inverse: Floats, gamma: Floats, beta: Floats
-) -> tuple[Floats, Floats]:
-    """The normalised values and the activations of rows of shape (R, W)."""
-    xhat, a = np.empty_like(x), np.empty_like(x)
-    if compiled.AVAILABLE:
-        compiled.activate(kind, x, mean, inverse, gamma, beta, xhat, a)
-        return xhat, a
-    np.multiply(x - mean, inverse, out=xhat)
-    np.add(gamma * xhat, beta, out=a)
-    if ACTIVATIONS[kind] == "sigmoid":
-        np.divide(1, 1 + np.exp(np.clip(-a, -600, 600)), out=a)
-    elif ACTIVATIONS[kind] == "tanh":
-        np.tanh(a, out=a)
-    elif ACTIVATIONS[kind] == "relu":
-        np.maximum(a, 0, out=a)
-    return xhat, a
+def _activate(activation: str, y: Floats) -> Floats:
+    """The activation of y, which is overwritten."""
+    if activation == "sigmoid":
+        np.divide(1, 1 + np.exp(np.clip(-y, -600, 600)), out=y)
+    elif activation == "tanh":
+        np.tanh(y, out=y)
+    elif activation == "relu":
+        np.maximum(y, 0, out=y)
+    return y
 
 
-def _gradients(kind: int, da: Floats, xhat: Floats, a: Floats) -> tuple[Floats, Floats]:
-    """Gradients of gamma and beta for each column, of shape (W,); a row of da, of shape (S, W), serves R / S rows of a."""
-    if compiled.AVAILABLE:
-        dgamma, dbeta = np.zeros(a.shape[1]), np.zeros(a.shape[1])
-        compiled.gradients(kind, len(a) // len(da), da, xhat, a, dgamma, dbeta)
-        return dgamma, dbeta
-    dy = np.repeat(da, len(a) // len(da), axis=0)
-    if ACTIVATIONS[kind] == "sigmoid":
-        dy *= a * (1 - a)
-    elif ACTIVATIONS[kind] == "tanh":
-        dy *= 1 - a * a
-    elif ACTIVATIONS[kind] == "relu":
-        dy *= a > 0
-    return np.einsum("rw,rw->w", dy, xhat), dy.sum(axis=0)
+def _slope(activation: str, a: Floats) -> Floats | float:
+    """The activation's derivative where the activation is a."""
+    if activation == "sigmoid":
+        return a * (1 - a)
+    if activation == "tanh":
+        return 1 - a * a
+    return (a > 0).astype(np.float64) if activation == "relu" else 1.0
 
 
 def _product(a: Floats, b: Floats) -> Floats:
     """The matrix product without BLAS, whose bits change with threads and processor."""
-    if compiled.AVAILABLE:
-        return compiled.product(a, b)
     product: Floats = np.einsum("ik,kj->ij", a, b)
     return product

@@ -1,4 +1,4 @@
-"""The compiled kernel (`_blocks.c`), when it was built: the same arithmetic in one pass instead of many.
+"""The compiled kernel (`_blocks.c`, `_learning.c`), when it was built: the same arithmetic in one pass instead of many.
 
 It is a plain shared library without Python in it, called through ctypes, which lets go of the interpreter's lock.
 `BN_KERNEL=numpy` in the environment does without it.
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 READ_BYTES = 256 << 10  # read and summed at a time; stays in the second cache
+TOGETHER = 8  # samples, as in `_learning.c`
 
 Floats = npt.NDArray[np.float64]
 
@@ -114,23 +115,39 @@ def unlzf(data: npt.NDArray[np.uint8], room: int) -> npt.NDArray[np.uint8]:
     return out[:given]
 
 
-def activate(
-    kind: int, x: Floats, mean: Floats, inverse: Floats, gamma: Floats, beta: Floats, xhat: Floats, a: Floats
-) -> None:
-    """Fill xhat = (x - mean) * inverse and a = activation(gamma * xhat + beta), of shape (R, W) as x; the others are (W,)."""
-    _call("bn_activate", ctypes.c_int(kind), len(x), x.shape[1], x, mean, inverse, gamma, beta, xhat, a)
+def judge(
+    problem: tuple[int, int, int, int, int, int],
+    batch: int,
+    x: npt.NDArray[Any],
+    statistics: tuple[Floats, Floats],
+    values: Floats,
+    target: npt.NDArray[Any],
+    gradient: Floats,
+    at_once: int,
+) -> tuple[float, int]:
+    """Judge samples of a batch, see `affine.judge`: adds to the gradient; returns the sum of the losses and the hits.
 
-
-def gradients(kind: int, rows: int, da: Floats, xhat: Floats, a: Floats, dgamma: Floats, dbeta: Floats) -> None:
-    """Add to dgamma and dbeta, of shape (W,), what da, of shape (S, W), gives with xhat and a, of shape (S·rows, W)."""
-    _call("bn_gradients", ctypes.c_int(kind), len(da), rows, da.shape[1], da, xhat, a, dgamma, dbeta)
-
-
-def product(a: Floats, b: Floats) -> Floats:
-    """The matrix product of a, (m, l) in any order, and b, (l, n) in C order; summed over l in order."""
-    out = np.empty((len(a), b.shape[1]))
-    _call("bn_product", len(a), len(b), b.shape[1], a.strides[0] // 8, a.strides[1] // 8, a, b, out)
-    return out
+    Parameters
+    ----------
+    problem : (activation, loss, rows, features, positions, outputs)
+        The first two by their places in `affine`, the shape of a sample, and the head's outputs.
+    batch : int
+        Samples of the whole batch.
+    x : float32 or float64
+    statistics : (mean, 1 / sqrt(var + eps)), each of shape (C,)
+    at_once : int
+        Samples that may be held at a time.
+    """
+    activation, loss_kind, rows, features, positions, outputs = problem
+    together, columns = TOGETHER if at_once >= TOGETHER else 1, features * positions
+    room = max(together * (2 * features + outputs) + columns, rows * columns)
+    scratch = np.empty(6 * columns + 2 * together * rows * columns + room)
+    given = (x, *statistics, values, target.astype(np.int64 if loss_kind else np.float64, copy=False))
+    loss, correct = np.empty(1), np.empty(1, np.int64)
+    codes = map(ctypes.c_int, (activation, loss_kind, x.dtype == np.float32))
+    numbers = (together, len(x), rows, features, positions, outputs, ctypes.c_double(batch))
+    _call("bn_judge", *codes, *numbers, *map(np.ascontiguousarray, given), scratch, gradient, loss, correct)
+    return float(loss[0]), int(correct[0])
 
 
 def _call(name: str, *arguments: Any) -> int:

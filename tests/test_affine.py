@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import decimal
+import math
 from typing import Any
 
 import numpy as np
@@ -128,7 +130,16 @@ def test_both_kernels_agree(
     np.testing.assert_allclose(one.gradient, other.gradient, rtol=1e-11, atol=1e-14)
 
 
-@pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
+def activations(activation: str, y: Array) -> Array:
+    """The activations of y as `judge` has them: the gradient of weights of 0 at an output that is to be -1/2."""
+    model = Model(Layout(1, len(y), 1), 1, activation, "mse", 0.0)
+    one, zero = np.ones(1), np.zeros(1)
+    values = model.join(affine.Parameters(one, zero, zero[:, None], zero))
+    judged = affine.judge(model, values, y[None], np.zeros(len(y)), np.ones(len(y)), np.array([[-0.5]]))
+    return model.split(judged.gradient).weight[0]
+
+
+@pytest.mark.parametrize("activation", affine.ACTIVATIONS)
 @pytest.mark.parametrize("available", [True, False])
 def test_activations_are_exact_to_a_few_ulp_anywhere(
     monkeypatch: pytest.MonkeyPatch, activation: str, available: bool
@@ -136,22 +147,61 @@ def test_activations_are_exact_to_a_few_ulp_anywhere(
     if available and not compiled.AVAILABLE:
         pytest.skip("the compiled kernel was not built")
     monkeypatch.setattr(compiled, "AVAILABLE", available)
-    y = np.concatenate([np.linspace(-40, 40, 4001), [-1e300, -600, 600, 1e300, 1e-9, 0.0]])[:, None]
-    one, zero = np.ones(1), np.zeros(1)
-    _, found = affine._activate(affine.ACTIVATIONS.index(activation), y, zero, one, one, zero)
+    y = np.concatenate([np.linspace(-40, 40, 4001), [-1e150, -600, 600, 1e150, 1e-9, 0.0]])
     with np.errstate(over="ignore"):
         exact = y.astype(np.longdouble)
-        truth = np.tanh(exact) if activation == "tanh" else 1 / (1 + np.exp(-exact))
-    np.testing.assert_allclose(
-        found, truth.astype(np.float64), rtol=1e-15 if activation == "sigmoid" else 0, atol=4e-16
-    )
+        truth = {
+            "identity": exact,
+            "sigmoid": 1 / (1 + np.exp(-exact)),
+            "tanh": np.tanh(exact),
+            "relu": np.where(exact > 0, exact, 0),
+        }[activation]
+    rtol, atol = (0, 4e-16) if activation == "tanh" else (1e-15, 4e-16)
+    np.testing.assert_allclose(activations(activation, y), truth.astype(np.float64), rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("activation", affine.ACTIVATIONS)
-def test_nan_is_not_hidden_by_an_activation(activation: str) -> None:
-    y, one, zero = np.array([[np.nan], [1.0]]), np.ones(1), np.zeros(1)
-    _, found = affine._activate(affine.ACTIVATIONS.index(activation), y, zero, one, one, zero)
-    assert np.isnan(found[:, 0]).tolist() == [True, False]
+@pytest.mark.parametrize("outputs", [0, 1])
+def test_nan_is_not_hidden_by_an_activation(activation: str, outputs: int) -> None:
+    model = Model(Layout(1, 1, 1), outputs, activation, "mse", 0.0)
+    x, one, zero = np.array([[np.nan], [1.0]]), np.ones(1), np.zeros(1)
+    for rows, hidden in ((x, True), (x[1:], False)):
+        assert (
+            math.isnan(affine.judge(model, np.ones(model.size), rows, zero, one, np.zeros((len(rows), 1))).loss)
+            == hidden
+        )
+
+
+def exact_loss(model: Model, values: Array, x: Array, labels: Array) -> float:
+    """Cross-entropy of a head without activation on x as it is, in 64 digits."""
+    with decimal.localcontext() as context:
+        context.prec = 64
+        _, _, weight, bias = (v.tolist() for v in model.split(values))
+        total = decimal.Decimal(0)
+        for row, label in zip(x.tolist(), labels.tolist(), strict=True):
+            outputs = [
+                sum((decimal.Decimal(w) * decimal.Decimal(v) for w, v in zip(ws, row, strict=True)), decimal.Decimal(b))
+                for ws, b in zip(weight, bias, strict=True)
+            ]
+            total += sum(out.exp() for out in outputs).ln() - outputs[label]
+        return float(total / len(x))
+
+
+@pytest.mark.parametrize("available", [True, False])
+@pytest.mark.parametrize("spread", [1e-3, 1.0, 30.0])
+@pytest.mark.parametrize(("samples", "features", "outputs"), [(1, 1, 2), (7, 3, 2), (8, 4, 5), (19, 7, 9)])
+def test_cross_entropy_is_right_to_the_last_digits(
+    monkeypatch: pytest.MonkeyPatch, available: bool, spread: float, samples: int, features: int, outputs: int
+) -> None:
+    if available and not compiled.AVAILABLE:
+        pytest.skip("the compiled kernel was not built")
+    monkeypatch.setattr(compiled, "AVAILABLE", available)
+    rng = np.random.default_rng(samples)
+    model = Model(Layout(1, features, 1), outputs, "identity", "cross-entropy", 0.0)
+    values = model.join(model.split(rng.standard_normal(model.size))._replace(gamma=np.ones(1), beta=np.zeros(1)))
+    x, labels = rng.standard_normal((samples, features)) * spread, rng.integers(outputs, size=samples)
+    found = affine.judge(model, values, x, np.zeros(features), np.ones(features), labels).loss
+    assert found == pytest.approx(exact_loss(model, values, x, labels), rel=1e-14, abs=3e-16 * spread)
 
 
 def test_cross_entropy_of_outputs_that_exp_cannot_hold() -> None:

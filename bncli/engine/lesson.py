@@ -224,7 +224,11 @@ class Lesson:
         """Targets as `affine.judge` takes them: labels become their places among the classes."""
         if self.classes is None:
             return values
-        return np.searchsorted(self.classes, values.reshape(-1))
+        labels = values.reshape(-1)
+        places = np.searchsorted(self.classes, labels).clip(max=len(self.classes) - 1)
+        if (self.classes[places] != labels).any():
+            raise InputError("--target: a label that was not there before; the file changed while it was being read")
+        return places
 
 
 def find_classes(targets: Joined) -> Array:

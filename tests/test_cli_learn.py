@@ -186,7 +186,7 @@ def test_progress_after_a_resume_counts_what_this_run_read(labelled: Path) -> No
         if len(told) == 3:
             raise InputError("stop")
 
-    options: dict[str, Any] = {"target": "::/y", "epochs": 4, "batch_size": 100}
+    options: dict[str, Any] = {"target": "::/y", "epochs": 4, "batch_size": 10}
     spec = make_spec(options)
     with pytest.MonkeyPatch.context() as patch, advised(*ANY_ADVICE, "--resume", "continues from"):
         patch.setattr("bncli.engine.checkpoint.EVERY", 0.0)
@@ -195,8 +195,8 @@ def test_progress_after_a_resume_counts_what_this_run_read(labelled: Path) -> No
             fit_to_file([f"{labelled}::/x"], spec, str(path), progress=stop)
         told.clear()
         fit_to_file([f"{labelled}::/x"], spec, str(path), resume=True, progress=lambda *given: told.append(given[:3]))
-    assert told[0] == (300, 1200, 0)
-    assert told[-1] == (1200, 1200, 900 * 4 * 8)
+    assert told[0] == (240, 1200, 0)  # three runs of 8 batches
+    assert told[-1] == (1200, 1200, 960 * 4 * 8)
 
 
 def test_the_target_is_no_output(labelled: Path) -> None:

@@ -305,7 +305,7 @@ def test_same_bytes_for_any_workers_files_chunks_and_memory(tmp_path: Path) -> N
 @pytest.mark.parametrize("stop", [1, 4, 5, 6, 11, 15])
 def test_a_course_continues_as_if_never_interrupted(stop: int) -> None:
     x, labels = classified(n=257)
-    spec = make_spec({"target": labels, "holdout": 0.25, "batch_size": 48, "epochs": 3})
+    spec = make_spec({"target": labels, "holdout": 0.25, "batch_size": 6, "epochs": 3})
 
     def courses(start: Course | None = None) -> list[Course]:
         data = Joined(x, budget=spec.max_memory)

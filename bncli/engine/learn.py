@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,8 +28,7 @@ from bncli.layout import Layout, Values
 from bncli.moments import Moments
 from bncli.stats import Learned
 
-AHEAD_BYTES = 16 << 20  # of batches that are read ahead: a window's, which is gathered at once
-MOST_AHEAD = 64
+AHEAD_BYTES = 16 << 20  # of batches that are read ahead
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -135,13 +135,16 @@ class Course:
 
 
 class Batch(NamedTuple):
-    """A batch as it was read: its samples and their targets, mean and variance of its features, and the fold so far."""
+    """A batch as it was read: its samples and their targets, mean and variance of its features.
+
+    The last batch of a run also has the fold of all so far; the others have None.
+    """
 
     x: Array
     goals: Array
     mean: Floats
     var: Floats
-    fold: Fold
+    fold: Fold | None
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ class Classroom:
     threads: int
 
     def courses(self, start: Course | None = None) -> Iterator[Course]:
-        """The course after each batch and each epoch, from `start` on to the end.
+        """The course after each run of batches and each epoch, from `start` on to the end.
 
         Raises
         ------
@@ -178,11 +181,12 @@ class Classroom:
         """
         course, plan = start or Course.begin(self.lesson), self.lesson.plan
         while course.epoch < plan.epochs:
-            count = self._batches(course.epoch)
+            count = self.batches(course.epoch)
             reader = _Reader(self, course.epoch, course.fold)
             for batch in self._read(reader, range(course.batch, count)):
                 course = self._step(course, batch)
-                yield course
+                if batch.fold:
+                    yield course
             course = self._close(course)
             yield course
 
@@ -190,20 +194,28 @@ class Classroom:
         """Held-out loss of the head that was trained with gamma 1 and beta 0; NaN without a hold-out."""
         return self._examine(course, course.fixed)[0] if course.fixed else math.nan
 
-    def _batches(self, epoch: int) -> int:
+    def batches(self, epoch: int) -> int:
         """Batches to read: in the first epoch also a last one that is too small to train, for the population."""
         plan = self.lesson.plan
         return plan.batches if epoch else -(-plan.order.count // plan.batch_size)
 
     def _read(self, reader: _Reader, numbers: range) -> Iterator[Batch]:
         """Batches in order, some of them read ahead by a thread of its own."""
-        room = min(AHEAD_BYTES, self.budget // 8) // reader.batch_bytes
-        return ahead(reader.batch, numbers, max(1, min(MOST_AHEAD, room)) if self.threads > 1 else 0)
+        room = max(1, min(AHEAD_BYTES, self.budget // 8) // reader.batch_bytes)
+        run = self.lesson.plan.run
+        at_once = max(1, min(run, room // 2))
+        parts = [
+            range(first, min(first + at_once, start + run, numbers.stop))
+            for start in range(numbers.start, numbers.stop, run)
+            for first in range(start, min(start + run, numbers.stop), at_once)
+        ]
+        most = max(1, room // at_once) if self.threads > 1 else 0
+        return chain.from_iterable(ahead(reader.batches, parts, most))
 
     def _step(self, course: Course, batch: Batch) -> Course:
         lesson, count = self.lesson, len(batch.x)
         if course.batch == lesson.plan.batches:
-            return replace(course, fold=batch.fold, batch=course.batch + 1)
+            return replace(course, fold=batch.fold or course.fold, batch=course.batch + 1)
         taken = course.epoch * lesson.plan.batches + course.batch
         judged = self._judge(course.learned, batch)
         learned = lesson.optimizer.step(course.learned, judged.gradient, taken)
@@ -212,9 +224,14 @@ class Classroom:
         fixed = course.fixed
         if fixed:
             fixed = lesson.head_optimizer.step(fixed, self._judge(fixed, batch).gradient, taken)
-        loss, correct = course.loss + judged.loss * count, course.correct + judged.correct
         return replace(
-            course, learned=learned, fixed=fixed, fold=batch.fold, batch=course.batch + 1, loss=loss, correct=correct
+            course,
+            learned=learned,
+            fixed=fixed,
+            fold=batch.fold or course.fold,
+            batch=course.batch + 1,
+            loss=course.loss + judged.loss * count,
+            correct=course.correct + judged.correct,
         )
 
     def _judge(self, training: Training, batch: Batch) -> Judged:
@@ -279,36 +296,66 @@ class _Reader:
             Drawn(source, indices, self._count, order.window, room.budget // 2) for source in (room.data, room.targets)
         )
         self._conventions, self._epoch, self._fold = room.conventions, epoch, fold
+        self._stop = room.lesson.plan.batches if epoch is None else room.batches(epoch)
+        self._pending: list[Moments] = []  # of the batches of the run that is not complete
         self.samples = lesson.plan.batch_size
         self.batch_bytes = sum(self.samples * d.sample_size * d.dtype.itemsize for d in (room.data, room.targets))
 
-    def batch(self, number: int) -> Batch:
-        """Batch `number`; to be asked for in order. Raises InputError naming the sample where a value is not finite."""
-        first = number * self.samples
-        count = min(self.samples, self._count - first)
+    def batches(self, numbers: range) -> list[Batch]:
+        """Batches of one run; to be asked for in order. Raises InputError naming the sample where a value is not finite."""
+        first = numbers.start * self.samples
+        count = min(len(numbers) * self.samples, self._count - first)
         x, goals = (
             d.read(first * d.sample_size, count * d.sample_size).reshape(count, *d.shape[1:]).copy()
             for d in (self._x, self._goals)
         )
-        flat = x.reshape(-1)
-        moments = self._layout.moments(Values(lambda start, length: flat[start : start + length]), 1, count, Missing())
-        segment = Segment(first, 1, count)
-        if not np.isfinite(moments.m2).all():
-            segment_moments(self._x, self._layout, segment, Missing(), "leave such samples out")  # raises: says where
+        moments = self._moments(x, first)
         _check_finite(self._goals, goals, first)
-        if self._epoch is not None:
-            self._fold_in(moments, segment)
-        return Batch(x, self._lesson.goals(goals), moments.mean[0], moments.variance()[0], self._fold)
+        goals, mean, var = self._lesson.goals(goals), moments.mean, moments.variance()
+        fold = self._folded(numbers, moments) if self._epoch is not None else None
+        cuts = range(0, count, self.samples)
+        return [
+            Batch(
+                x[at:][: self.samples],
+                goals[at:][: self.samples],
+                mean[i],
+                var[i],
+                fold if i + 1 == len(cuts) else None,
+            )
+            for i, at in enumerate(cuts)
+        ]
 
-    def _fold_in(self, moments: Moments, segment: Segment) -> None:
-        """Fold one more batch; the population is counted in the first epoch alone."""
-        part, momentum = Fold.of(moments, segment.samples, self._conventions), self._conventions.momentum
-        if not self._epoch:
-            part = replace(part, rounded=holds_large_integers(self._x, segment, part.population))
-            self._fold = self._fold.join(part, momentum)
-            return
-        running = self._fold.running.merge(part.running, momentum)
-        self._fold = replace(self._fold, running=running, batches=self._fold.batches + 1)
+    def _moments(self, x: Array, first: int) -> Moments:
+        """Moments of shape (batches, C) of samples whose first is at position `first`."""
+        flat, size = x.reshape(-1), self._layout.sample_size
+        whole, rest = divmod(len(x), self.samples)
+        parts = []
+        for start, batches, samples in ((0, whole, self.samples), (whole * self.samples, 1, rest)):
+            if batches and samples:
+                values = Values(lambda at, count: flat[at : at + count], start=start * size)
+                parts.append(self._layout.moments(values, batches, samples, Missing()))
+                if not np.isfinite(parts[-1].m2).all():  # this raises, and says where
+                    segment = Segment(first + start, batches, samples)
+                    segment_moments(self._x, self._layout, segment, Missing(), "leave such samples out")
+        return Moments.concatenate(parts)
+
+    def _folded(self, numbers: range, moments: Moments) -> Fold | None:
+        """The fold of all so far where the run is complete; the population is counted in the first epoch alone."""
+        self._pending.append(moments)
+        run = self._lesson.plan.run
+        if numbers.stop % run and numbers.stop != self._stop:
+            return None
+        batches, self._pending = Moments.concatenate(self._pending), []
+        start = (numbers.stop - 1) // run * run * self.samples
+        samples = min(numbers.stop * self.samples, self._count) - start
+        part, momentum = Fold.of(batches, samples, self._conventions), self._conventions.momentum
+        if self._epoch:
+            running = self._fold.running.merge(part.running, momentum)
+            self._fold = replace(self._fold, running=running, batches=self._fold.batches + part.batches)
+        else:
+            rounded = holds_large_integers(self._x, Segment(start, 1, samples), part.population)
+            self._fold = self._fold.join(replace(part, rounded=rounded), momentum)
+        return self._fold
 
 
 def _check_finite(targets: Drawn, values: Array, first: int) -> None:

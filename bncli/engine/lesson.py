@@ -25,6 +25,7 @@ STEPS = 1000  # the fewest that the default number of epochs gives
 RATES = {"adam": 0.01, "sgd": 0.1}  # where --lr does not say; see `_rates`
 DISTILLING_RATE = 0.02
 MOST_CLASSES = 1 << 16
+RUN_VALUES, RUN_BATCHES = 1 << 19, 8  # most that are read and folded together, which takes fewer calls for each
 PIECE_VALUES = 1 << 18  # of the target, read at a time
 
 Array = npt.NDArray[Any]
@@ -97,6 +98,8 @@ class Plan:
         Which samples are held out, and in what order the others come.
     batch_size, batches : int
         Samples in each batch but the last, and batches that are trained in an epoch.
+    run : int
+        Batches that are read and folded together. It follows from batch size and sample shape alone.
     epochs : int
     lr : float or None
         The learning rate; None for the default's, which falls to 0.
@@ -111,6 +114,7 @@ class Plan:
     order: Order
     batch_size: int
     batches: int
+    run: int
     epochs: int
     lr: float | None
     sample_bytes: int
@@ -151,6 +155,14 @@ class Plan:
             order,
             spec.batch_size,
             batches,
+            max(
+                1,
+                min(
+                    RUN_BATCHES,
+                    layout.batches_at_once(spec.batch_size),
+                    RUN_VALUES // (spec.batch_size * layout.sample_size),
+                ),
+            ),
             spec.epochs or -(-STEPS // batches),
             spec.lr,
             sample_bytes,
@@ -277,11 +289,11 @@ def _loss_and_outputs(spec: FitSpec, data: Joined, targets: Joined) -> tuple[str
 def _check_memory(batch_size: int, sample_bytes: int, budget: int, layout: Layout, outputs: int) -> None:
     """Raise UsageError when a batch, with those read ahead and the arrays to compute with, takes more than half the buffers.
 
-    Beside the batches are five arrays of a chunk, of its values or, where there are more, its outputs, and about twenty
-    vectors of all parameters: two trainings, their rates and gradients, and what a step makes.
+    Beside the batches are five arrays of a chunk, of its values or outputs, or ten of a sample, and about twenty vectors of
+    all parameters: two trainings, their rates and gradients, and what a step makes.
     """
     size = 2 * layout.features + outputs * (layout.features + 1)
-    beside = 8 * (5 * max(CHUNK_VALUES, layout.sample_size, outputs) + 20 * size)
+    beside = 8 * (max(5 * CHUNK_VALUES, 10 * layout.sample_size, 5 * outputs) + 20 * size)
     most = (budget // 2 - beside) // (4 * sample_bytes)
     if batch_size <= most:
         return

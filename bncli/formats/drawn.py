@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,9 @@ from bncli.kernels import Place
 
 SPAN_VALUES = 1 << 18  # read at a time
 GAP_VALUES = 1 << 12  # reading so many that are not wanted costs less than another read
+
+SCATTERED_BYTES = 256  # a sample of fewer is not worth a place of its own in a read
+MOST_PLACES = 1024  # of one read (Linux's IOV_MAX)
 
 Indices = Callable[[int, int], npt.NDArray[np.int64]]  # (first position, count) -> samples of the data set
 
@@ -44,6 +48,7 @@ class Drawn:
         sample_bytes = self.sample_size * self.dtype.itemsize
         self._piece = min(window, budget // 2 // sample_bytes)  # positions gathered at once; 0: a sample does not fit
         self._buffer = np.empty((0, self.sample_size), self.dtype)
+        self._rows: list[memoryview] = []  # of the buffer
         self._start = self._stop = 0  # of the positions in the buffer
         self._scratch = np.empty(0, self.dtype)
 
@@ -131,7 +136,7 @@ class Drawn:
         """Fill the buffer with the drawn samples from position `start` on, read in the order of the data set."""
         stop = min(start + self._piece, self.shape[0])
         if len(self._buffer) < stop - start:
-            self._buffer = np.empty((stop - start, self.sample_size), self.dtype)
+            self._buffer, self._rows = np.empty((stop - start, self.sample_size), self.dtype), []
         self._start = self._stop = start  # nothing, should reading fail
         drawn = self._indices(start, stop - start)
         order = np.argsort(drawn)
@@ -139,9 +144,47 @@ class Drawn:
         at_once = max(1, SPAN_VALUES // self.sample_size)
         apart = np.diff(samples) > 1 + GAP_VALUES // self.sample_size
         cuts = np.flatnonzero(apart | (samples[1:] // at_once != samples[:-1] // at_once)) + 1
+        places = self._places(order)
         for i, j in zip([0, *cuts.tolist()], [*cuts.tolist(), len(samples)], strict=True):
-            low, high = int(samples[i]), int(samples[j - 1]) + 1
-            values = self._data.read(low * self.sample_size, (high - low) * self.sample_size)
-            rows = values.reshape(high - low, self.sample_size)
-            self._buffer[order[i:j]] = rows if len(rows) == j - i else rows[samples[i:j] - low]
+            if not (places and self._scatter(samples[i:j], places[i:j])):
+                low, high = int(samples[i]), int(samples[j - 1]) + 1
+                values = self._data.read(low * self.sample_size, (high - low) * self.sample_size)
+                rows = values.reshape(high - low, self.sample_size)
+                self._buffer[order[i:j]] = rows if len(rows) == j - i else rows[samples[i:j] - low]
         self._stop = stop
+
+    def _places(self, order: npt.NDArray[np.intp]) -> list[memoryview]:
+        """These rows of the buffer, to be read into one by one; none where they are too short to be worth it."""
+        row_bytes = self.sample_size * self.dtype.itemsize
+        if row_bytes < SCATTERED_BYTES:
+            return []
+        if not self._rows:
+            flat = self._buffer.reshape(-1).data.cast("B")
+            self._rows = [flat[at : at + row_bytes] for at in range(0, len(flat), row_bytes)]
+        return [self._rows[row] for row in order.tolist()]
+
+    def _scatter(self, samples: npt.NDArray[np.int64], places: list[memoryview]) -> bool:
+        """Read ascending samples straight to their places, in few calls; False where that cannot be done."""
+        low, high = int(samples[0]), int(samples[-1]) + 1
+        place = self._data.stored(low * self.sample_size, (high - low) * self.sample_size)
+        if place is None:
+            return False
+        if high - low > len(places):
+            places = self._with_gaps(samples, places)
+        offset = place.offset
+        for i in range(0, len(places), MOST_PLACES):
+            some = places[i : i + MOST_PLACES]
+            size = sum(map(len, some))
+            if os.preadv(place.fd, some, offset) != size:
+                return False  # the usual way says what is wrong
+            offset += size
+        return True
+
+    def _with_gaps(self, samples: npt.NDArray[np.int64], places: list[memoryview]) -> list[memoryview]:
+        """The places of ascending samples, and others for the samples between them, which are not wanted."""
+        gap, found = memoryview(bytearray(GAP_VALUES * self.dtype.itemsize)), places[:1]
+        for skipped, where in zip((np.diff(samples) - 1).tolist(), places[1:], strict=True):
+            if skipped:
+                found.append(gap[: skipped * len(where)])
+            found.append(where)
+        return found

@@ -503,3 +503,26 @@ def test_a_type_of_variable_length_that_is_no_type(here: Path, member: bool) -> 
     assert done.returncode == 3, done
     assert "x.h5: /names cannot be copied (its type of variable length is neither" in done.stderr
     assert not (here / "z.h5").exists()
+
+
+def test_a_dataset_without_a_dataspace_passes_for_a_named_type(here: Path) -> None:
+    """HDF5's copy of one crashes; bn copies the type alone."""
+    with h5py.File("x.h5", "w", libver="earliest") as file:
+        file["x"] = X
+        file["other"] = np.arange(3)
+    whole = (here / "x.h5").read_bytes()
+    message = re.findall(
+        rb"\x01\0.\0.\0\0\0\x01\x01.{6}\x03\0\0\0\0\0\0\0", whole, re.DOTALL
+    )  # version 1, one axis of 3
+    assert len(message) == 1
+    (here / "x.h5").write_bytes(whole.replace(message[0], b"\0" + message[0][1:]))  # as if it were empty
+    with h5py.File("x.h5") as file:
+        assert isinstance(file["other"], h5py.Datatype)
+    done = subprocess.run(
+        [sys.executable, "-m", "bncli", "apply", "good.bn.h5", "x.h5::/x", "-o", "z.h5", "--copy-others"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done
+    with h5py.File("z.h5") as file:
+        assert file["other"].dtype == np.int64

@@ -711,6 +711,8 @@ def test_copy_others(tmp_path: Path) -> None:
         f.create_group("empty/inner")
         f["alias"], f["g/again"], f["loop"] = f["g/x"], f["labels"], f["/"]
         f["g/back"] = f["g"]
+        f["kind"] = np.dtype([("a", "i2"), ("b", h5py.string_dtype())])
+        f["kind"].attrs["note"] = "type"
         f["soft"], f["out"] = h5py.SoftLink("/labels"), h5py.ExternalLink("o.h5", "/")
         f.create_dataset("outside", (2,), "f4", external=[(str(tmp_path / "raw"), 0, 8)])
     assert other_datasets(source, "/g/x") == ["/g/again", "/g/names", "/outside"]
@@ -731,5 +733,7 @@ def test_copy_others(tmp_path: Path) -> None:
         assert f["loop"] == f["/"]
         assert f["g/back"] == f["g"]
         assert "inner" in f["empty"]
-        assert set(f) == {"g", "labels", "empty", "alias", "loop"}
+        assert f["kind"].dtype == np.dtype([("a", "i2"), ("b", h5py.string_dtype())])
+        assert f["kind"].attrs["note"] == "type"
+        assert set(f) == {"g", "labels", "empty", "alias", "loop", "kind"}
         np.testing.assert_array_equal(f["alias"][...], table())

@@ -159,9 +159,16 @@ def _copy_object(root: h5g.GroupID, target: h5g.GroupID, item: Any, path: str, o
         copy_attributes(item, group, watched)
     elif isinstance(item, h5d.DatasetID) and storage_problem(item):
         return False
+    elif isinstance(item, h5t.TypeID) and not there(
+        name
+    ):  # not by `h5o.copy`, which crashes over one that has a layout
+        check_variable(item)
+        kind = item.copy()
+        kind.commit(target, name)
+        copy_attributes(item, kind, watched)
     elif not there(name):
-        check_variable(item if isinstance(item, h5t.TypeID) else item.get_type())
-        if isinstance(item, h5d.DatasetID) and item.get_space().get_simple_extent_type() == h5s.SIMPLE:
+        check_variable(item.get_type())
+        if item.get_space().get_simple_extent_type() == h5s.SIMPLE:
             check_strings(item, watched, printable(path), STRING_LIMIT)
         h5o.copy(root, name, target, name)
     return True

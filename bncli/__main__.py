@@ -13,6 +13,8 @@ from bncli import interrupts
 def main() -> NoReturn:
     """Run bn; see `bncli.cli.main`."""
     interrupts.watch()
+    # bn leaves BLAS alone; the threads that NumPy's would start cost a tenth of a short run, and spin at the begin of a long one
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from bncli.cli import main as run
 
     try:

@@ -90,12 +90,17 @@ def running(count: Floats, mean: Floats, m2: Floats, ddof: int, momentum_log: fl
     return [k[:1].copy(), *(s[0].copy() for s in statistics)]
 
 
-def shuffle(data: npt.NDArray[np.uint8], size: int, *, undo: bool) -> npt.NDArray[np.uint8] | None:
-    """HDF5's shuffle of the whole elements of `size` bytes in `data`, or its inverse; None where it is not compiled."""
+def shuffle(
+    data: npt.NDArray[np.uint8], size: int, *, undo: bool, out: npt.NDArray[np.uint8] | None = None
+) -> npt.NDArray[np.uint8] | None:
+    """HDF5's shuffle of the whole elements of `size` bytes in `data`, or its inverse; None where it is not compiled.
+
+    It goes into `out`, a contiguous array of as many bytes, where one is given.
+    """
     if not AVAILABLE or sys.byteorder != "little":
         return None
     data = np.ascontiguousarray(data)
-    out = np.empty_like(data)
+    out = np.empty_like(data) if out is None else out
     failed = _call("bn_shuffle", ctypes.c_int(size), ctypes.c_int(undo), data.size // size, data, out)
     return None if failed else out
 

@@ -68,8 +68,12 @@ class Decoder:
         """Return the most bytes that an honest writer stores for one chunk (deflate adds less than 1 in 1000)."""
         return self.chunk_bytes + self.chunk_bytes // 64 + 4096
 
-    def decode(self, stored: npt.NDArray[np.uint8], mask: int) -> npt.NDArray[np.uint8]:
+    def decode(
+        self, stored: npt.NDArray[np.uint8], mask: int, out: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8]:
         """Return the bytes of a chunk; bit i of `mask` says that filter i was left out for it.
+
+        They may be put into `out`, which is returned then, or elsewhere.
 
         Raises
         ------
@@ -79,15 +83,17 @@ class Decoder:
         data = stored
         for position in reversed(range(len(self.filters))):
             if not mask >> position & 1:
-                data = self._undo(position, data)
+                data = self._undo(position, data, None if position else out)
         if data.size != self.chunk_bytes:
             raise ValueError(f"holds {data.size} bytes instead of {self.chunk_bytes}")
         return data
 
-    def _undo(self, position: int, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    def _undo(
+        self, position: int, data: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8] | None
+    ) -> npt.NDArray[np.uint8]:
         code, _, values, _ = self.filters[position]
         if code == SHUFFLE:
-            return unshuffle(data, values[0] if values else 1)
+            return unshuffle(data, values[0] if values else 1, out)
         if code == FLETCHER32:
             return _verified(data)
         size = self.chunk_bytes + 4 * sum(f.code == FLETCHER32 for f in self.filters[:position])
@@ -198,8 +204,12 @@ def _unlzf(data: npt.NDArray[np.uint8], room: int) -> npt.NDArray[np.uint8]:
     return np.frombuffer(plain, np.uint8)
 
 
-def unshuffle(data: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+def unshuffle(
+    data: npt.NDArray[np.uint8], size: int, out: npt.NDArray[np.uint8] | None = None
+) -> npt.NDArray[np.uint8]:
     """Put the bytes of each element together again: stored are all first bytes, then all second bytes and so on.
+
+    Where `out` has room for just these, they may be put there.
 
     >>> unshuffle(np.array([1, 3, 2, 4, 9], np.uint8), 2)
     array([1, 2, 3, 4, 9], dtype=uint8)
@@ -207,7 +217,9 @@ def unshuffle(data: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     count = data.size // size if size > 1 else 0
     if count < 2:
         return data
-    elements = compiled.shuffle(data[: count * size], size, undo=True)
+    elements = compiled.shuffle(
+        data[: count * size], size, undo=True, out=out if out is not None and out.size == count * size else None
+    )
     if elements is None:
         elements = np.empty(count * size, np.uint8)
         for k in range(size):  # a column at a time is six times as fast as the transpose in one go
@@ -364,7 +376,8 @@ class ChunkCache:
     shape : tuple of int
         Of the dataset.
     load : callable
-        Gives the values of the chunk of that number, at least as far as they lie inside the dataset.
+        Gives the values of the chunk of that number, at least as far as they lie inside the dataset. May put them into the
+        array that it is given beside it, if any, of a whole chunk.
     load_part : callable or None
         Fills an array with the values of a chunk from a flat position in it on; for chunks that need no decoding.
     budget : int
@@ -375,7 +388,7 @@ class ChunkCache:
         self,
         table: ChunkTable,
         shape: tuple[int, ...],
-        load: Callable[[int], npt.NDArray[Any]],
+        load: Callable[[int, npt.NDArray[Any] | None], npt.NDArray[Any]],
         load_part: Callable[[int, int, npt.NDArray[Any]], None] | None,
         budget: int,
     ) -> None:
@@ -414,7 +427,10 @@ class ChunkCache:
             self._load_part(number, inside[0].start * (self._full // self._table.chunks[0]), target.reshape(-1))
             return
         else:
-            values = self._load(number)
+            whole = target.size == self._full and target.flags.c_contiguous
+            values = self._load(number, target if whole else None)
+            if values is target:
+                return
             if target.size < self._full and target.size < math.prod(self._extent(number)):  # else all of it was taken
                 self._keep(number, values, spare)
         target[...] = values[inside]

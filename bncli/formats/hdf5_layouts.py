@@ -143,15 +143,18 @@ class Chunked(Reader):
     def _at(self, number: int) -> str:
         return f"{self._where}: chunk at {self._table.start(number)}"
 
-    def _load(self, number: int) -> npt.NDArray[Any]:
-        """Return the values of a chunk in native byte order, of shape `chunks` or less at the edge."""
+    def _load(self, number: int, out: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+        """Return the values of a chunk in native byte order, of shape `chunks` or less at the edge; `out` if they are there."""
         index = self._table.find(number)
         if index < 0:
             return np.full(self._table.chunks, self._fill)
         if self._decoder is None or self._may_be_unfiltered(number, index):
             return self._load_by_h5py(number)
         try:
-            data = self._decoder.decode(self._stored_bytes(number, index), int(self._table.mask[index]))
+            room = out.reshape(-1).view(np.uint8) if out is not None and self._stored.isnative else None
+            data = self._decoder.decode(self._stored_bytes(number, index), int(self._table.mask[index]), room)
+            if data is room and out is not None:
+                return out
         except ValueError as error:
             raise InputError(f"{self._at(number)} {error}; write or copy the file again") from None
         values = data.view(self._stored).reshape(self._table.chunks)

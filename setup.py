@@ -6,7 +6,7 @@ setup(
     ext_modules=[
         Extension(
             "bncli._blocks",
-            ["bncli/_blocks.c", "bncli/_learning.c"],
+            ["bncli/_blocks.c", "bncli/_learning.c", "bncli/_normalizing.c"],
             depends=["bncli/_vectors.h"],
             # the same bits everywhere: no fused multiply-add, no reordering; floating-point traps, which nobody sets, keep
             # GCC from running a choice between two values on vectors

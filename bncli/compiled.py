@@ -1,4 +1,4 @@
-"""The compiled kernel (`_blocks.c`, `_learning.c`), when it was built: the same arithmetic in one pass instead of many.
+"""The compiled kernel (`_blocks.c`, `_normalizing.c`, `_learning.c`), when it was built: the same arithmetic in one pass instead of many.
 
 It is a plain shared library without Python in it, called through ctypes, which lets go of the interpreter's lock.
 `BN_KERNEL=numpy` in the environment does without it.
@@ -118,6 +118,21 @@ def unlzf(data: npt.NDArray[np.uint8], room: int) -> npt.NDArray[np.uint8]:
     if not 0 <= given <= room:
         raise ValueError("its lzf data is damaged" if given < 0 else f"inflates to more than its {room} bytes")
     return out[:given]
+
+
+def normalize(
+    x: npt.NDArray[Any], mean: Floats, scale: Floats, beta: Floats, dtype: np.dtype[Any]
+) -> tuple[npt.NDArray[Any], bool] | None:
+    """(x - mean) * scale + beta, computed in float64 and rounded to `dtype`, and whether all of it is finite.
+
+    x has the shape (R, C, I), the others (C,). None where it is not compiled for these types.
+    """
+    if not (AVAILABLE and dtype in (np.float32, np.float64)):
+        return None
+    x, y = np.ascontiguousarray(x, x.dtype.newbyteorder("=")), np.empty(x.shape, dtype)
+    codes = ctypes.c_int(ord(x.dtype.kind) << 8 | x.dtype.itemsize), ctypes.c_int(dtype.itemsize)
+    found = _call("bn_normalize", *codes, *x.shape, x, *map(np.ascontiguousarray, (mean, scale, beta)), y)
+    return None if found == 2 else (y, not found)
 
 
 def judge(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from bncli import compiled
+from bncli.batchnorm import Affine
 from bncli.formats import hdf5_chunks
 from bncli.moments import Moments, Running, reduce_pairs
 
@@ -126,3 +127,37 @@ def test_lzf_is_undone_alike_and_damage_is_seen_alike(tmp_path: Path, kind: str)
         assert found[0] == found[1]
         outcomes.add(found[0][:8])
     assert len(outcomes) > 2
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("out", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("shape", [(7, 3, 1), (5, 33, 1), (1, 1, 40), (4, 3, 29)])
+def test_test_mode_gives_the_bits_of_numpy(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, out: str, shape: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(1)
+    x = rng.integers(0, 2 if dtype == "?" else 100, shape).astype(dtype)
+    mean, var, gamma, beta = rng.standard_normal((4, shape[1], 1))
+    affine = Affine.of(mean * 30, var**2, gamma, beta, 1e-5)
+    for place in (None, 0, x.size // 2, x.size - 1):
+        if place is not None and x.dtype.kind != "f":
+            break
+        for value in (np.nan, np.inf, -np.inf):
+            given = x.copy()
+            if place is not None:
+                given.reshape(-1)[place] = value
+            found, finite = affine.normalize_to(given, np.dtype(out))
+            with monkeypatch.context() as patch:
+                patch.setattr(compiled, "AVAILABLE", False)
+                expected, all_finite = affine.normalize_to(given, np.dtype(out))
+            assert found.dtype == expected.dtype
+            assert np.array_equal(found, expected, equal_nan=True)
+            assert finite == all_finite == (place is None)
+
+
+def test_a_result_too_large_for_its_type_is_not_finite() -> None:
+    one = np.ones((1, 1))
+    affine = Affine.of(0 * one, one, 1e30 * one, 0 * one, 0.0)
+    x = np.array([[[1.0, 1e9, 1.0]]])
+    assert not affine.normalize_to(x, np.dtype("f4"))[1]
+    assert affine.normalize_to(x, np.dtype("f8"))[1]

@@ -333,37 +333,35 @@ class Transform:
             constant, only = np.flatnonzero(found), self._only[place[found]]
         else:
             x = x.reshape(-1, layout.features, layout.positions)
-        y = affine.denormalize(x) if self._inverse else affine.normalize(x)
         counts: Counter[str] = Counter()
-        if self._missing.fill is not None:
-            missing = ~present(x, self._missing)
-            y[missing] = np.nan
-            counts["filled"] = int(np.count_nonzero(missing))
-        result = round_to(y, self._dtype)
-        self._count(x, result, affine, constant, only, counts)
-        return result.reshape(-1), counts
-
-    def _count(
-        self,
-        x: npt.NDArray[Any],
-        result: npt.NDArray[Any],
-        affine: Affine,
-        constant: npt.NDArray[np.intp],
-        only: npt.NDArray[np.float64],
-        counts: Counter[str],
-    ) -> None:
-        if not np.isfinite(result).all():  # rare, so one pass over the result is the common cost
-            counts["overflowed"] = int(np.count_nonzero(overflowed(x, result)))
-            bad = ~np.isfinite(x)
+        if affine is self._affine and not self._inverse and self._missing.fill is None:
+            result, finite = affine.normalize_to(x, self._dtype)
+        else:
+            y = affine.denormalize(x) if self._inverse else affine.normalize(x)
             if self._missing.fill is not None:
-                bad &= present(x, self._missing)
-            counts["non_finite"] = int(np.count_nonzero(bad))
-            counts["undefined"] = int(np.isnan(affine.mean + affine.sd).sum()) * (x.size // x.shape[1])
+                missing = ~present(x, self._missing)
+                y[missing] = np.nan
+                counts["filled"] = int(np.count_nonzero(missing))
+            result = round_to(y, self._dtype)
+            finite = bool(np.isfinite(result).all())
+        if not finite:
+            self._count_not_finite(x, result, affine, counts)
         if constant.size:
             differs = (x[:, constant] != only) & np.isfinite(x[:, constant])
             if self._missing.fill is not None:
                 differs &= present(x[:, constant], self._missing)
             counts["blown_up"] = int(np.count_nonzero(differs))
+        return result.reshape(-1), counts
+
+    def _count_not_finite(
+        self, x: npt.NDArray[Any], result: npt.NDArray[Any], affine: Affine, counts: Counter[str]
+    ) -> None:
+        counts["overflowed"] = int(np.count_nonzero(overflowed(x, result)))
+        bad = ~np.isfinite(x)
+        if self._missing.fill is not None:
+            bad &= present(x, self._missing)
+        counts["non_finite"] = int(np.count_nonzero(bad))
+        counts["undefined"] = int(np.isnan(affine.mean + affine.sd).sum()) * (x.size // x.shape[1])
 
 
 def _open_sink(job: Job, temporary: str, spec: ApplySpec) -> Sink:

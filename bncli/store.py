@@ -41,8 +41,8 @@ def pack(arrays: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, Value]
     with h5py.File("stats", "w", driver="core", backing_store=False) as file:
         for name, array in arrays.items():
             is_text = array.dtype.kind == "S"
-            dtype = h5py.string_dtype("utf-8", array.dtype.itemsize) if is_text else array.dtype
-            file.create_dataset(name, data=array.astype(dtype), track_times=False)
+            values = array.astype(h5py.string_dtype("utf-8", array.dtype.itemsize)) if is_text else array
+            file.create_dataset(name, data=values, track_times=False)
         for name, value in attributes.items():
             file.attrs[name] = np.array(value, np.int64) if isinstance(value, tuple) else value
         file.attrs[DIGEST] = digest(arrays, attributes)
@@ -104,9 +104,9 @@ def digest(arrays: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, Valu
     """SHA-256 over name, shape, little-endian type and bytes of everything, in sorted order, in hexadecimal."""
     sha = hashlib.sha256()
     for name, array in sorted(arrays.items()):
-        little = np.asarray(array, order="C").astype(array.dtype.newbyteorder("<"))
+        little = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(array.shape)
         sha.update(json.dumps(["dataset", name, list(array.shape), little.dtype.str]).encode())
-        sha.update(little.tobytes())
+        sha.update(little.reshape(-1).view(np.uint8).data)
     for name, value in sorted(attributes.items()):
         # repr of a float names it exactly
         sha.update(json.dumps(["attribute", name, type(value).__name__, repr(value)]).encode())
@@ -119,7 +119,7 @@ def sealed(image: bytes) -> bytes:
     The digest is of the content, and survives a copy by another tool; but to check it HDF5 has to read the file, and
     over some damaged bytes it loops for ever. The seal is checked first; a file without one is read all the same.
     """
-    return image + SEAL + hashlib.sha256(image).hexdigest().encode() + b"\n"
+    return image + (SEAL + hashlib.sha256(image).hexdigest().encode() + b"\n")
 
 
 def _is_sealed(path: str) -> bool:

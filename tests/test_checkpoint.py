@@ -396,6 +396,31 @@ def test_three_differences_are_named(here: Path) -> None:
         fitted(resume=True, momentum=0.5, eps=1, ddof=1, batch_size=3, init="zeros")
 
 
+@pytest.mark.parametrize(("at_most", "kept"), [(16, True), (15, False)])
+def test_a_large_state_is_not_saved_when_the_process_is_stopped(
+    here: Path, monkeypatch: pytest.MonkeyPatch, at_most: int, kept: bool
+) -> None:
+    """The process has to end within a second; what was saved before stays."""
+    monkeypatch.setattr(checkpoint, "AT_STOP", at_most)
+    monkeypatch.setattr(checkpoint, "EVERY", 600.0)
+    with Keeper("z", {}, resume=False) as keeper:
+        keeper.offer(lambda: ({"a": np.zeros(2)}, {}), "two numbers")
+        assert keeper._stopped() == ("continue with --resume (z.checkpoint keeps two numbers)" if kept else None)
+        assert os.path.exists("z.checkpoint") == kept
+
+
+def test_learning_goes_on_only_from_the_end_of_a_run(here: Path) -> None:
+    x = np.random.default_rng(3).standard_normal((200, 4))
+    save(here / "x.npy", x)
+    save(here / "y.npy", (x[:, 0] > 0).astype("i8"))
+    options = {"nan": "error", "target": "y.npy", "epochs": 2, "batch_size": 5}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bncli.engine.lesson.RUN_BATCHES", 4)
+        stopped_fit(1, **options)
+    with pytest.raises(InputError, match="a damaged checkpoint"):
+        fitted(resume=True, **options)
+
+
 # --- what is damaged, newer, or no checkpoint
 
 

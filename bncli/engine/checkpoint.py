@@ -43,6 +43,7 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n\0"
 FORMAT_VERSION = 1
 EVERY = 10.0  # seconds between checkpoints
 SHARE = 20  # one that takes long to write comes less often: it takes at most 1/20 of the time
+AT_STOP = 96 << 20  # bytes of a state that is saved when the process is stopped: it has to end within a second
 SIZE_LIMIT = 16 << 30
 NAMED = 3  # differences in a message
 OWN = ("format", "format_version", "bncli", "fingerprint", "done")
@@ -172,19 +173,21 @@ class Keeper:
         self._due = time.monotonic() + max(EVERY, SHARE * took)
 
     def _stopped(self) -> str | None:
-        """Save what was offered last; returns how to go on."""
+        """Save what was offered last, unless that takes too long; returns how to go on."""
         with contextlib.suppress(BnError, OSError, MemoryError):  # what was saved before is still there
-            self._save()
+            self._save(at_most=AT_STOP)
         return self._way_on() if self._kept else None
 
     def _way_on(self) -> str:
         return f"continue with --resume ({printable(self.path)} keeps {self._kept})"
 
-    def _save(self) -> None:
+    def _save(self, at_most: int | None = None) -> None:
         offered = self._offered
         if offered is None:
             return
         arrays, attributes = offered[0]()
+        if at_most is not None and sum(array.nbytes for array in arrays.values()) > at_most:
+            return
         own: dict[str, store.Value] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,

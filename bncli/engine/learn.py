@@ -131,6 +131,8 @@ class Course:
         course = cls.unpack(arrays, attributes, fold)
         if course.learned.values.size != lesson.model.size or (course.fixed is None) != (not lesson.plan.order.held):
             raise ValueError("of another model")
+        if course.batch % lesson.plan.run and course.batch < lesson.plan.batches:
+            raise ValueError("in the middle of a run")
         return course
 
 

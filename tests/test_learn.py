@@ -18,7 +18,7 @@ from helpers import ANY_ADVICE, advised, peer
 import bncli
 from bncli import Stats, affine
 from bncli.advice import BnWarning
-from bncli.engine import learn, lesson
+from bncli.engine import lesson, workers
 from bncli.engine.learn import Classroom, Course
 from bncli.engine.lesson import Lesson, Plan, open_target
 from bncli.engine.local import make_spec
@@ -401,6 +401,17 @@ def test_samples_seen_before_are_told_along_a_chain(tmp_path: Path) -> None:
     fit(x, **same, like=first)  # nothing else is told
 
 
+@pytest.mark.parametrize("parameter", ["gamma", "beta"])
+def test_samples_seen_by_those_who_learned_gamma_or_beta_are_told(tmp_path: Path, parameter: str) -> None:
+    x, labels = classified()
+    first = str(tmp_path / "1.bn.h5")
+    same: dict[str, Any] = {"target": labels, "epochs": 1, "holdout": 0.2}
+    fit(x, **same).save(first)
+    fit(x, **same, **{parameter: first})  # nothing is told: the same samples are held out
+    with pytest.warns(BnWarning, match="--gamma or --beta learned may come from samples that are held out now"):
+        bncli.fit(x, **same, seed=1, **{parameter: first})
+
+
 def test_without_a_hold_out_there_is_no_held_out_loss() -> None:
     x, labels = classified()
     learning = fit(x, target=labels, epochs=2).as_dict()["learning"]
@@ -554,7 +565,7 @@ def test_a_held_out_loss_that_is_not_finite_is_refused() -> None:
 
 
 def test_reading_ahead_changes_nothing_and_stops_with_the_loop() -> None:
-    assert list(learn.ahead(lambda i: i * i, range(5), 0)) == list(learn.ahead(lambda i: i * i, range(5), 3))
-    taken = learn.ahead(lambda i: 1 // (3 - i), range(9), 2)
+    assert list(workers.ahead(lambda i: i * i, range(5), 0)) == list(workers.ahead(lambda i: i * i, range(5), 3))
+    taken = workers.ahead(lambda i: 1 // (3 - i), range(9), 2)
     with pytest.raises(ZeroDivisionError):
         list(taken)

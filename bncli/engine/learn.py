@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,20 +14,17 @@ import numpy.typing as npt
 
 from bncli.advice import BnWarning
 from bncli.affine import Judged, Training, judge
+from bncli.engine.batches import Batch, Reader
 from bncli.engine.checkpoint import Arrays, Keeper, Parts
-from bncli.engine.fold import Fold, holds_large_integers, segment_moments, statistics
+from bncli.engine.fold import Fold, statistics
 from bncli.engine.lesson import Lesson, Plan, open_target
-from bncli.engine.plan import Conventions, FitSpec, Progress, Segment
-from bncli.engine.workers import ahead, available
+from bncli.engine.plan import Conventions, FitSpec, Progress
+from bncli.engine.workers import available
 from bncli.errors import InputError, printable
-from bncli.formats.drawn import Drawn
 from bncli.formats.joined import Joined
-from bncli.kernels import Missing
-from bncli.layout import Layout, Values
-from bncli.moments import Moments
-from bncli.stats import Learned
-
-AHEAD_BYTES = 16 << 20  # of batches that are read ahead
+from bncli.layout import Layout
+from bncli.stats import Learned, load
+from bncli.store import is_packed
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -136,19 +132,6 @@ class Course:
         return course
 
 
-class Batch(NamedTuple):
-    """A batch as it was read: its samples and their targets, mean and variance of its features.
-
-    The last batch of a run also has the fold of all so far; the others have None.
-    """
-
-    x: Array
-    goals: Array
-    mean: Floats
-    var: Floats
-    fold: Fold | None
-
-
 @dataclass(frozen=True)
 class Classroom:
     """A lesson with the data and the target that it reads.
@@ -183,9 +166,7 @@ class Classroom:
         """
         course, plan = start or Course.begin(self.lesson), self.lesson.plan
         while course.epoch < plan.epochs:
-            count = self.batches(course.epoch)
-            reader = _Reader(self, course.epoch, course.fold)
-            for batch in self._read(reader, range(course.batch, count)):
+            for batch in self._reader(course.epoch, course.fold).batches(course.batch):
                 course = self._step(course, batch)
                 if batch.fold:
                     yield course
@@ -196,23 +177,8 @@ class Classroom:
         """Held-out loss of the head that was trained with gamma 1 and beta 0; NaN without a hold-out."""
         return self._examine(course, course.fixed)[0] if course.fixed else math.nan
 
-    def batches(self, epoch: int) -> int:
-        """Batches to read: in the first epoch also a last one that is too small to train, for the population."""
-        plan = self.lesson.plan
-        return plan.batches if epoch else -(-plan.order.count // plan.batch_size)
-
-    def _read(self, reader: _Reader, numbers: range) -> Iterator[Batch]:
-        """Batches in order, some of them read ahead by a thread of its own."""
-        room = max(1, min(AHEAD_BYTES, self.budget // 8) // reader.batch_bytes)
-        run = self.lesson.plan.run
-        at_once = max(1, min(run, room // 2))
-        parts = [
-            range(first, min(first + at_once, start + run, numbers.stop))
-            for start in range(numbers.start, numbers.stop, run)
-            for first in range(start, min(start + run, numbers.stop), at_once)
-        ]
-        most = max(1, room // at_once) if self.threads > 1 else 0
-        return chain.from_iterable(ahead(reader.batches, parts, most))
+    def _reader(self, epoch: int | None, fold: Fold) -> Reader:
+        return Reader(self.lesson, self.data, self.targets, self.conventions, self.budget, self.threads, epoch, fold)
 
     def _step(self, course: Course, batch: Batch) -> Course:
         lesson, count = self.lesson, len(batch.x)
@@ -257,8 +223,7 @@ class Classroom:
         """Loss and accuracy of the samples held out, in test mode with the running statistics as they would be stored."""
         mean, var = statistics(course.fold, self.conventions)
         held, loss, correct = self.lesson.plan.order.held, 0.0, 0
-        reader = _Reader(self, None, course.fold)
-        for batch in self._read(reader, range(-(-held // reader.samples))):
+        for batch in self._reader(None, course.fold).batches():
             with np.errstate(over="ignore", invalid="ignore"):
                 judged = judge(self.lesson.model, training.values, batch.x, mean, var, batch.goals)
             if not math.isfinite(judged.loss):
@@ -280,94 +245,6 @@ class Classroom:
         return DivergenceError(
             f"{where} {found}; most likely {rate} is too high (try a tenth of it), or the targets are too large"
         )
-
-
-class _Reader:
-    """Reads batches of an epoch, or, without one, of the samples held out."""
-
-    def __init__(self, room: Classroom, epoch: int | None, fold: Fold) -> None:
-        order, lesson = room.lesson.plan.order, room.lesson
-        self._lesson, self._layout = lesson, lesson.model.layout
-
-        @lru_cache(1)  # the data's are the target's
-        def indices(first: int, count: int) -> npt.NDArray[np.int64]:
-            return order.held_out(first, count) if epoch is None else order.indices(first, count, epoch)
-
-        self._count = order.held if epoch is None else order.count
-        self._x, self._goals = (
-            Drawn(source, indices, self._count, order.window, room.budget // 2) for source in (room.data, room.targets)
-        )
-        self._conventions, self._epoch, self._fold = room.conventions, epoch, fold
-        self._stop = room.lesson.plan.batches if epoch is None else room.batches(epoch)
-        self._pending: list[Moments] = []  # of the batches of the run that is not complete
-        self.samples = lesson.plan.batch_size
-        self.batch_bytes = sum(self.samples * d.sample_size * d.dtype.itemsize for d in (room.data, room.targets))
-
-    def batches(self, numbers: range) -> list[Batch]:
-        """Batches of one run; to be asked for in order. Raises InputError naming the sample where a value is not finite."""
-        first = numbers.start * self.samples
-        count = min(len(numbers) * self.samples, self._count - first)
-        x, goals = (
-            d.read(first * d.sample_size, count * d.sample_size).reshape(count, *d.shape[1:]).copy()
-            for d in (self._x, self._goals)
-        )
-        moments = self._moments(x, first)
-        _check_finite(self._goals, goals, first)
-        goals, mean, var = self._lesson.goals(goals), moments.mean, moments.variance()
-        fold = self._folded(numbers, moments) if self._epoch is not None else None
-        cuts = range(0, count, self.samples)
-        return [
-            Batch(
-                x[at:][: self.samples],
-                goals[at:][: self.samples],
-                mean[i],
-                var[i],
-                fold if i + 1 == len(cuts) else None,
-            )
-            for i, at in enumerate(cuts)
-        ]
-
-    def _moments(self, x: Array, first: int) -> Moments:
-        """Moments of shape (batches, C) of samples whose first is at position `first`."""
-        flat, size = x.reshape(-1), self._layout.sample_size
-        whole, rest = divmod(len(x), self.samples)
-        parts = []
-        for start, batches, samples in ((0, whole, self.samples), (whole * self.samples, 1, rest)):
-            if batches and samples:
-                values = Values(lambda at, count: flat[at : at + count], start=start * size)
-                parts.append(self._layout.moments(values, batches, samples, Missing()))
-                if not np.isfinite(parts[-1].m2).all():  # this raises, and says where
-                    segment = Segment(first + start, batches, samples)
-                    segment_moments(self._x, self._layout, segment, Missing(), "leave such samples out")
-        return Moments.concatenate(parts)
-
-    def _folded(self, numbers: range, moments: Moments) -> Fold | None:
-        """The fold of all so far where the run is complete; the population is counted in the first epoch alone."""
-        self._pending.append(moments)
-        run = self._lesson.plan.run
-        if numbers.stop % run and numbers.stop != self._stop:
-            return None
-        batches, self._pending = Moments.concatenate(self._pending), []
-        start = (numbers.stop - 1) // run * run * self.samples
-        samples = min(numbers.stop * self.samples, self._count) - start
-        part, momentum = Fold.of(batches, samples, self._conventions), self._conventions.momentum
-        if self._epoch:
-            running = self._fold.running.merge(part.running, momentum)
-            self._fold = replace(self._fold, running=running, batches=self._fold.batches + part.batches)
-        else:
-            rounded = holds_large_integers(self._x, Segment(start, 1, samples), part.population)
-            self._fold = self._fold.join(replace(part, rounded=rounded), momentum)
-        return self._fold
-
-
-def _check_finite(targets: Drawn, values: Array, first: int) -> None:
-    if values.dtype.kind != "f" or np.isfinite(values).all():
-        return
-    place = int(np.flatnonzero(~np.isfinite(values.reshape(-1)))[0])
-    address, sample = targets.locate(first * targets.sample_size + place)
-    raise InputError(
-        f"{printable(address)}: sample {sample} is {values.reshape(-1)[place]}; a target has to be finite: leave such samples out"
-    )
 
 
 def learn(
@@ -395,7 +272,7 @@ def learn(
         plan = Plan.of(spec, data, layout, targets)
         before = spec.reference.learned if spec.reference else None
         lesson = Lesson.of(plan, layout, targets, conventions.eps, gamma, beta, before, spec.max_memory)
-        seen = _may_have_seen(plan, spec, before)
+        seen = any(_may_have_seen(plan, spec, learned) for learned in _taught_before(spec))
         if seen and plan.order.held:
             _tell_seen()
         room = Classroom(lesson, data, targets, conventions, spec.max_memory, spec.workers or available())
@@ -427,10 +304,16 @@ def learn(
     return course.fold, parameters.gamma, parameters.beta, learned
 
 
-def _may_have_seen(plan: Plan, spec: FitSpec, before: Learned | None) -> bool:
+def _taught_before(spec: FitSpec) -> Iterator[Learned]:
+    """What gamma, beta and the head may have been learned by before, in runs whose stats files are given."""
+    files = [v for v in (spec.gamma, spec.beta) if isinstance(v, str) and os.path.isfile(v) and is_packed(v)]
+    for stats in (spec.reference, *map(load, files)):
+        if stats and stats.learned:
+            yield stats.learned
+
+
+def _may_have_seen(plan: Plan, spec: FitSpec, before: Learned) -> bool:
     """Whether samples that are held out now may be among those that were learned from before, in any earlier run."""
-    if not before:
-        return False
     then, rows = before.settings, list(spec.rows)
     drawn = {"seed": plan.order.seed, "holdout": plan.order.holdout}
     return then.get("seen", False) or then.get("rows", rows) != rows or any(then.get(k) != v for k, v in drawn.items())
@@ -438,8 +321,8 @@ def _may_have_seen(plan: Plan, spec: FitSpec, before: Learned | None) -> bool:
 
 def _tell_seen() -> None:
     warnings.warn(
-        "what --like learned may come from samples that are held out now, and the held-out loss then says too little: "
-        "give the --holdout, --seed and --rows of that run, or other data",
+        "what --like, --gamma or --beta learned may come from samples that are held out now, and the held-out loss then says too "
+        "little: give the --holdout, --seed and --rows of that run, or other data",
         BnWarning,
         stacklevel=4,
     )

@@ -18,7 +18,8 @@ from helpers import ANY_ADVICE, advised, peer
 import bncli
 from bncli import Stats, affine
 from bncli.advice import BnWarning
-from bncli.engine import lesson, workers
+from bncli.engine import lesson
+from bncli.engine.workers import ahead
 from bncli.engine.learn import Classroom, Course
 from bncli.engine.lesson import Lesson, Plan, open_target
 from bncli.engine.local import make_spec
@@ -565,7 +566,7 @@ def test_a_held_out_loss_that_is_not_finite_is_refused() -> None:
 
 
 def test_reading_ahead_changes_nothing_and_stops_with_the_loop() -> None:
-    assert list(workers.ahead(lambda i: i * i, range(5), 0)) == list(workers.ahead(lambda i: i * i, range(5), 3))
-    taken = workers.ahead(lambda i: 1 // (3 - i), range(9), 2)
+    assert list(ahead(lambda i: i * i, range(5), 0)) == list(ahead(lambda i: i * i, range(5), 3))
+    taken = ahead(lambda i: 1 // (3 - i), range(9), 2)
     with pytest.raises(ZeroDivisionError):
         list(taken)

@@ -1,4 +1,4 @@
-"""The loop of learning: batches are read ahead in their drawn order, each takes one step, and its moments are folded."""
+"""The loop of learning: each batch takes one step, and what has been learned is kept after each run of them."""
 
 from __future__ import annotations
 

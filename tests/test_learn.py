@@ -19,11 +19,11 @@ import bncli
 from bncli import Stats, affine
 from bncli.advice import BnWarning
 from bncli.engine import lesson
-from bncli.engine.workers import ahead
 from bncli.engine.learn import Classroom, Course
 from bncli.engine.lesson import Lesson, Plan, open_target
 from bncli.engine.local import make_spec
 from bncli.engine.order import Order
+from bncli.engine.workers import ahead
 from bncli.errors import InputError, MismatchError, UsageError
 from bncli.formats.joined import Joined
 from bncli.layout import Layout

@@ -16,6 +16,7 @@ from bncli import interrupts
 from bncli.errors import InputError, OutputExistsError, WriteError, printable
 
 SUFFIX = ".tmp"
+BEGUN_BYTES = 32 << 20  # that the system is asked to write to disk at a time
 MOST_LOCKED = 256  # of the outputs of one run; every lock is an open file
 
 
@@ -186,11 +187,19 @@ def reserve(fd: int, size: int) -> None:
             raise
 
 
-def begin_writing(fd: int, start: int, stop: int) -> None:
-    """Have the system begin to write these bytes of a file to disk, so that there is less to wait for at the end."""
-    if hasattr(os, "posix_fadvise"):
+class Ahead:
+    """Has the system write a growing file to disk while it grows, so that there is less to wait for at the end."""
+
+    def __init__(self) -> None:
+        self._begun = 0
+
+    def grown(self, fd: int, size: int) -> None:
+        """Take note of the file's size; what was added is begun to be written when it is enough."""
+        if size - self._begun < BEGUN_BYTES or not hasattr(os, "posix_fadvise"):
+            return
         with contextlib.suppress(OSError):  # a hint; what fails to be written is told by the sync
-            os.posix_fadvise(fd, start, stop - start, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(fd, self._begun, size - self._begun, os.POSIX_FADV_DONTNEED)
+        self._begun = size
 
 
 def fill(temporary: str, content: bytes) -> None:

@@ -33,6 +33,7 @@ class Disk(io.RawIOBase):
     def __init__(self, path: str) -> None:
         super().__init__()
         self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed by close
+        self._ahead = files.Ahead()
         self.failure: BaseException | None = None
 
     def write(self, data: Any) -> int:
@@ -42,6 +43,7 @@ class Disk(io.RawIOBase):
         try:
             while len(rest) and self.failure is None:
                 rest = rest[self._file.write(rest) :]
+            self._ahead.grown(self._file.fileno(), self._file.tell())
         except BaseException as error:  # also an interrupt: it must not unwind through HDF5
             self.failure = error.with_traceback(None)  # whose frames hold HDF5's objects
         return size

@@ -24,7 +24,6 @@ from bncli.kernels import Place
 
 MAGIC = b"\x93NUMPY"
 HEADER_LIMIT = 64 << 10
-BEGUN_BYTES = 32 << 20  # that the system is told to write to disk at a time
 _LENGTH_FORMAT = {(1, 0): "<H", (2, 0): "<I", (3, 0): "<I"}
 _NARROW_FLOATS = {"V1": "float8", "V2": "bfloat16"}
 
@@ -166,7 +165,7 @@ class NpySink:
         np.lib.format.write_array_header_1_0(
             header, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         )
-        self._done = self._begun = 0  # bytes written, and those of them that the system was told to write to disk
+        self._ahead = files.Ahead()
         try:
             files.reserve(self._file.fileno(), len(header.getvalue()) + math.prod(shape) * dtype.itemsize)
             self._write(header.getvalue())
@@ -190,12 +189,8 @@ class NpySink:
     def _write(self, content: bytes | memoryview) -> None:
         rest = memoryview(content)
         while len(rest):
-            written = self._file.write(rest)
-            self._done += written
-            rest = rest[written:]
-        if self._done - self._begun >= BEGUN_BYTES:
-            files.begin_writing(self._file.fileno(), self._begun, self._done)
-            self._begun = self._done
+            rest = rest[self._file.write(rest) :]
+        self._ahead.grown(self._file.fileno(), self._file.tell())
 
 
 def _read_header(file: RegularFile) -> tuple[int, np.dtype[Any], bool, tuple[int, ...]]:

@@ -469,6 +469,17 @@ def test_texts_that_claim_gigabytes(here: Path, options: dict[str, Any], libver:
     assert refused >= (4 if "compression" in options else 12)
 
 
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_texts_of_letters_that_claim_gigabytes(here: Path, monkeypatch: pytest.MonkeyPatch, libver: str) -> None:
+    """As a damaged type may have it: a letter of 2^30 bytes is what HDF5 makes room for, whatever the heap says."""
+    with h5py.File("x.h5", "w", libver=libver) as file:
+        file["x"] = X
+        file["x"].attrs["feature_names"] = [f"feature number {i}" for i in range(4)]
+    good("fit", "x.h5::/x", "-o", "w.bn.h5")
+    monkeypatch.setattr(hdf5_file, "element_bytes", lambda kind: 1 << 30)
+    check_refused(3, ["fit", "x.h5::/x", "-o", "n.bn.h5"], "its texts claim")
+
+
 def test_a_source_of_a_virtual_dataset_that_changes_during_the_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_h5(here / "s.h5", X)
     virtual_file(here / "v.h5", [(..., "s.h5", "x", (16, 4), ...)], (16, 4))

@@ -75,8 +75,8 @@ class Watched(io.RawIOBase):
                     fields = content[max(0, match.start() - head) :][:8]
                     version, _, *sizes = struct.unpack("<BBHHH", fields.ljust(8))
                     if version in versions and sizes[0] == len(name):
-                        unit = 8 if version == 1 else 1
-                        place = first + match.start() + sum(-(-size // unit) * unit for size in sizes)
+                        padded = 8 if version == 1 else 1
+                        place = first + match.start() + sum(-(-size // padded) * padded for size in sizes)
                         self.check_texts(os.pread(self.raw.fd, math.prod(attribute.shape) * width, place), width, unit)
 
     def check_texts(self, references: bytes, width: int, unit: int) -> None:

@@ -181,7 +181,7 @@ INLINE void look_##T(const TYPE *x, size rows, size stride, double sum, double s
     }                                                                                                                  \
     if (*m2 < TINY)                                                                                                    \
         for (size r = 1; r < rows; r++)                                                                                \
-            if (x[r * stride] != x[0]) { *m2 = NAN; return; } /* the squares vanished although the values vary */      \
+            if ((double)x[r * stride] != (double)x[0]) { *m2 = NAN; return; } /* the squares vanished: values vary */ \
 }                                                                                                                      \
 STRIP(4, T, TYPE)                                                                                                      \
 STRIP(2, T, TYPE)                                                                                                      \

@@ -206,9 +206,8 @@ def _add_compiled(
     sample = (layout.rows_per_sample, layout.features, layout.positions)
     problem = (*codes, *sample, model.outputs)
     total, correct = compiled.judge(problem, samples, x, statistics, values, target, gradient, model.samples_at_once)
-    return total / (
-        samples if model.loss == "cross-entropy" else samples * (model.outputs or layout.sample_size)
-    ), correct
+    terms = samples if model.loss == "cross-entropy" else samples * (model.outputs or layout.sample_size)
+    return total / terms, correct
 
 
 def _add(

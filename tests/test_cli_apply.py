@@ -274,3 +274,15 @@ def test_help_has_both_formulas() -> None:
     result = good("apply", "--help")
     assert "y = gamma * (x - mean) / sqrt(var + eps) + beta" in result.out
     assert "x = (y - beta) / gamma * sqrt(var + eps) + mean" in result.out
+
+
+def test_what_refers_to_other_objects_is_told(here: Path) -> None:
+    with h5py.File("d.h5", "w") as file:
+        file["x"], file["labels"] = table(20), np.arange(20)
+        file["x"].attrs["see"] = file["labels"].ref
+        file["out"] = h5py.ExternalLink("other.h5", "/x")
+    result = good("apply", "train.bn.h5", "d.h5::/x", "-o", "y.h5", "--copy-others")
+    told = "not kept, since they refer to other objects or files: d.h5::/x@see, d.h5::/out"
+    assert told in result.out
+    result = good("apply", "train.bn.h5", "d.h5::/x", "-o", "y.h5", "-f", "--copy-others", "--json")
+    assert json.loads(result.out)["dropped"] == ["d.h5::/x@see", "d.h5::/out"]

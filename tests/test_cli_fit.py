@@ -521,3 +521,20 @@ def test_examples_in_help_stand_on_their_own_lines() -> None:
         assert lines[start + 1].startswith(f"    bn {command} ")
         assert not any("\\b" in line or "\b" in line for line in lines)
     assert any(line.startswith("  bn apply train.bn.h5 new.npy") for line in good("--help").out.splitlines())
+
+
+def test_a_dry_run_prints_no_record(here: Path) -> None:
+    save(here / "x.npy", table())
+    with untouched(here):
+        check_refused(2, ["fit", "x.npy", "-n", "--json"], "leave out --json")
+
+
+@pytest.mark.parametrize(
+    "args", [["fit", "x.npy"], ["apply", "s.bn.h5", "x.npy"], ["merge", "s.bn.h5"], ["export", "s.bn.h5"]]
+)
+def test_an_empty_output_is_a_mistake(here: Path, args: list[str]) -> None:
+    """As an unset variable of a shell gives it: the default output is not what was meant."""
+    save(here / "x.npy", table())
+    good("fit", "x.npy", "-o", "s.bn.h5")
+    with untouched(here):
+        check_refused(2, [*args, "-o", "", "-f"], "an empty name; give a path", lines=4)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 from pathlib import Path
+from typing import Any
 
 import helpers
 import numpy as np
@@ -150,3 +152,19 @@ def test_nothing_of_a_window_is_given_when_reading_it_failed(tmp_path: Path) -> 
                 view.read(4, 2)
             with pytest.raises(InputError):
                 view.read(0, 4)
+
+
+def test_a_read_that_fails_is_an_error_of_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where samples are read straight to their places."""
+    path = tmp_path / "x.npy"
+    np.save(path, np.random.default_rng(0).standard_normal((300, 64)))
+    monkeypatch.setattr("bncli.compiled.AVAILABLE", False)  # which reads by itself
+    with Joined([str(path)], budget=1 << 24) as data:
+        source = Drawn(data, lambda first, count: np.arange(first, first + count), 300, 300, 1 << 24)
+
+        def fails(fd: int, buffers: Any, offset: int) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(os, "preadv", fails)
+        with pytest.raises(InputError, match=r"x\.npy: reading failed at byte 0: Input/output error"):
+            source.read(0, 64 * 300)

@@ -732,3 +732,32 @@ class TestWhatPythonUsersPass:
     def test_options_of_the_wrong_kind_are_usage_errors(self, options: dict[str, object]) -> None:
         with pytest.raises(UsageError):
             fit(np.arange(6.0).reshape(3, 2), **options)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_integers_that_are_one_number_in_float64(workers: int) -> None:
+    """Timestamps in ns: within a block they round to one float64, and the spread is between the blocks."""
+    near = 1_700_000_000_000_000_000 + np.arange(256) % 50
+    for x in (near, np.concatenate([near, near + 10**12 * np.arange(256)])):
+        with advised(*ANY_ADVICE, "beyond 2"):
+            stats = bncli.fit(x[:, None], batch_size=64, workers=workers)
+        truth = exact(x.astype(np.float64))
+        assert stats.population_mean[0] == float(truth.mean)
+        assert stats.population_var[0] == pytest.approx(float(truth.variance), rel=1e-14)
+
+
+@pytest.mark.parametrize("options", [{}, {"target": np.arange(400) % 2, "shuffle": False}, {"shuffle": True}])
+def test_a_value_too_large_to_square_is_named(tmp_path: Path, options: dict[str, Any]) -> None:
+    x = np.random.default_rng(0).standard_normal((400, 3))
+    x[250, 1] = -1e200
+    paths = write_parts(tmp_path, x, [0, 200, 400])
+    with advised(*ANY_ADVICE), pytest.raises(InputError, match=r"feature 1 has the magnitude 1e\+200") as caught:
+        bncli.fit(paths, batch_size=32, **options)
+    assert str(caught.value).startswith(paths[1])
+    assert ": sample 50, feature 1 has" in str(caught.value)
+
+
+def test_values_too_close_to_square_are_named() -> None:
+    x = np.tile([[1e-200, 1.0], [2e-200, 3.0]], (20, 1))
+    with advised(*ANY_ADVICE), pytest.raises(InputError, match=r"feature 0: its values about sample 0 are too close"):
+        bncli.fit(x, batch_size=8)

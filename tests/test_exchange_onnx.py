@@ -330,3 +330,11 @@ def test_the_checksum(onnx: Any, tmp_path: Path) -> None:
     parts[-1].ClearField("doc_string")
     onnx.save(model, path)
     assert exchange.read(path).gamma[0] == changed[0]
+
+
+def test_a_layer_that_divides_by_0_is_refused(tmp_path: Path) -> None:
+    peer("onnx")
+    x = data((30, 2))
+    x[:, 1] = 0.1
+    with pytest.raises(MismatchError, match="feature 1 has a variance and an eps of 0, which bn scales by 1"):
+        exchange.write(fitted(x, eps=0.0), str(tmp_path / "x.onnx"))

@@ -333,3 +333,18 @@ def test_no_layer_of_six_dimensions(torch: Any, tmp_path: Path) -> None:
     layer = module(torch, x.reshape(20, 3, 16), 1e-5)
     layer.load_state_dict(torch.load(tmp_path / "x.pt", weights_only=True))
     check_agrees(inference(torch, layer, x.reshape(20, 3, 16)).reshape(x.shape), stats, x)
+
+
+def test_a_layer_whose_shapes_differ_is_not_passed_over(tmp_path: Path) -> None:
+    """It counts as one of several, and is refused by name."""
+    torch = peer("torch")
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.BatchNorm1d(4))
+    state = net.state_dict()
+    state["0.running_var"] = torch.ones(3)
+    path = str(tmp_path / "x.pt")
+    torch.save(state, path)
+    with pytest.raises(UsageError, match="--layer"):
+        exchange.read(path)
+    with pytest.raises(InputError, match=r"0\.running_mean has the shape \(4,\), running_var \(3,\)"):
+        exchange.read(path, layer="0")
+    assert exchange.read(path, layer="1").num_features == 4

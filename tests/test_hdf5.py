@@ -714,12 +714,14 @@ def test_copy_others(tmp_path: Path) -> None:
         f["kind"] = np.dtype([("a", "i2"), ("b", h5py.string_dtype())])
         f["kind"].attrs["note"] = "type"
         f["soft"], f["out"] = h5py.SoftLink("/labels"), h5py.ExternalLink("o.h5", "/")
+        f["refers"] = np.array([f["labels"].ref], h5py.ref_dtype)
+        f["labels"].attrs["refers"] = f["g"].ref
         f.create_dataset("outside", (2,), "f4", external=[(str(tmp_path / "raw"), 0, 8)])
-    assert other_datasets(source, "/g/x") == ["/g/again", "/g/names", "/outside"]
-    assert other_datasets(source, "alias") == ["/g/again", "/g/names", "/outside"]
+    assert other_datasets(source, "/g/x") == ["/g/again", "/g/names", "/outside", "/refers"]
+    assert other_datasets(source, "alias") == ["/g/again", "/g/names", "/outside", "/refers"]
     with Hdf5Source(source, "g/x", budget=BUDGET) as like:
         sink = Hdf5Sink(str(tmp_path / "out.h5"), "g/x", (37, 11), np.dtype("f4"), like=like, budget=BUDGET)
-        assert copy_others(source, "g/x", sink) == ["/outside"]
+        assert copy_others(source, "g/x", sink) == (["/outside"], ["/out", "/g/again@refers", "/refers"])
         sink.write(table().reshape(-1))
         sink.finish()
     with h5py.File(tmp_path / "out.h5") as f:
@@ -735,5 +737,53 @@ def test_copy_others(tmp_path: Path) -> None:
         assert "inner" in f["empty"]
         assert f["kind"].dtype == np.dtype([("a", "i2"), ("b", h5py.string_dtype())])
         assert f["kind"].attrs["note"] == "type"
-        assert set(f) == {"g", "labels", "empty", "alias", "loop", "kind"}
+        assert set(f) == {"g", "labels", "empty", "alias", "loop", "kind", "soft"}
+        assert f["soft"] == f["labels"]
         np.testing.assert_array_equal(f["alias"][...], table())
+
+
+def chunked_raw(path: Path, x: Array, chunks: tuple[int, ...], filters: Any) -> h5py.h5d.DatasetID:
+    """A dataset whose filters are set by hand, and its open file."""
+    file = h5py.File(path, "w")
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_chunk(chunks)
+    filters(layout)
+    item = h5py.h5d.create(file.id, b"x", h5py.h5t.py_create(x.dtype), h5py.h5s.create_simple(x.shape), layout)
+    return file, item
+
+
+def test_a_chunk_without_its_checksum_under_gzip(tmp_path: Path) -> None:
+    """The filter mask leaves out fletcher32, so what gzip gives is 4 bytes shorter."""
+    x = np.arange(56, dtype="i2").reshape(4, 14)
+    file, item = chunked_raw(tmp_path / "x.h5", x, (1, 14), lambda p: (p.set_fletcher32(), p.set_deflate(4)))
+    with file:
+        for i in range(4):
+            item.write_direct_chunk((i, 0), zlib.compress(x[i].tobytes()), 1)
+    assert read_all(str(tmp_path / "x.h5")).reshape(x.shape).tolist() == x.tolist()
+
+
+def test_two_compressors_one_after_the_other(tmp_path: Path) -> None:
+    """Nobody knows what the outer one gives: h5py decodes these."""
+    x = np.zeros((64, 8))
+    x[::3] = 1
+    file, item = chunked_raw(tmp_path / "x.h5", x, (64, 8), lambda p: (p.set_filter(32000, 1, ()), p.set_deflate(4)))
+    with file:
+        h5py.Dataset(item)[...] = x
+    assert read_all(str(tmp_path / "x.h5")).reshape(x.shape).tolist() == x.tolist()
+
+
+def test_references_are_told_not_lost_in_silence(tmp_path: Path) -> None:
+    x = np.ones((6, 2))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x"], file["t"] = x, np.arange(6.0)
+        file["t"].make_scale("time")
+        file["x"].dims[0].attach_scale(file["t"])
+        file["x"].attrs["unit"] = "m"
+    with Hdf5Source(str(tmp_path / "x.h5"), "x", budget=BUDGET) as like:
+        sink = Hdf5Sink(str(tmp_path / "y.h5"), "x", (6, 2), np.dtype("f8"), like=like, budget=BUDGET)
+        assert sink.dropped == ["/x@DIMENSION_LIST"]
+        sink.write(x.reshape(-1))
+        assert copy_others(str(tmp_path / "x.h5"), "x", sink) == ([], ["/t@REFERENCE_LIST"])
+        sink.finish()
+    with h5py.File(tmp_path / "y.h5") as file:
+        assert dict(file["x"].attrs) == {"unit": "m"}

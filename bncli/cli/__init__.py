@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -44,6 +45,14 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
+class Closed(io.TextIOBase):
+    """Standard output where there is none."""
+
+    def write(self, text: str) -> int:
+        """Fail, as writing to a full disk does."""
+        raise OSError(errno.EBADF, "it is closed, and there is something to print")
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="bn", message="%(prog)s %(version)s")
 def cli() -> None:
@@ -61,9 +70,9 @@ def cli() -> None:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run bn and leave the process with one of the exit codes of the README."""
     args = list(sys.argv[1:] if argv is None else argv)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the caller
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the life of the process
+    # closed by the caller: a result that nobody can get is an error, a message is not
+    sys.stdout = sys.stdout or Closed()
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
     if "--plugins" not in args:
         os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # HDF5 looks once, when it is loaded, and then loads no plugin
         for name in ("HDF5_DRIVER", "HDF5_VOL_CONNECTOR"):  # plugins too; HDF5 crashes over one that it cannot load

@@ -13,7 +13,12 @@ from bncli.cli import options
 @options.stats_file
 @options.inputs
 @click.option(
-    "-o", "--output", metavar="OUT", required=True, help="File, or folder (exists, or ends in /) for several."
+    "-o",
+    "--output",
+    callback=options.named,
+    metavar="OUT",
+    required=True,
+    help="File, or folder (exists, or ends in /) for several.",
 )
 @click.option("--inverse", is_flag=True, help="Bring normalised data back.")
 @options.use

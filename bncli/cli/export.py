@@ -12,7 +12,7 @@ from bncli.cli import options
 @click.command(short_help="Write statistics for a framework.", epilog=options.format_list("write"))
 @options.stats_file
 @click.option("--to", "format", metavar="FORMAT", help="One of those below.  [default: what OUT's suffix says]")
-@click.option("-o", "--output", metavar="OUT", required=True, help="The file to write.")
+@click.option("-o", "--output", callback=options.named, metavar="OUT", required=True, help="The file to write.")
 @options.use
 @click.option(
     "--rank", type=int, metavar="N", help="onnx: dimensions of the model's input.  [default: the fit's, or 2]"

@@ -7,11 +7,18 @@ from typing import Any
 import click
 
 from bncli.cli import options
+from bncli.errors import UsageError
 
 
 @click.command(short_help="Compute normalization statistics in one pass.")
 @options.inputs
-@click.option("-o", "--output", metavar="STATS", help="Stats file.  [default: first input's name with .bn.h5, here]")
+@click.option(
+    "-o",
+    "--output",
+    callback=options.named,
+    metavar="STATS",
+    help="Stats file.  [default: first input's name with .bn.h5, here]",
+)
 @options.dataset
 @options.rows
 @click.option("--momentum", metavar="M|none", help="Weight of the OLD value, 0 <= M < 1.  [default: 0.9]")
@@ -92,6 +99,8 @@ def fit(
     from bncli.render.summary import fit_summary, json_text, plan_summary
 
     spec = options.fit_spec(given)
+    if dry_run and as_json:
+        raise UsageError("--dry-run has no record to print: leave out --json")
     if dry_run:
         click.echo(plan_summary(look(inputs, spec, output, resume=resume)))
         return

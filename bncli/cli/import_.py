@@ -21,7 +21,7 @@ from bncli.cli import options
     metavar="M|none",
     help="Weight of the OLD value, or none: running = population.  [default: the file's, or the framework's]",
 )
-@click.option("-o", "--output", metavar="STATS", required=True, help="The stats file to write.")
+@click.option("-o", "--output", callback=options.named, metavar="STATS", required=True, help="The stats file to write.")
 @options.force
 @options.common
 def import_(file: str, output: str, momentum: str | None, force: bool, quiet: bool, **given: Any) -> None:

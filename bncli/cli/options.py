@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def named(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Refuse an empty path: what an unset variable of a shell gives."""
+    if value == "":
+        raise click.BadParameter("an empty name; give a path", ctx, param)
+    return value
+
+
 def parse_number(text: str, option: str) -> float | int:
     """A number, kept as an integer when it is written as one."""
     for kind in (int, float):

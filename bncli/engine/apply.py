@@ -82,6 +82,8 @@ class Applied:
         Datasets beside the one applied, of the inputs.
     left : list of str
         Of those, the ones that could not be copied.
+    dropped : list of str
+        References to other objects, and links to other files, which the output has not: FILE::/path, or /path@attribute.
     """
 
     outputs: list[str] = field(default_factory=list)
@@ -95,6 +97,7 @@ class Applied:
     overflowed: int = 0
     others: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
 
     def add(self, counts: Counter[str]) -> None:
         """Add counts, named as the attributes."""
@@ -393,10 +396,14 @@ def _others(job: Job, sink: Sink, spec: ApplySpec, report: Applied) -> None:
         return
     from bncli.formats.hdf5 import Hdf5Sink, copy_others, other_datasets
 
+    if isinstance(sink, Hdf5Sink):
+        report.dropped += [f"{path}::{name}" for name in sink.dropped]
     report.others += [f"{path}::{name}" for name in other_datasets(path, dataset)]
     if spec.copy_others:
         if not isinstance(sink, Hdf5Sink):
             raise InputError(
                 f"--copy-others: {printable(job.output)} is a .npy file, which holds one array; give an .h5 output"
             )
-        report.left += [f"{path}::{name}" for name in copy_others(path, dataset, sink)]
+        left, dropped = copy_others(path, dataset, sink)
+        report.left += [f"{path}::{name}" for name in left]
+        report.dropped += [f"{path}::{name}" for name in dropped]

@@ -143,6 +143,7 @@ class Reader:
                 if not np.isfinite(parts[-1].m2).all():  # this raises, and says where
                     segment = Segment(first + start, batches, samples)
                     segment_moments(self._x, self._layout, segment, Missing(), "leave such samples out")
+                    raise InputError("values that were not finite are so no more; the data changed while it was read")
         return Moments.concatenate(parts)
 
     def _folded(self, numbers: range, moments: Moments) -> Fold | None:

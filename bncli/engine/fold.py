@@ -22,6 +22,7 @@ from bncli.moments import Moments, Running
 from bncli.stats import Stats
 
 COUNTS = ("samples", "batches", "left_out")  # of a Fold
+TOO_LARGE = 1e150  # about where squares, and their sums, stop fitting a float64
 EXACT_INTEGERS = 2**53  # float64 holds every integer up to here
 
 
@@ -109,8 +110,8 @@ def segment_moments(
 def _explain(
     data: DataSet, layout: Layout, start: int, count: int, missing: Missing, feature: int, way_out: str
 ) -> InputError:
-    """Find the value that has no variance: the first non-finite one, else say that magnitudes do not fit."""
-    at_once = 1 << 20
+    """Find the value that has no variance: the first non-finite one, else the largest, else say that they are too close."""
+    at_once, largest, where = 1 << 20, 0.0, start
     for first in range(start, start + count, at_once):
         values = data.read(first, min(at_once, start + count - first))
         bad = np.flatnonzero(present(values, missing) & ~np.isfinite(values))
@@ -122,10 +123,22 @@ def _explain(
             return InputError(
                 f"{printable(address)}: sample {sample}, {_feature(data.names, feature)} is {value}; {way_out}"
             )
-    address, sample = data.locate(start)
+        positions = first + np.arange(len(values))
+        sizes = np.where(
+            positions % layout.row_size // layout.positions == feature, np.abs(values.astype(np.float64)), 0
+        )
+        sizes[~present(values, missing)] = 0
+        if sizes.max() > largest:
+            largest, where = float(sizes.max()), first + int(sizes.argmax())
+    address, sample = data.locate(where if largest > TOO_LARGE else start)
+    if largest > TOO_LARGE:
+        return InputError(
+            f"{printable(address)}: sample {sample}, {_feature(data.names, feature)} has the magnitude {largest:g}, whose square "
+            "does not fit a float64; rescale the values, or leave that sample out"
+        )
     return InputError(
-        f"{printable(address)}: {_feature(data.names, feature)}: values from sample {sample} on are too large or too close "
-        "together for their squares to fit a float64 (beyond 1e150, or a spread below 1e-150); rescale them"
+        f"{printable(address)}: {_feature(data.names, feature)}: its values about sample {sample} are too close together for the "
+        "squares of their differences to fit a float64 (a spread below 1e-150); rescale them"
     )
 
 

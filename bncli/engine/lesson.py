@@ -155,18 +155,17 @@ class Plan:
             order,
             spec.batch_size,
             batches,
-            max(
-                1,
-                min(
-                    RUN_BATCHES,
-                    layout.batches_at_once(spec.batch_size),
-                    RUN_VALUES // (spec.batch_size * layout.sample_size),
-                ),
-            ),
+            _run(spec.batch_size, layout),
             spec.epochs or -(-STEPS // batches),
             spec.lr,
             sample_bytes,
         )
+
+
+def _run(batch_size: int, layout: Layout) -> int:
+    """How many batches are read and folded together: from batch size and sample shape alone."""
+    at_most = min(RUN_BATCHES, layout.batches_at_once(batch_size), RUN_VALUES // (batch_size * layout.sample_size))
+    return max(1, at_most)
 
 
 @dataclass(frozen=True, eq=False)

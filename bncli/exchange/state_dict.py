@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -59,9 +60,15 @@ def columns(
         The prefix of the layer's keys.
     """
     keys = [key for key in shapes if _is_layer(key, shapes)]
-    layers = {key.removesuffix("running_mean").removesuffix("."): shapes[key][0] for key in keys}
-    name = pick(layers, layer, path, "no running_mean and running_var of one length")
+    layers = {key.removesuffix("running_mean").removesuffix("."): math.prod(shapes[key]) for key in keys}
+    name = pick(layers, layer, path, "no running_mean and running_var")
     prefix = f"{name}." if name else ""
+    mean, var = (shapes[prefix + key] for key in ("running_mean", "running_var"))
+    if mean != var or len(mean) != 1:
+        raise InputError(
+            f"{printable(path)}: {printable(prefix)}running_mean has the shape {mean}, running_var {var}; they need one number per "
+            "feature each"
+        )
     found = {column: get(prefix + key) for key, column in KEYS.items() if prefix + key in shapes}
     return found, _tracked(prefix + TRACKED, shapes, get, path), name
 
@@ -69,12 +76,7 @@ def columns(
 def _is_layer(key: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     name, dot, last = key.rpartition(".")
     named = bool(name) == bool(dot)  # a key that starts with its only dot belongs to no layer
-    return (
-        named
-        and last == "running_mean"
-        and len(shapes[key]) == 1
-        and shapes.get(f"{name}{dot}running_var") == shapes[key]
-    )
+    return named and last == "running_mean" and f"{name}{dot}running_var" in shapes
 
 
 def _tracked(key: str, shapes: Mapping[str, tuple[int, ...]], get: Callable[[str], Any], path: str) -> int:

@@ -175,8 +175,11 @@ class Drawn:
         for i in range(0, len(places), MOST_PLACES):
             some = places[i : i + MOST_PLACES]
             size = sum(map(len, some))
-            if os.preadv(place.fd, some, offset) != size:
-                return False  # the usual way says what is wrong
+            try:
+                if os.preadv(place.fd, some, offset) != size:
+                    return False  # the usual way says what is wrong
+            except OSError:
+                return False  # so it does here
             offset += size
         return True
 

@@ -41,7 +41,7 @@ from bncli.formats.hdf5_vetting import (
     walk,
 )
 from bncli.formats.hdf5_virtual import Virtual, mappings
-from bncli.formats.hdf5_writing import Disk, copy_attributes, copy_objects, fitting_chunks, keep_filters
+from bncli.formats.hdf5_writing import Disk, copy_attributes, copy_objects, fitting_chunks, keep_filters, referring
 from bncli.formats.source import Source, check_shape
 from bncli.kernels import Place
 
@@ -276,6 +276,7 @@ class Hdf5Sink:
         self._buffer = np.empty(self._step, self._dtype)
         self._held = self._written = 0
         self._pool: ThreadPoolExecutor | None = None
+        self.dropped: list[str] = []
         self._disk = Disk(temp)
         try:
             with self.writing():
@@ -289,6 +290,7 @@ class Hdf5Sink:
                     self._pool = ThreadPoolExecutor(workers, thread_name_prefix="bn-write")
                 if like:
                     copy_attributes(like.dataset_id(), self._id, like.watched, skip=SCALING)
+                    self.dropped = [f"{self.dataset}@{name}" for name in referring(like.dataset_id())]
         except BaseException:
             self.abandon()
             raise
@@ -400,15 +402,15 @@ def _utf8(text: str | bytes) -> str:
     return (text if isinstance(text, bytes) else name_bytes(text)).decode("utf-8", "replace")
 
 
-def copy_others(source_path: str, dataset: str, sink: Hdf5Sink) -> list[str]:
+def copy_others(source_path: str, dataset: str, sink: Hdf5Sink) -> tuple[list[str], list[str]]:
     """Copy every other dataset and group, and the attributes of root and groups, into the file of an open sink.
 
     Only hard links are followed. Call it before `Hdf5Sink.finish`.
 
     Returns
     -------
-    list of str
-        Datasets that were left out: their values lie in other files.
+    left, dropped : list of str
+        As `copy_objects`.
     """
     with sink.writing(), hdf5_errors(printable(source_path), UNREADABLE), open_file(source_path) as (file, watched):
         main = identity(open_dataset(file, source_path, dataset))

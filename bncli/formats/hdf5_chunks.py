@@ -62,7 +62,8 @@ class Decoder:
     def knows(filters: list[Filter]) -> bool:
         """Tell whether all of these filters can be undone here."""
         codes = [f.code for f in filters]
-        return len(set(codes)) == len(codes) and {*codes} <= {DEFLATE, SHUFFLE, FLETCHER32, LZF}
+        known = len(set(codes)) == len(codes) and {*codes} <= {DEFLATE, SHUFFLE, FLETCHER32, LZF}
+        return known and not {DEFLATE, LZF} <= {*codes}  # nobody knows what the outer one of two inflates to
 
     def stored_limit(self) -> int:
         """Return the most bytes that an honest writer stores for one chunk (deflate adds less than 1 in 1000)."""
@@ -83,20 +84,21 @@ class Decoder:
         data = stored
         for position in reversed(range(len(self.filters))):
             if not mask >> position & 1:
-                data = self._undo(position, data, None if position else out)
+                data = self._undo(position, data, mask, None if position else out)
         if data.size != self.chunk_bytes:
             raise ValueError(f"holds {data.size} bytes instead of {self.chunk_bytes}")
         return data
 
     def _undo(
-        self, position: int, data: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8] | None
+        self, position: int, data: npt.NDArray[np.uint8], mask: int, out: npt.NDArray[np.uint8] | None
     ) -> npt.NDArray[np.uint8]:
         code, _, values, _ = self.filters[position]
         if code == SHUFFLE:
             return unshuffle(data, values[0] if values else 1, out)
         if code == FLETCHER32:
             return _verified(data)
-        size = self.chunk_bytes + 4 * sum(f.code == FLETCHER32 for f in self.filters[:position])
+        summed = [f.code == FLETCHER32 and not mask >> i & 1 for i, f in enumerate(self.filters[:position])]
+        size = self.chunk_bytes + 4 * sum(summed)
         return unlzf(data, size) if code == LZF else _inflate(data, size)
 
 

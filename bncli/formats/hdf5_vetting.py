@@ -313,8 +313,8 @@ def vet(item: h5d.DatasetID, at: str, where: str, allow_virtual: bool = False) -
         raise InputError(f"{where}: is {EXTERNAL}, where bn does not look; copy the values into one dataset")
     if info.problem == VIRTUAL and not allow_virtual:
         raise InputError(
-            f"{where}: is {VIRTUAL}: its values lie in other datasets, where bn does not look unasked; give "
-            "--allow-virtual, or copy them into one dataset"
+            f"{where}: is {VIRTUAL}: its values lie in other datasets, where bn does not look unasked; copy them "
+            "into one dataset, or give --allow-virtual (whose sources must not be virtual themselves)"
         )
     if info.problem and info.problem != VIRTUAL:
         raise InputError(f"{where}: {info.problem}")

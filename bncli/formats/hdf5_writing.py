@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import numpy as np
-from h5py import h5a, h5d, h5g, h5o, h5s, h5t, h5z
+from h5py import h5a, h5d, h5g, h5l, h5o, h5s, h5t, h5z
 
 from bncli import files
 from bncli.errors import InputError, printable
@@ -127,25 +127,52 @@ def keep_filters(layout: Any, filters: list[Filter], address: str) -> None:
 
 def copy_objects(
     root: h5g.GroupID, target: h5g.GroupID, main: tuple[int, int], copied: str, watched: Watched
-) -> list[str]:
-    """Copy all that hangs under `root` by hard links, and the attributes of groups; aliases stay aliases.
+) -> tuple[list[str], list[str]]:
+    """Copy all that hangs under `root` by hard links, and the attributes of groups; aliases stay aliases, soft links too.
 
     The object of identity `main` is not copied: `copied` is the path of what stands for it in the target.
 
     Returns
     -------
-    list of str
-        Datasets that were left out: their values lie in other files.
+    left, dropped : list of str
+        Datasets that were left out: their values lie in other files. And what refers to other files or objects: links,
+        datasets of references, and attributes (/path@name).
     """
     left: list[str] = []
     where = printable(watched.raw.path)
     copy_attributes(root, target, watched)
+    dropped = _copy_links(root, target, "/", where) + [f"/@{name}" for name in referring(root)]
     for path, item, first in walk(root, where):
         with hdf5_errors(where, f"{printable(path)} cannot be copied"):
             origin = copied if identity(item) == main else first
-            if not _copy_object(root, target, item, path, origin, watched):
+            if isinstance(item, h5d.DatasetID) and origin == path and _has_references(item.get_type()):
+                dropped.append(path)
+            elif not _copy_object(root, target, item, path, origin, watched):
                 left.append(path)
-    return left
+            elif origin == path and identity(item) != main:  # whose own are told by the sink
+                dropped += [f"{path}@{name}" for name in referring(item)]
+                if isinstance(item, h5g.GroupID):
+                    dropped += _copy_links(item, target, f"{path}/", where)
+    return left, dropped
+
+
+def _copy_links(group: h5g.GroupID, target: h5g.GroupID, prefix: str, where: str) -> list[str]:
+    """Copy a group's soft links; return the paths of its links to other files."""
+    dropped = []
+    with hdf5_errors(where, "a link cannot be copied"):
+        for name in map(bytes, group):
+            kind, path = group.links.get_info(name).type, prefix + text_of(name)
+            if kind == h5l.TYPE_SOFT:
+                target.links.create_soft(name_bytes(path), group.links.get_val(name))
+            elif kind != h5l.TYPE_HARD:
+                dropped.append(path)
+    return dropped
+
+
+def referring(item: Any) -> list[str]:
+    """Names of an object's attributes that hold references, which point into its own file."""
+    attributes = [h5a.open(item, index=position) for position in range(h5a.get_num_attrs(item))]
+    return [text_of(bytes(a.name)) for a in attributes if _has_references(a.get_type())]
 
 
 def _copy_object(root: h5g.GroupID, target: h5g.GroupID, item: Any, path: str, origin: str, watched: Watched) -> bool:

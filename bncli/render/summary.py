@@ -169,7 +169,7 @@ def apply_summary(report: Applied, spec: ApplySpec) -> str:
     if report.blown_up:
         lines.append(
             f"{_count(report.blown_up, 'value')} of features that were constant in the fitted data differ from that constant: "
-            "they are scaled by 1/sqrt(var + eps), as much as 1/sqrt(eps)"
+            "they are scaled by 1/sqrt(var + eps), as much as 1/sqrt(eps); by 1 where both are 0"
         )
     if report.others and not spec.copy_others:
         lines.append(f"not copied: {_list(report.others)} (--copy-others takes them along)")
@@ -177,6 +177,8 @@ def apply_summary(report: Applied, spec: ApplySpec) -> str:
         lines.append(f"{_count(len(report.others) - len(report.left), 'other dataset')} copied")
     if report.left:
         lines.append(f"not copied, since their values lie in other files: {_list(report.left)}")
+    if report.dropped:
+        lines.append(f"not kept, since they refer to other objects or files: {_list(report.dropped)}")
     return "\n".join(lines)
 
 

@@ -537,3 +537,16 @@ def test_a_dataset_without_a_dataspace_passes_for_a_named_type(here: Path) -> No
     assert done.returncode == 0, done
     with h5py.File("z.h5") as file:
         assert file["other"].dtype == np.int64
+
+
+def test_a_damaged_attribute_is_a_fault_of_the_input(here: Path) -> None:
+    """Not of the output that takes it over."""
+    with h5py.File("x.h5", "w", libver="earliest") as file:
+        file["x"] = X
+        file["x"].attrs.create("note", "some words", dtype=h5py.string_dtype())
+    whole, message = (here / "x.h5").read_bytes(), b"\x19\x01\x01\0\x10\0\0\0"
+    good("apply", "good.bn.h5", "x.h5::/x", "-o", "y.h5")
+    assert whole.count(message) == 1
+    (here / "x.h5").write_bytes(whole.replace(message, message[:1] + b"\x09" + message[2:]))
+    check_refused(3, ["apply", "good.bn.h5", "x.h5::/x", "-o", "z.h5"], "x.h5::/x: its attributes cannot be copied")
+    assert not (here / "z.h5").exists()

@@ -289,7 +289,8 @@ class Hdf5Sink:
                 if chunks and self._filters and encodes(self._filters):
                     self._pool = ThreadPoolExecutor(workers, thread_name_prefix="bn-write")
                 if like:
-                    copy_attributes(like.dataset_id(), self._id, like.watched, skip=SCALING)
+                    with hdf5_errors(printable(like.address), "its attributes cannot be copied; the file is damaged"):
+                        copy_attributes(like.dataset_id(), self._id, like.watched, skip=SCALING)
                     self.dropped = [f"{self.dataset}@{name}" for name in referring(like.dataset_id())]
         except BaseException:
             self.abandon()

@@ -36,6 +36,10 @@ class OutputExistsError(BnError):
     exit_code = 5
 
 
+class ResultBesideError(OutputExistsError):
+    """The output came into being during the run; the result is complete, under another name."""
+
+
 class WriteError(BnError):
     """Writing failed: disk full, read-only folder, I/O error."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import re
 import stat
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bncli import interrupts
-from bncli.errors import InputError, OutputExistsError, WriteError, printable
+from bncli.errors import InputError, OutputExistsError, ResultBesideError, WriteError, printable
 
 SUFFIX = ".tmp"
 BEGUN_BYTES = 32 << 20  # that the system is asked to write to disk at a time
@@ -25,7 +26,8 @@ class Outputs:
 
     A temporary file is made at once, so that a folder that cannot be written to is found out before computing. Until
     the renaming every output is what it was; after an error, or when the process is stopped, the temporary files are
-    gone. A killed process leaves them; the next that writes the same output removes them.
+    gone. A killed process leaves them; the next that writes the same output removes them. Where a file that was not
+    there at the start has taken an output's name by the end, and `force` is not given, that output gets a name beside it.
 
     Parameters
     ----------
@@ -49,7 +51,8 @@ class Outputs:
         Raises
         ------
         OutputExistsError
-            When the output exists (without `force`) or is one of the inputs.
+            When the output exists (without `force`) or is one of the inputs. At the end, as ResultBesideError, when it
+            came into being during the run.
         WriteError
             When the folder cannot be written to.
         """
@@ -85,12 +88,17 @@ class Outputs:
 
     def _complete(self) -> None:
         """Bring all to the disk, then rename all, then bring the names to the disk."""
+        taken: list[str] = []
         for new in self._pending:
             with _telling(new.path):
                 _set_mode(new.temporary, new.target)
                 _sync(new.temporary)
-            if not self._force:
-                check_output(new.path, force=False, inputs=self._inputs)  # it may have come into being meanwhile
+                if not self._force and os.path.lexists(new.target):  # it came into being meanwhile
+                    new.target = _free_name(new.target)
+                    taken.append(
+                        f"{printable(new.path)}: was made by another program during the run and was not replaced; "
+                        f"the result is in {printable(_beside(new))}"
+                    )
         with interrupts.held:
             for place, new in enumerate(self._pending):
                 with _telling(new.path, f" ({place} outputs before it are written)" * bool(place)):
@@ -103,6 +111,9 @@ class Outputs:
             except OSError as error:
                 reason = error.strerror or error
                 raise WriteError(f"{printable(path)}: is written, but may not outlast a power cut: {reason}") from error
+        if taken:
+            more = f" (and {len(taken) - 1} more outputs likewise)" if len(taken) > 1 else ""
+            raise ResultBesideError(taken[0] + more)
 
     def _tidy(self) -> None:
         """Remove the temporary files that have not become outputs."""
@@ -174,6 +185,18 @@ def _temporary(folder: str, name: str) -> tuple[int, str]:
 
 def _prefix(name: str) -> str:
     return f".{name[:80]}.bn-"
+
+
+def _free_name(target: str) -> str:
+    """A name beside `target` that no file has: train.bn.1.h5 for train.bn.h5."""
+    stem, suffix = os.path.splitext(target)
+    return next(name for i in itertools.count(1) if not os.path.lexists(name := f"{stem}.{i}{suffix}"))
+
+
+def _beside(new: _Pending) -> str:
+    """Where an output went that got another name, in the user's words where they lead there."""
+    name = os.path.basename(new.target)
+    return new.target if os.path.islink(new.path) else os.path.join(os.path.dirname(new.path), name)
 
 
 def reserve(fd: int, size: int) -> None:

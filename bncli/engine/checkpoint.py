@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from bncli import __version__, files, interrupts, store
 from bncli.advice import BnNote, BnWarning
-from bncli.errors import BnError, InputError, MismatchError, OutputExistsError, printable
+from bncli.errors import BnError, InputError, MismatchError, OutputExistsError, ResultBesideError, printable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -166,7 +166,9 @@ class Keeper:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._watched.__exit__(None, None, None)
-        if isinstance(error, (BnError, OSError)) and self._kept:
+        if isinstance(error, ResultBesideError):
+            self.remove()
+        elif isinstance(error, (BnError, OSError)) and self._kept:
             warnings.warn(f"{self._way_on()} when the cause is gone", BnNote, stacklevel=3)
 
     def _wait(self, took: float) -> None:

@@ -188,6 +188,28 @@ def test_change_during_a_fit_is_exit_3(monkeypatch: pytest.MonkeyPatch) -> None:
         check_refused(3, ["fit", "x.npy"], "x.npy: changed while it was being read")
 
 
+@pytest.mark.parametrize("kind", ["npy", "h5"])
+def test_a_change_whose_time_was_put_back_is_noticed(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Written in place, then given the old time of modification: the time of change tells."""
+    from bncli.engine import fold
+
+    path = save(Path("x.npy"), table()) if kind == "npy" else save_h5(Path("x.h5"), table())
+    original = fold.segment_moments
+
+    def writing(*args: Any) -> Any:
+        before = os.stat(path)
+        with open(path, "r+b") as file:
+            file.seek(-8, os.SEEK_END)
+            file.write(b"\0" * 8)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert os.stat(path).st_mtime_ns == before.st_mtime_ns
+        return original(*args)
+
+    monkeypatch.setattr(fold, "segment_moments", writing)
+    check_refused(3, ["fit", path], f"{path}: changed while it was being read")
+    assert not Path("x.bn.h5").exists()
+
+
 def test_array_in_memory() -> None:
     x = np.asfortranarray(table(20))
     with Joined(x, rows=(2, -3), budget=BUDGET) as data:

@@ -58,6 +58,7 @@ def open_source(
     *,
     dataset: str | None = None,
     budget: int,
+    share: int = 1,
     allow_unwritten: bool = False,
     allow_virtual: bool = False,
 ) -> Source:
@@ -71,6 +72,8 @@ def open_source(
         The dataset where the address names none.
     budget : int
         Bytes of buffers that the reader may hold.
+    share : int
+        How many such budgets make up --max-memory, for messages.
     allow_unwritten : bool
         Read chunks that were never written as the fill value.
     allow_virtual : bool
@@ -90,11 +93,13 @@ def open_source(
             raise InputError(
                 f"{printable(path)}: a .npy file holds one array without a name; leave out {SEPARATOR}{printable(named)}"
             )
-        return NpySource(path, budget=budget)
+        return NpySource(path, budget=budget, share=share)
     from bncli.formats import hdf5
 
     chosen = (named if named is not None else dataset) or hdf5.choose_dataset(path)
-    return hdf5.Hdf5Source(path, chosen, budget=budget, allow_unwritten=allow_unwritten, allow_virtual=allow_virtual)
+    return hdf5.Hdf5Source(
+        path, chosen, budget=budget, share=share, allow_unwritten=allow_unwritten, allow_virtual=allow_virtual
+    )
 
 
 def kind_of(path: str) -> str:

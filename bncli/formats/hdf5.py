@@ -42,7 +42,7 @@ from bncli.formats.hdf5_vetting import (
 )
 from bncli.formats.hdf5_virtual import Virtual, mappings
 from bncli.formats.hdf5_writing import Disk, copy_attributes, copy_objects, fitting_chunks, keep_filters, referring
-from bncli.formats.source import Source, check_shape
+from bncli.formats.source import Source, check_shape, memory_that_fits
 from bncli.kernels import Place
 
 __all__ = [
@@ -72,6 +72,8 @@ class Hdf5Source(Source):
     path, dataset : str
     budget : int
         Bytes of decoded chunks that may be kept. One chunk more, and what it is stored as, is held while it is decoded.
+    share : int
+        How many such budgets make up --max-memory, for messages.
     allow_unwritten : bool
         Read what was never written as the dataset's fill value, rather than refuse it.
     allow_virtual : bool
@@ -95,7 +97,14 @@ class Hdf5Source(Source):
     """
 
     def __init__(
-        self, path: str, dataset: str, *, budget: int, allow_unwritten: bool = False, allow_virtual: bool = False
+        self,
+        path: str,
+        dataset: str,
+        *,
+        budget: int,
+        share: int = 1,
+        allow_unwritten: bool = False,
+        allow_virtual: bool = False,
     ) -> None:
         self.path, self.dataset = path, "/" + dataset.strip("/")
         self.address = f"{path}::{self.dataset}"
@@ -108,7 +117,7 @@ class Hdf5Source(Source):
             self.file_shape, self.chunks = info.shape, info.chunks
             self.rows_together = info.chunks[0] if info.chunks else 1
             self.shape, self.dtype = check_shape(info.shape, self._where), self._stored.newbyteorder("=")
-            self._budget, self._allow_unwritten = budget, allow_unwritten
+            self._budget, self._share, self._allow_unwritten = budget, share, allow_unwritten
             self._reader = self._make_reader()
             opened.callback(self._reader.close)
             self.files = [path, *self._reader.files]
@@ -173,8 +182,8 @@ class Hdf5Source(Source):
         size = math.prod(self.chunks) * self.dtype.itemsize
         if size > self._budget:
             raise InputError(
-                f"{self._where}: one chunk of shape {self.chunks} takes {size} bytes, more than the {self._budget} of "
-                f"--max-memory; give --max-memory {-(-size // (1 << 20))}M or rechunk the file"
+                f"{self._where}: one chunk of shape {self.chunks} takes {size} bytes, more than the {self._budget} that "
+                f"a reader gets of --max-memory; give {memory_that_fits(size, self._share)} or rechunk the file"
             )
         table = ChunkTable(self._id, self.file_shape, self.chunks)
         if table.missing and not self._allow_unwritten:
@@ -189,7 +198,9 @@ class Hdf5Source(Source):
 
     def _virtual_reader(self) -> Virtual:
         def open_source(path: str, dataset: str) -> Hdf5Source:
-            return Hdf5Source(path, dataset, budget=self._budget, allow_unwritten=self._allow_unwritten)
+            return Hdf5Source(
+                path, dataset, budget=self._budget, share=self._share, allow_unwritten=self._allow_unwritten
+            )
 
         parts, fill = mappings(self._id, self.path, self._where), self._fill() if self._allow_unwritten else None
         return Virtual(self._where, self.file_shape, self.dtype, parts, open_source, fill)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.formats.address import open_source, split
 from bncli.formats.array import ArraySource
-from bncli.formats.source import Source
+from bncli.formats.source import Identity, Source
 from bncli.kernels import Place
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class Joined:
         allow_virtual: bool = False,
         fill: float | None = None,
     ) -> None:
-        self._dataset, self._budget, self._fill = dataset, budget, fill
+        self._dataset, self._budget, self._share, self._fill = dataset, budget, 1, fill
         self._allowed = {"allow_unwritten": allow_unwritten, "allow_virtual": allow_virtual}
         self._open: tuple[int, Source] | None = None
         self._array = ArraySource(addresses) if isinstance(addresses, np.ndarray) else None
@@ -211,7 +211,7 @@ class Joined:
         """The same data set for one of `share` workers, with that share of the buffers and files of its own."""
         other = copy.copy(self)
         other._open, other._scratch = None, np.empty(0, self.dtype)
-        other._budget = self._budget // share
+        other._budget, other._share = self._budget // share, self._share * share
         return other
 
     def check_unchanged(self) -> None:
@@ -261,7 +261,7 @@ class Joined:
         return self._open[1]
 
     def _opened(self, address: str) -> Source:
-        return open_source(address, dataset=self._dataset, budget=self._budget, **self._allowed)
+        return open_source(address, dataset=self._dataset, budget=self._budget, share=self._share, **self._allowed)
 
     def _check_identity(self, path: str) -> None:
         before = self._identities[path]
@@ -269,7 +269,7 @@ class Joined:
             now = os.stat(path)
         except OSError as error:
             raise InputError(f"{printable(path)}: cannot be read any more: {error.strerror}") from None
-        if any(getattr(before, key) != getattr(now, key) for key in ("st_dev", "st_ino", "st_size", "st_mtime_ns")):
+        if Identity.of(before) != Identity.of(now):
             raise InputError(f"{printable(path)}: changed while it was being read; run again when nobody writes to it")
 
     def _look_at_all(self) -> list[Input]:

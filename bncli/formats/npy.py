@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from bncli import files
 from bncli.errors import InputError, UsageError, printable
-from bncli.formats.source import RegularFile, Source, check_shape
+from bncli.formats.source import RegularFile, Source, check_shape, memory_that_fits
 from bncli.kernels import Place
 
 MAGIC = b"\x93NUMPY"
@@ -36,6 +36,8 @@ class NpySource(Source):
     path : str
     budget : int
         Bytes that may be held to turn Fortran order into C order.
+    share : int
+        How many such budgets make up --max-memory, for messages.
 
     Raises
     ------
@@ -43,7 +45,7 @@ class NpySource(Source):
         When the file is not a .npy file of real numbers, or does not hold what its header says.
     """
 
-    def __init__(self, path: str, *, budget: int) -> None:
+    def __init__(self, path: str, *, budget: int, share: int = 1) -> None:
         self.address = path
         self.notes, self.files = [], [path]
         self._file = RegularFile(path)
@@ -57,7 +59,7 @@ class NpySource(Source):
         self.dtype = self._stored.newbyteorder("=")
         # an array with one axis longer than 1 lies in memory alike in both orders
         self.fortran = self.fortran and sum(n > 1 for n in self.shape) > 1
-        self._budget = budget
+        self._budget, self._share = budget, share
         if self.fortran:
             self.rows_together = self._band_rows()
         self._band: tuple[int, npt.NDArray[Any]] = (0, np.empty(0, self.dtype))  # first sample, samples in C order
@@ -106,7 +108,7 @@ class NpySource(Source):
             if not count:
                 raise UsageError(
                     f"{printable(self.address)}: one sample in Fortran order takes {2 * sample_bytes} bytes to turn round; "
-                    "raise --max-memory above that"
+                    f"give {memory_that_fits(2 * sample_bytes, self._share)}"
                 )
             start = sample // count * count
             count = min(count, self.shape[0] - start)

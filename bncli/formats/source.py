@@ -97,17 +97,28 @@ def check_shape(shape: tuple[int, ...], where: str) -> tuple[int, ...]:
     return shape if len(shape) > 1 else (shape[0], 1)
 
 
+def memory_that_fits(size: int, share: int) -> str:
+    """The --max-memory that gives each of `share` readers `size` bytes.
+
+    >>> memory_that_fits(670_384, 2)
+    '--max-memory 2M'
+    """
+    return f"--max-memory {-(-size * share // (1 << 20))}M"
+
+
 @dataclass(frozen=True)
 class Identity:
-    """Which file was opened, and in what state: (device, inode, size, mtime in ns)."""
+    """Which file it is, and in what state: (device, inode, size, mtime and ctime in ns).
 
-    state: tuple[int, int, int, int]
+    A writer can put the time of modification back; the time of change (ctime) is the system's own.
+    """
+
+    state: tuple[int, int, int, int, int]
 
     @classmethod
-    def of(cls, fd: int) -> Identity:
-        """Read the identity of an open file."""
-        s = os.fstat(fd)
-        return cls((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns))
+    def of(cls, found: os.stat_result) -> Identity:
+        """Take the identity from what `os.stat` or `os.fstat` gave."""
+        return cls((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
 
 
 class RegularFile:
@@ -133,7 +144,7 @@ class RegularFile:
             os.close(self.fd)
             kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
             raise InputError(f"{printable(path)}: is {kind}; give a .npy or HDF5 file")
-        self.identity = Identity.of(self.fd)
+        self.identity = Identity.of(os.fstat(self.fd))
 
     @property
     def size(self) -> int:
@@ -160,11 +171,10 @@ class RegularFile:
     def check_unchanged(self) -> None:
         """Raise InputError when the file was replaced, cut or written to since it was opened."""
         try:
-            now = os.stat(self.path)
-            state = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns)
+            named = Identity.of(os.stat(self.path))
         except OSError:
-            state = None
-        if Identity.of(self.fd) != self.identity or state != self.identity.state:
+            named = None
+        if Identity.of(os.fstat(self.fd)) != self.identity or named != self.identity:
             raise InputError(
                 f"{printable(self.path)}: changed while it was being read; run again when nobody writes to it"
             )

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli import compiled
+from bncli.arrays import to_array
 from bncli.errors import InputError, MismatchError, UsageError
 from bncli.kernels import Missing
 from bncli.layout import Layout, Values, feature_axis
@@ -329,8 +330,11 @@ def overflowed(before: npt.NDArray[Any], after: npt.NDArray[Any]) -> npt.NDArray
 
 
 def per_feature(values: npt.ArrayLike, features: int, name: str) -> Floats:
-    """A number or (C,) values as an array of shape (C,), finite or not."""
-    array = np.asarray(values, np.float64)
+    """A number or (C,) values as an array of shape (C,), finite or not; raises InputError for other than real numbers."""
+    array = to_array(values, name)
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{name} is of type {array.dtype}; give a number, or an array of real numbers")
+    array = array.astype(np.float64, copy=False)
     if array.ndim and array.shape != (features,):
         raise MismatchError(
             f"{name} has shape {array.shape}; the data has {features} features, so it must be a number or ({features},)"
@@ -340,9 +344,7 @@ def per_feature(values: npt.ArrayLike, features: int, name: str) -> Floats:
 
 def real_array(x: npt.ArrayLike) -> npt.NDArray[Any]:
     """x as an array of a type bn computes with (bool, integers, floats), of two or more dimensions."""
-    if isinstance(x, np.ma.MaskedArray):
-        raise InputError("a masked array is refused; fill it with NaN (x.filled(np.nan))")
-    array = np.asarray(x)
+    array = to_array(x)
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise InputError(
             f"values of type {array.dtype} cannot be normalised; use bool, integers or floats up to 64 bits"

@@ -192,21 +192,23 @@ class Running(Parts):
         """Merge B consecutive parts along the first axis into one."""
         return reduce_pairs(self, lambda earlier, later: earlier.merge(later, momentum))
 
-    def read(self, init: str, momentum: float) -> tuple[Floats, Floats]:
+    def read(self, init: str, momentum: float, start: Floats | None = None) -> tuple[Floats, Floats]:
         """Running mean and variance, each of shape (C,): r = a + m^k (r0 - a); NaN where k is 0.
 
-        `init` names r0: `debias` (none: r = a), `zeros`, `unit` (0 and 1), `first` (the first statistics folded).
+        `init` names r0: `debias` (none: r = a), `zeros`, `unit` (0 and 1), `first` (the first statistics folded), `like`
+        (`start`, of shape (2, C); where that is NaN there is none).
         """
         starts: dict[str, Floats] = {
             "debias": self.a,
             "zeros": np.zeros((2, 1)),
             "unit": np.array([[0.0], [1.0]]),
             "first": self.first,
+            "like": self.a if start is None else np.where(np.isnan(start), self.a, start),
         }
-        start = starts[init]
+        r0 = starts[init]
         decay = np.power(momentum, self.k)  # the weight of r0; exp(k log m) is off by k log m units in its last place
         learned = -np.expm1(self.k * _log(momentum))  # 1 - m^k, the weight of a
-        r = np.where(decay > 0.5, start + learned * (self.a - start), self.a + decay * (start - self.a))
+        r = np.where(decay > 0.5, r0 + learned * (self.a - r0), self.a + decay * (r0 - self.a))
         mean, variance = np.where(self.k > 0, r, np.nan)
         return mean, variance
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli import __version__, batchnorm, files, store
+from bncli.arrays import to_array
 from bncli.errors import BnError, InputError, MismatchError, UsageError, printable
 from bncli.layout import feature_axis
 from bncli.moments import Moments, Running
@@ -23,7 +24,7 @@ from bncli.moments import Moments, Running
 FORMAT = "bncli-stats"
 FORMAT_VERSION = 1
 SIZE_LIMIT = 16 << 30  # of a stats file; 100 bytes and more per feature
-INITS = ("debias", "zeros", "unit", "first")
+INITS = ("debias", "zeros", "unit", "first", "like")
 DRIFT_MEAN = 0.1  # in standard deviations
 DRIFT_VARIANCE = 0.25  # relative
 EPS_SHARE = 0.01  # of the variance
@@ -137,6 +138,8 @@ class Stats:
         Count, mean and m2 of every value seen.
     running : Running or None
         What merging and resuming need; None for imported statistics.
+    start : shape (2, C) or None
+        Mean and variance that the recurrence started from, under init `like`.
     momentum : float or None
         Weight of the old value when a batch is folded; None means that the running statistics are the population's.
     eps, ddof, init, axis, batch_size, sample_shape
@@ -181,6 +184,7 @@ class Stats:
     kernel: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
     learned: Learned | None = None
+    start: Floats | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.running_mean),)
@@ -194,6 +198,12 @@ class Stats:
         if (self.running_var < 0).any() or (self.population.m2 < 0).any():
             raise MismatchError("a variance is negative")
         check_conventions(self.momentum, self.eps, self.ddof, self.init)
+        if self.running is not None and (self.start is None) == (self.init == "like"):
+            raise MismatchError(
+                f"init {self.init} {'without' if self.start is None else 'with'} statistics to start from"
+            )
+        if self.start is not None and self.start.shape != (2, *shape):
+            raise MismatchError(f"the start has shape {self.start.shape}, not {(2, *shape)}")
         if self.learned is not None:
             self.learned.check(shape[0])
         for name in ("momentum", "eps"):  # they may have been given as whole numbers
@@ -260,7 +270,7 @@ class Stats:
         mean, var = self.statistics(use)
         array, axis = self._fitting(x, axis)
         y = batchnorm.normalize(array, mean, var, self.gamma, self.beta, self.eps, axis, dtype)
-        return y.reshape(np.shape(x))
+        return y.reshape(to_array(x).shape)
 
     def denormalize(
         self, y: npt.ArrayLike, use: str = "running", axis: int | None = None, dtype: npt.DTypeLike | None = None
@@ -269,11 +279,11 @@ class Stats:
         mean, var = self.statistics(use)
         array, axis = self._fitting(y, axis)
         x = batchnorm.denormalize(array, mean, var, self.gamma, self.beta, self.eps, axis, dtype)
-        return x.reshape(np.shape(y))
+        return x.reshape(to_array(y).shape)
 
     def _fitting(self, x: npt.ArrayLike, axis: int | None) -> tuple[npt.NDArray[Any], int]:
         """The array, checked to fit these statistics, and its feature axis; one dimension is read as (N, 1)."""
-        array = x if isinstance(x, np.ndarray) else np.asarray(x)
+        array = to_array(x)
         array = array.reshape(-1, 1) if array.ndim == 1 else array
         return array, self.check_shape(array.shape, axis, "the array")
 
@@ -412,6 +422,8 @@ class Stats:
                 "state/population_mean_low": self.population.mean_low,
                 "state/population_m2_low": self.population.m2_low,
             }
+        if self.start is not None:
+            arrays["state/start"] = self.start
         attributes: dict[str, store.Value] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -471,6 +483,7 @@ class Stats:
             options=json.loads(attributes["options"]),
             provenance=json.loads(attributes["provenance"]),
             learned=Learned.from_parts(arrays, attributes),
+            start=arrays.get("state/start"),
             **plain,
         )
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from fractions import Fraction
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from cli_helpers import bn, check_refused, contents, good, no_controls, save, save_h5, table, untouched
-from helpers import advised, check_same_bytes
+from helpers import advised, check_same_bytes, cut, exact
 
 import bncli
 
@@ -213,9 +215,9 @@ def test_like_gives_conventions_gamma_and_beta_but_no_statistics(here: Path) -> 
     x = table(seed=2) * 3 + 1
     save(here / "new.npy", x)
     save(here / "g.npy", np.array([1.5, 2.5, -3.5]))
-    conventions = ["--momentum", "0.7", "--eps", "1e-3", "--ddof", "1", "--init", "unit", "--batch-size", "100"]
-    good("fit", "old.npy", *conventions, "--gamma", "g.npy", "--beta", "0.5")
-    good("fit", "new.npy", "--like", "old.bn.h5")
+    conventions = ["--momentum", "0.7", "--eps", "1e-3", "--ddof", "1", "--batch-size", "100"]
+    good("fit", "old.npy", *conventions, "--init", "unit", "--gamma", "g.npy", "--beta", "0.5")
+    good("fit", "new.npy", "--like", "old.bn.h5")  # new statistics start afresh
     good("fit", "new.npy", *conventions, "--gamma", "g.npy", "--beta", "0.5", "-o", "expected.bn.h5")
     found, expected = bncli.load("new.bn.h5"), bncli.load("expected.bn.h5")
     check_same_bytes(found, expected)
@@ -251,7 +253,59 @@ def test_options_beside_like_win(here: Path, args: list[str], name: str, value: 
     old, new = bncli.load("old.bn.h5"), bncli.load("x.bn.h5")
     for field in ("momentum", "eps", "ddof", "init", "batch_size", "gamma", "beta"):
         kept, found = (np.asarray(getattr(s, field)).tolist() for s in (old, new))
+        kept = "debias" if field == "init" else kept
         assert found == (value if field == name else kept), field
+
+
+def test_init_like_goes_on_from_the_statistics_of_the_other_fit(here: Path) -> None:
+    """The recurrence in exact fractions, one batch after the other, from the other fit's statistics."""
+    old, new = table(seed=1), table(seed=2) * 3 + 1
+    save(here / "old.npy", old)
+    save(here / "new.npy", new)
+    good("fit", "old.npy", "--momentum", "0.75", "--batch-size", "100")
+    text = good("fit", "new.npy", "--like", "old.bn.h5", "--init", "like").out
+    assert "start at the running statistics of --like; AdaBN and precise BN use --momentum none" in text
+    before, after = bncli.load("old.bn.h5"), bncli.load("new.bn.h5")
+    assert after.init == "like"
+    for c in range(3):
+        mean, var = Fraction(before.running_mean[c]), Fraction(before.running_var[c])
+        for batch in cut(new, 100):
+            truth = exact(batch[:, c])
+            mean, var = (
+                Fraction(3, 4) * r + Fraction(1, 4) * s for r, s in ((mean, truth.mean), (var, truth.variance))
+            )
+        assert after.running_mean[c] == pytest.approx(float(mean), rel=1e-14)
+        assert after.running_var[c] == pytest.approx(float(var), rel=1e-14)
+
+
+def test_parts_that_start_alike_merge(here: Path) -> None:
+    save(here / "old.npy", table(seed=1))
+    save(here / "new.npy", table(seed=2))
+    good("fit", "old.npy", "--batch-size", "100")
+    like = ["--like", "old.bn.h5", "--init", "like"]
+    good("fit", "new.npy", *like, "-o", "whole.bn.h5", "-q")
+    for name, rows in (("a", ":300"), ("b", "300:")):
+        good("fit", "new.npy", *like, "--rows", rows, "-o", f"{name}.bn.h5", "-q")
+    good("merge", "a.bn.h5", "b.bn.h5", "-o", "merged.bn.h5", "-q")
+    whole, merged = bncli.load("whole.bn.h5"), bncli.load("merged.bn.h5")
+    np.testing.assert_allclose(merged.running_mean, whole.running_mean, rtol=1e-14)
+    np.testing.assert_allclose(merged.running_var, whole.running_var, rtol=1e-14)
+    good("fit", "new.npy", "-o", "other.bn.h5", "-q")
+    good("fit", "new.npy", "--like", "other.bn.h5", "--init", "like", "-o", "c.bn.h5", "-q")
+    check_refused(4, ["merge", "a.bn.h5", "c.bn.h5", "-o", "no.bn.h5"], "started from different statistics")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--init", "like"], "give --like STATS"),
+        (["--init", "like", "--like", "x.bn.h5", "--momentum", "none"], "give --momentum M"),
+    ],
+)
+def test_init_like_needs_statistics_and_a_momentum(here: Path, args: list[str], words: str) -> None:
+    save(here / "x.npy", table())
+    good("fit", "x.npy")
+    check_refused(2, ["fit", "x.npy", *args, "-o", "y.bn.h5"], words)
 
 
 def test_like_fits_the_data_or_is_refused(here: Path) -> None:
@@ -419,6 +473,50 @@ def test_fill_value_that_the_type_cannot_hold(here: Path, dtype: str, fill: str)
     save(here / "x.npy", np.array([[0, 1], [1, 0], [1, 1]], dtype))
     good("fit", "x.npy", "--fill-value", fill, "-q")
     assert bncli.load("x.bn.h5").population_count.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("kind", ["chunked", "fortran", "virtual"])
+def test_the_memory_that_a_refusal_names_is_enough(here: Path, kind: str) -> None:
+    """Readers share the buffers, and --shuffle takes half of them: what one reader needs is not what does."""
+    x = np.random.default_rng(0).standard_normal((9000, 33)).astype("f4")
+    options = ["--shuffle"]
+    if kind == "fortran":
+        path = save(here / "x.npy", np.asfortranarray(np.tile(x.reshape(9, 33000), 3)))
+    else:
+        path = save_h5(here / "x.h5", x, chunks=(7618, 22), compression="lzf")
+    if kind == "virtual":
+        layout = h5py.VirtualLayout(x.shape, "f4")
+        layout[:] = h5py.VirtualSource("x.h5", "x", x.shape)
+        path = here / "v.h5"
+        with h5py.File(path, "w") as file:
+            file.create_virtual_dataset("x", layout)
+        options.append("--allow-virtual")
+    refused = bn("fit", path.name, *options, "--max-memory", "1M", "-o", "s.bn.h5", "-q")
+    assert refused.code == 3 or (refused.code == 2 and kind == "fortran")
+    named = re.search(r"give --max-memory (\d+M)", refused.err)
+    assert named
+    assert named[1] != "1M"
+    good("fit", path.name, *options, "--max-memory", named[1], "-o", "s.bn.h5", "-q")
+
+
+def test_an_output_that_appears_during_a_fit_is_kept_and_so_is_the_result(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bncli.engine import fold
+
+    save(here / "x.npy", table())
+    good("fit", "x.npy", "-o", "expected.bn.h5", "-q")
+    original = fold.segment_moments
+
+    def appearing(*args: object) -> object:
+        (here / "x.bn.h5").write_bytes(b"another's")
+        return original(*args)
+
+    monkeypatch.setattr(fold, "segment_moments", appearing)
+    check_refused(5, ["fit", "x.npy", "-q"], "x.bn.h5: was made by another program", "the result is in x.bn.1.h5")
+    assert (here / "x.bn.h5").read_bytes() == b"another's"
+    check_same_bytes(bncli.load("x.bn.1.h5"), bncli.load("expected.bn.h5"))
+    assert sorted(p.name for p in here.iterdir()) == ["expected.bn.h5", "x.bn.1.h5", "x.bn.h5", "x.npy"]
 
 
 def test_no_feature_with_two_values(here: Path) -> None:

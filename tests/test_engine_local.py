@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import json
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +14,7 @@ import h5py
 import helpers
 import numpy as np
 import pytest
-from helpers import ANY_ADVICE, Array, advised, check_same_bytes, cut, exact, exact_columns, save_h5, save_npy
+from helpers import ANY_ADVICE, Array, advised, check_same_bytes, cut, exact, exact_columns, peer, save_h5, save_npy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -703,6 +705,87 @@ class TestWhatPythonUsersPass:
         assert stats.names == ("a", "b")
         assert stats.num_samples == 40
 
+    def test_a_dataset_whose_name_leads_to_another_file_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, scale in (("one", 1.0), ("two", 1000.0)):
+            (tmp_path / name).mkdir()
+            save_h5(tmp_path / name / "x.h5", np.arange(12.0).reshape(6, 2) * scale)
+        monkeypatch.chdir(tmp_path / "one")
+        with h5py.File("x.h5") as file:
+            monkeypatch.chdir(tmp_path / "two")
+            with pytest.raises(InputError, match="working directory changed"):
+                fit(file["x"])
+            monkeypatch.chdir(tmp_path)
+            with pytest.raises(InputError, match="full path"):
+                fit(file["x"])
+        with h5py.File(tmp_path / "one" / "x.h5") as file:
+            (tmp_path / "two" / "x.h5").replace(tmp_path / "one" / "x.h5")
+            with pytest.raises(InputError, match="the file was replaced"):
+                fit(file["x"])
+
+    @pytest.mark.parametrize("kind", ["BytesIO", "core", "anonymous"])
+    def test_a_dataset_without_a_file_is_refused_and_its_values_are_taken(self, tmp_path: Path, kind: str) -> None:
+        place: Any = io.BytesIO() if kind == "BytesIO" else tmp_path / "x.h5"
+        options = {"driver": "core", "backing_store": False} if kind == "core" else {}
+        x = np.arange(12.0).reshape(6, 2)
+        with h5py.File(place, "w", **options) as file:
+            dataset = file.create_dataset(None if kind == "anonymous" else "x", data=x)
+            with pytest.raises(UsageError, match=r"dataset\[\.\.\.\]"):
+                fit(dataset)
+            assert fit(dataset[...]).population_mean.tolist() == [5.0, 6.0]
+
+    def test_closed_and_cast_datasets_and_what_holds_them(self, tmp_path: Path) -> None:
+        x = np.arange(12.0).reshape(6, 2)
+        with h5py.File(save_h5(tmp_path / "x.h5", x)) as file:
+            dataset, cast_view = file["x"], file["x"].astype("f4")
+            assert fit(cast_view).population_mean.tolist() == [5.0, 6.0]
+            with pytest.raises(UsageError, match="h5py File; give one of its datasets"):
+                fit(file)
+        with pytest.raises(UsageError, match="closed"):
+            fit(dataset)
+        with pytest.raises(InputError, match="array of numbers"):
+            fit(cast_view)
+
+    def test_ragged_lists_and_odd_objects_are_refused(self) -> None:
+        class Broken:
+            def __array__(self, *_: object, **__: object) -> Array:
+                raise RuntimeError("no\narray")
+
+        for source in ([[1.0, 2.0], [3.0]], Broken()):
+            with pytest.raises(InputError, match="does not make an array of numbers"):
+                fit(source)
+        for source in ([["x", "y"]], [[1, 2], [3]], [[1 + 2j, 0]]):
+            with pytest.raises(InputError):
+                fit(np.arange(6.0).reshape(3, 2)).normalize(source)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"batch_size": np.int64(2), "axis": np.int8(-1), "ddof": np.int32(1)},
+            {"shuffle": np.True_, "seed": np.int32(3)},
+            {"fill_value": np.float32(3)},
+            {"fill_value": np.uint8(3)},
+            {"momentum": np.float32(0.5), "eps": np.float16(0.5)},
+            {"rows": (np.int64(0), np.uint8(4))},
+            {"max_memory": np.uint64(1 << 24), "workers": np.int16(1)},
+        ],
+    )
+    def test_numpy_scalars_are_the_numbers_they_are(self, tmp_path: Path, options: dict[str, Any]) -> None:
+        x = np.arange(16.0).reshape(8, 2) % 5
+        plain = {k: tuple(map(int, v)) if isinstance(v, tuple) else v.item() for k, v in options.items()}
+        with advised(*ANY_ADVICE):
+            stats, expected = fit(x, **options), fit(x, **plain)
+        check_same_bytes(stats, expected)
+        assert stats.options == expected.options
+        stats.save(str(tmp_path / "s.bn.h5"))
+        assert bncli.load(str(tmp_path / "s.bn.h5")).options == json.loads(json.dumps(expected.options))
+
+    @pytest.mark.parametrize("rows", [(0, 10, 2), (0, 600, -1), (1.5, None), (0,), 5, "0:4:2", (0, "4")])
+    def test_rows_that_are_no_range_are_refused(self, rows: Any) -> None:
+        with pytest.raises(UsageError, match="rows"):
+            fit(np.arange(20.0).reshape(10, 2), rows=rows)
+
     def test_names_and_gamma_in_python_s_own_types(self) -> None:
         stats = fit(np.arange(6.0).reshape(3, 2), names=["a", "b"], gamma="2", beta=np.array([1.0, 2.0]))
         assert stats.names == ("a", "b")
@@ -727,11 +810,34 @@ class TestWhatPythonUsersPass:
             {"fill_value": "1"},
             {"batch_size": 10**30},
             {"epsilon": 1},
+            {"names": 5},
+            {"dataset": 5},
+            {"init": 3},
+            {"preset": ["torch"]},
+            {"like": 3},
         ],
     )
     def test_options_of_the_wrong_kind_are_usage_errors(self, options: dict[str, object]) -> None:
         with pytest.raises(UsageError):
             fit(np.arange(6.0).reshape(3, 2), **options)
+
+    @pytest.mark.parametrize("gamma", [np.array(["a"]), [object()], 1 + 2j, [[1.0], [2.0, 3.0]]])
+    def test_a_gamma_that_is_no_number_is_refused(self, gamma: Any) -> None:
+        with pytest.raises(InputError, match="gamma"):
+            fit(np.arange(6.0).reshape(3, 2), gamma=gamma)
+
+
+@pytest.mark.peer
+def test_tensors_that_require_grad_and_bfloat16() -> None:
+    torch = peer("torch")
+    x = torch.arange(12.0).reshape(6, 2)
+    for tensor in (x.clone().requires_grad_(), x.bfloat16(), [x[:3].requires_grad_(), x[3:]]):
+        assert fit(tensor, batch_size=3).population_mean.tolist() == [5.0, 6.0]
+    stats = fit(x, eps=0.5)
+    y = torch.nn.functional.batch_norm(x.double(), None, None, training=True, eps=0.5).numpy()
+    np.testing.assert_allclose(stats.normalize(x.double().requires_grad_()), y, rtol=1e-14)
+    with pytest.raises(InputError, match="complex64"):
+        fit(x.to(torch.complex64))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

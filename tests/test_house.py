@@ -31,7 +31,7 @@ LEVELS = [
     ["layout"],
     ["moments"],
     ["files", "kernels"],
-    ["compiled", "interrupts"],
+    ["arrays", "compiled", "interrupts"],
 ]
 ANYWHERE = {"errors", ""}  # "" is the package itself: its version and the names it loads on first use
 HOMES = {

@@ -26,7 +26,9 @@ from bncli.errors import UsageError
 @click.option("--batch-size", type=int, metavar="N", help="Samples per batch.  [default: 256]")
 @click.option("--axis", type=int, metavar="K", help="Axis of the features.  [default: -1 for one and two dimensions]")
 @click.option(
-    "--init", type=click.Choice(["debias", "zeros", "unit", "first"]), help="Where running starts.  [default: debias]"
+    "--init",
+    type=click.Choice(["debias", "zeros", "unit", "first", "like"]),
+    help="Where the running statistics start; like: at those of --like.  [default: debias]",
 )
 @click.option("--ddof", type=click.IntRange(0, 1), help="1 folds the unbiased variance, as PyTorch.  [default: 0]")
 @click.option(
@@ -34,7 +36,11 @@ from bncli.errors import UsageError
     type=click.Choice(["torch", "keras", "flax", "onnx", "cs231n"]),
     help="A framework's momentum, eps, ddof, init and axis; options given beside it win.",
 )
-@click.option("--like", metavar="STATS", help="Conventions, gamma and beta of another fit; new statistics.")
+@click.option(
+    "--like",
+    metavar="STATS",
+    help="Conventions, gamma and beta of another fit, new statistics. For AdaBN or precise BN add --momentum none.",
+)
 @click.option("--gamma", metavar="X", help="Scale: a number, an address of C values, or a stats file.  [default: 1]")
 @click.option("--beta", metavar="X", help="Shift: a number, an address of C values, or a stats file.  [default: 0]")
 @click.option("--names", metavar="ADDRESS|FILE", help="Feature names: a text file, one a line, or FILE.h5::/path.")
@@ -91,7 +97,8 @@ def fit(
       bn fit 'part-*.npy' -o all.bn.h5     many files as one data set
       bn fit images.h5 --axis 1            images (N, C, H, W)
       bn fit train.npy --preset torch      what nn.BatchNorm would hold
-      bn fit new.npy --like train.bn.h5    trained gamma and beta, new data
+      bn fit new.npy --like train.bn.h5 --momentum none   AdaBN, precise BN
+      bn fit more.npy --like train.bn.h5 --init like      keep training
       bn fit train.h5 --target ::/y --holdout 0.2     learn gamma and beta
     """
     from bncli.engine.local import fit_to_file, look

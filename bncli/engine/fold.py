@@ -199,7 +199,7 @@ def holds_large_integers(data: DataSet, segment: Segment, population: Moments) -
 def statistics(fold: Fold, conventions: Conventions) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Running mean and variance as they are stored, each of shape (C,); NaN where no batch was folded."""
     if conventions.momentum is not None:
-        return fold.running.read(conventions.init, conventions.momentum)
+        return fold.running.read(conventions.init, conventions.momentum, conventions.start)
     folded = np.broadcast_to(fold.running.k[0], fold.population.count.shape) > 0
     return (
         np.where(folded, fold.population.mean, np.nan),

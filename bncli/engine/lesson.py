@@ -45,7 +45,7 @@ def open_target(spec: FitSpec, data: Joined) -> Joined:
     target, own = spec.target, isinstance(spec.target, str) and spec.target.startswith(SEPARATOR)
     addresses: Sequence[str] | Array
     if not isinstance(target, str):
-        addresses = ArraySource(np.asanyarray(target)).array  # a masked array keeps its mask, and is refused
+        addresses = ArraySource(target).array
     elif not target.lstrip(":/"):
         raise UsageError(f"--target {target!r} names no dataset; say which: ::/y")
     elif own:

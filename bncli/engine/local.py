@@ -79,8 +79,13 @@ def fit(
         return fit_files([os.fspath(source)], spec, progress=progress)
     if isinstance(source, (list, tuple)) and source and all(isinstance(item, (str, os.PathLike)) for item in source):
         return fit_files([str(os.fspath(item)) for item in source], spec, progress=progress)
-    if type(source).__module__.partition(".")[0] == "h5py":  # read as the file is: in pieces, with its names
-        return fit_files([f"{cast(Any, source).file.filename}::{cast(Any, source).name}"], spec, progress=progress)
+    kind = type(source).__name__ if type(source).__module__.startswith("h5py.") else None
+    if kind == "Dataset":  # read from its file: in pieces, with its names
+        from bncli.formats.hdf5_file import address_of
+
+        return fit_files([address_of(source)], spec, progress=progress)
+    if kind in ("File", "Group"):
+        raise UsageError(f"cannot fit an h5py {kind}; give one of its datasets, such as file['x']")
     nested = isinstance(source, (list, tuple)) and not any(hasattr(item, "shape") for item in source)
     if nested or hasattr(source, "__array__"):
         array = ArraySource(cast("npt.ArrayLike", source)).array
@@ -290,7 +295,7 @@ class Task:
             **options,
             "like": _content(self.spec.reference.to_bytes()) if self.spec.reference else None,
             "target": self._targets(),
-            **vars(self.conventions),
+            **{name: value for name, value in vars(self.conventions).items() if name != "start"},  # of `like`
             "axis": self.axis,
             "samples per segment": self.layout.batches_at_once(self.spec.batch_size) * self.spec.batch_size,
             "gamma": _content(self.gamma.tobytes()),
@@ -380,9 +385,9 @@ def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: P
             fold = Fold.empty(layout.features)
         elif batch.shape[1:] != sample_shape:
             raise MismatchError(f"a batch has samples of shape {batch.shape[1:]}, the batches before {sample_shape}")
-        data = Joined(np.asarray(item), budget=spec.max_memory, fill=spec.fill_value)
+        data = Joined(batch.array, budget=spec.max_memory, fill=spec.fill_value)
         missing = Missing(spec.nan == "omit", data.fill)
-        part = fold_segment(data, layout, Segment(0, 1, len(item)), missing, conventions)
+        part = fold_segment(data, layout, Segment(0, 1, batch.shape[0]), missing, conventions)
         fold = fold.join(part, conventions.momentum)
         if progress:
             progress(fold.samples, None, 0)

@@ -87,7 +87,9 @@ def merge(
         text = "what was learned beside gamma and beta (head, optimiser, history) is of one part and is not merged"
         warnings.warn(text, BnWarning, stacklevel=3)
     affine = {name: _affine(name, given, parts, names) for name, given in (("gamma", gamma), ("beta", beta))}
-    conventions = Conventions(None if population_only else first.momentum, first.eps, first.ddof, first.init)
+    conventions = Conventions(
+        None if population_only else first.momentum, first.eps, first.ddof, first.init, first.start
+    )
     fold = functools.reduce(lambda before, after: before.join(after, conventions.momentum), map(_fold, parts))
     if population_only:
         fold = replace(fold, running=_as_one_batch(fold.population, first.ddof))
@@ -189,6 +191,11 @@ def _check_recurrence(first: Stats, part: Stats, first_name: str, name: str) -> 
                 f"{first_name} and {name} differ in {convention}: {one} and {other}, so their running statistics do not "
                 f"merge; fit with the same, or {WAY_OUT}"
             )
+    if first.start is not None and part.start is not None and first.start.tobytes() != part.start.tobytes():
+        raise MismatchError(
+            f"{first_name} and {name} started from different statistics (--init like), so their running statistics do not "
+            f"merge; fit with the same, or {WAY_OUT}"
+        )
     if part.momentum is not None and part.running is None:
         raise MismatchError(
             f"{name}: holds no state of its recurrence, so its running statistics do not merge; fit again, or {WAY_OUT}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, cast
 
@@ -20,20 +21,29 @@ DEFAULT_MEMORY = 128 << 20
 
 
 KINDS: dict[str, tuple[type, ...]] = {
-    "eps": (float, int, np.floating, np.integer),
-    "ddof": (int, np.integer),
-    "axis": (int, np.integer),
-    "batch_size": (int, np.integer),
-    "workers": (int, np.integer),
-    "max_memory": (int, np.integer),
-    "fill_value": (float, int, np.floating, np.integer),
+    "momentum": (float, int, str),
+    "eps": (float, int),
+    "ddof": (int,),
+    "init": (str,),
+    "axis": (int,),
+    "preset": (str,),
     "like": (str, Stats),
-    "rows": (tuple,),
+    "batch_size": (int,),
+    "dataset": (str,),
+    "nan": (str,),
+    "fill_value": (float, int),
     "shuffle": (bool,),
-    "seed": (int, np.integer),
-    "holdout": (float, int, np.floating),
-    "lr": (float, int, np.floating),
-    "epochs": (int, np.integer),
+    "seed": (int,),
+    "loss": (str,),
+    "activation": (str,),
+    "optimizer": (str,),
+    "lr": (float, int),
+    "epochs": (int,),
+    "holdout": (float, int),
+    "workers": (int,),
+    "max_memory": (int,),
+    "allow_unwritten": (bool,),
+    "allow_virtual": (bool,),
 }
 
 
@@ -53,8 +63,8 @@ class FitSpec:
     momentum : float, "none" or None
         Weight of the old value when a batch is folded.
     like : str or Stats, optional
-        Statistics, or their file, that give what is not given here of momentum, eps, ddof, init, axis, batch size, gamma
-        and beta.
+        Statistics, or their file, that give what is not given here of momentum, eps, ddof, axis, batch size, gamma and
+        beta. Their running statistics are where the new ones start under init "like" alone.
     gamma, beta : float or str, optional
         A number, or the address of an array of shape (C,). None means: of `like`, else 1 and 0.
     names : str or sequence of str, optional
@@ -110,6 +120,7 @@ class FitSpec:
     allow_virtual: bool = False
 
     def __post_init__(self) -> None:
+        self._make_plain()
         for name, kinds in KINDS.items():
             value = getattr(self, name)
             if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
@@ -120,7 +131,7 @@ class FitSpec:
                 "that are to differ"
             )
         if self.batch_size is None:
-            # the one field that is filled in here: everybody reads it, and nobody wants to ask where it came from
+            # filled in here: everybody reads it, and nobody wants to ask where it came from
             object.__setattr__(self, "batch_size", (self.reference and self.reference.batch_size) or 256)
         if self.batch_size < 1:
             raise UsageError(f"--batch-size {self.batch_size}: a batch needs at least one sample")
@@ -149,6 +160,15 @@ class FitSpec:
         """Whether the samples are drawn in a seeded order: as asked, else where gamma and beta are learned."""
         return self.target is not None if self.shuffle is None else self.shuffle
 
+    def _make_plain(self) -> None:
+        """NumPy's numbers become Python's, a list of two rows a pair, and names texts; done once, for all readers."""
+        plain = {name: getattr(self, name).item() for name in KINDS if isinstance(getattr(self, name), np.generic)}
+        plain["rows"] = _row_range(self.rows)
+        if self.names is not None and not isinstance(self.names, str):
+            plain["names"] = _texts(self.names)
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+
     def _check_learning(self) -> None:
         if self.holdout is not None and not 0 <= self.holdout < 1:
             raise UsageError(f"--holdout {self.holdout}: a fraction of the samples, 0 <= F < 1")
@@ -173,14 +193,23 @@ class FitSpec:
         """The arithmetic's parameters: what was asked for, else those of `like` or the preset, else the defaults."""
         given = self.reference or PRESETS.get(self.preset or "") or Conventions(0.9, 1e-5, 0, "debias")
         momentum = self.momentum if self.momentum is not None else given.momentum
+        init = "debias" if self.reference else given.init  # new statistics do not start where the others did
         found = Conventions(
             momentum=None if momentum in (None, "none") else float(momentum),
             eps=self.eps if self.eps is not None else given.eps,
             ddof=self.ddof if self.ddof is not None else given.ddof,
-            init=self.init if self.init is not None else given.init,
+            init=self.init if self.init is not None else init,
         )
         check_conventions(found.momentum, found.eps, found.ddof, found.init)
-        return found
+        if found.init != "like":
+            return found
+        if self.reference is None:
+            raise UsageError("--init like goes on from the running statistics of --like; give --like STATS")
+        if found.momentum is None:
+            raise UsageError(
+                "--init like needs a momentum: with --momentum none nothing is carried over; give --momentum M"
+            )
+        return replace(found, start=np.stack([self.reference.running_mean, self.reference.running_var]))
 
     def feature_axis(self, shape: tuple[int, ...]) -> int:
         """The feature axis for data of this shape.
@@ -208,12 +237,16 @@ class FitSpec:
 
 @dataclass(frozen=True)
 class Conventions:
-    """Momentum (None: the population), eps, ddof and init of the running statistics."""
+    """Momentum (None: the population), eps, ddof and init of the running statistics.
+
+    `start`, of shape (2, C), holds the mean and variance that the recurrence starts from under init `like`.
+    """
 
     momentum: float | None
     eps: float
     ddof: int
     init: str
+    start: npt.NDArray[np.float64] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -268,6 +301,27 @@ def segments(layout: Layout, samples: int, batch_size: int) -> Iterator[Segment]
         yield Segment(batch * batch_size, min(at_once, whole - batch), batch_size)
     if rest:
         yield Segment(whole * batch_size, 1, rest)
+
+
+def _row_range(rows: Any) -> tuple[int | None, int | None]:
+    """Start and stop of a range of samples."""
+    if not isinstance(rows, (tuple, list)) or len(rows) != 2:
+        raise UsageError(
+            f"rows {rows!r} is not a range of samples; give (start, stop), without a step: every sample between counts"
+        )
+    try:
+        start, stop = (None if end is None else operator.index(end) for end in rows)
+    except TypeError:
+        raise UsageError(f"rows {rows!r}: start and stop are whole numbers or None") from None
+    return start, stop
+
+
+def _texts(names: Any) -> tuple[str, ...]:
+    """Feature names as texts, whatever sequence they come in."""
+    try:
+        return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+    except (TypeError, UnicodeDecodeError):
+        raise UsageError(f"names {names!r:.60} is neither an address nor a sequence of names") from None
 
 
 def parse_rows(text: str) -> tuple[int | None, int | None]:

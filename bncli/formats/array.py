@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bncli.arrays import to_array
 from bncli.errors import InputError
 from bncli.formats.source import REAL_KINDS, Source, check_shape
 
@@ -20,12 +21,8 @@ class ArraySource(Source):
         For an array of another type than bool, integers or floats up to 64 bits, or without samples or features.
     """
 
-    def __init__(self, values: npt.ArrayLike) -> None:
-        if isinstance(values, np.ma.MaskedArray):
-            raise InputError(
-                "a masked array is refused; fill it with NaN (x.filled(np.nan)) and leave those out: nan='omit'"
-            )
-        array = np.asarray(values)
+    def __init__(self, values: Any) -> None:
+        array = to_array(values)
         self.address = "array"
         self.notes = []
         if array.dtype.kind not in REAL_KINDS or array.dtype.itemsize > 8:

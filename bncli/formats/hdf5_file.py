@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from h5py import h5a, h5i, h5t
 
-from bncli.errors import BnError, InputError, printable
+from bncli.errors import BnError, InputError, UsageError, printable
 from bncli.formats.source import RegularFile
 from bncli.store import HEAP, check_heap
 
@@ -156,6 +156,34 @@ def open_file(path: str) -> Iterator[tuple[h5py.File, Watched]]:
             yield file, watched
     finally:
         raw.close()
+
+
+def address_of(dataset: Any) -> str:
+    """FILE::/path of an open h5py dataset, once it is certain that FILE is the file that the dataset belongs to.
+
+    Raises
+    ------
+    UsageError
+        When the dataset is closed, has no name, or lies in memory.
+    InputError
+        When its file's name leads elsewhere now: the working directory changed, or the file was replaced.
+    """
+    if not dataset:
+        raise UsageError("the h5py dataset is closed; fit it while its file is open, or give its address")
+    file = dataset.file
+    if file.driver != "sec2" or dataset.name is None or file.get(dataset.name) != dataset:
+        kind = "is not reached by a name" if file.driver == "sec2" else f"is read by the driver {file.driver!r}"
+        raise UsageError(f"the h5py dataset {kind}, not from a file that bn can open; give its values: dataset[...]")
+    try:
+        same = os.path.samestat(os.fstat(file.id.get_vfd_handle()), os.stat(file.filename))
+    except OSError:
+        same = False
+    if not same:
+        raise InputError(
+            f"{printable(file.filename)}: is not the file that the h5py dataset was opened from; the working directory "
+            "changed, or the file was replaced. Open it by its full path, or give its address"
+        )
+    return f"{file.filename}::{dataset.name}"
 
 
 def _lock(raw: RegularFile) -> None:

@@ -24,7 +24,8 @@ def json_text(record: dict[str, Any]) -> str:
 def fit_summary(stats: Stats, path: str) -> str:
     """Features, samples, batches, what was learned, and where the stats went."""
     learned = f"{learned_in_words(stats.learned)}\n" if stats.learned else ""
-    return f"{_seen(stats)}\n{momentum_in_words(stats.momentum)}\n{learned}stats in {printable(path)}"
+    like = f"{like_in_words(stats.init)}\n" if "like" in stats.options and stats.momentum is not None else ""
+    return f"{_seen(stats)}\n{momentum_in_words(stats.momentum)}\n{like}{learned}stats in {printable(path)}"
 
 
 def merge_summary(stats: Stats, paths: Sequence[str], path: str) -> str:
@@ -92,6 +93,12 @@ def momentum_in_words(momentum: float | None) -> str:
         f"momentum {momentum:g}: running = {momentum:g} * running + {new} * batch "
         f"({momentum:g} weighs the OLD value; PyTorch's momentum is {new})"
     )
+
+
+def like_in_words(init: str) -> str:
+    """Where statistics fitted with --like start, and how to get those of AdaBN and precise BN."""
+    start = {"like": "at the running statistics of --like", "debias": "afresh"}.get(init, f"at --init {init}")
+    return f"the running statistics start {start}; AdaBN and precise BN use --momentum none"
 
 
 def learned_in_words(learned: Learned) -> str:

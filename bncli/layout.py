@@ -9,6 +9,7 @@ chunks, memory or workers: that is what makes the results the same bytes.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -175,6 +176,10 @@ def feature_axis(rank: int, axis: int) -> int:
     >>> feature_axis(4, -1)
     3
     """
+    try:
+        axis = operator.index(axis)
+    except TypeError:
+        raise UsageError(f"axis {axis!r} is not a whole number") from None
     if axis == 0 or axis == -rank:
         raise UsageError("axis 0 counts the samples; features lie on another axis (1, or -1 for the last)")
     if not -rank < axis < rank:

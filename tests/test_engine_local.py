@@ -821,6 +821,14 @@ class TestWhatPythonUsersPass:
         with pytest.raises(UsageError):
             fit(np.arange(6.0).reshape(3, 2), **options)
 
+    def test_axes_and_parts_of_the_wrong_kind_are_usage_errors(self) -> None:
+        x = np.arange(6.0).reshape(3, 2)
+        for call in (lambda: fit(x).normalize(x, axis="1"), lambda: bncli.batchnorm.forward(x, 1, 0, axis=1.5)):  # type: ignore[arg-type]
+            with pytest.raises(UsageError, match="not a whole number"):
+                call()
+        with pytest.raises(UsageError, match=r"bncli\.load"):
+            bncli.merge(["x.bn.h5"])  # type: ignore[list-item]
+
     @pytest.mark.parametrize("gamma", [np.array(["a"]), [object()], 1 + 2j, [[1.0], [2.0, 3.0]]])
     def test_a_gamma_that_is_no_number_is_refused(self, gamma: Any) -> None:
         with pytest.raises(InputError, match="gamma"):

@@ -74,6 +74,8 @@ def merge(
     parts = list(stats)
     if not parts:
         raise UsageError("there are no statistics to merge")
+    if not all(isinstance(part, Stats) for part in parts):
+        raise UsageError("merge takes Stats; read their files with bncli.load")
     names = where or [f"part {i}" for i in range(len(parts))]
     first = parts[0]
     known, known_name = next(

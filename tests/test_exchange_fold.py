@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -72,7 +73,13 @@ def folded(weight: Array, bias: Array | None, stats: Stats) -> tuple[Array, Arra
 @pytest.mark.parametrize("container", ["safetensors", "npz"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("kind", ["linear", "conv1", "conv2", "grouped", "depthwise", "conv3"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("linear", "conv1", "conv2", "square", "grouped", "depthwise", "conv3"),
+        *("deconv", "deconv_square", "deconv_groups", "deconv_wide_groups", "deconv_depthwise", "deconv1", "deconv3"),
+    ],
+)
 def test_the_folded_layer_is_torchs_unfused_pair(
     tmp_path: Path, kind: str, bias: bool, dtype: str, container: str
 ) -> None:
@@ -83,9 +90,17 @@ def test_the_folded_layer_is_torchs_unfused_pair(
         "linear": (nn.Linear(4, c, bias=bias), nn.BatchNorm1d(c), (5, 4)),
         "conv1": (nn.Conv1d(4, c, 3, bias=bias), nn.BatchNorm1d(c), (5, 4, 9)),
         "conv2": (nn.Conv2d(4, c, (3, 2), stride=2, padding=1, bias=bias), nn.BatchNorm2d(c), (5, 4, 9, 8)),
+        "square": (nn.Conv2d(c, c, 3, bias=bias), nn.BatchNorm2d(c), (5, c, 9, 8)),
         "grouped": (nn.Conv2d(4, c, 3, groups=2, bias=bias), nn.BatchNorm2d(c), (5, 4, 9, 8)),
         "depthwise": (nn.Conv1d(3, c, 3, groups=3, bias=bias), nn.BatchNorm1d(c), (5, 3, 9)),
         "conv3": (nn.Conv3d(4, c, 2, dilation=2, bias=bias), nn.BatchNorm3d(c), (2, 4, 5, 5, 5)),
+        "deconv": (nn.ConvTranspose2d(4, c, 3, stride=2, bias=bias), nn.BatchNorm2d(c), (5, 4, 7, 6)),
+        "deconv_square": (nn.ConvTranspose2d(c, c, 3, bias=bias), nn.BatchNorm2d(c), (5, c, 7, 6)),
+        "deconv_groups": (nn.ConvTranspose2d(c, c, 3, groups=2, bias=bias), nn.BatchNorm2d(c), (5, c, 7, 6)),
+        "deconv_wide_groups": (nn.ConvTranspose2d(9, c, 3, groups=3, bias=bias), nn.BatchNorm2d(c), (5, 9, 7, 6)),
+        "deconv_depthwise": (nn.ConvTranspose2d(c, c, 3, groups=c, bias=bias), nn.BatchNorm2d(c), (5, c, 7, 6)),
+        "deconv1": (nn.ConvTranspose1d(4, c, 3, groups=2, bias=bias), nn.BatchNorm1d(c), (5, 4, 7)),
+        "deconv3": (nn.ConvTranspose3d(2, c, 2, groups=2, bias=bias), nn.BatchNorm3d(c), (2, 2, 3, 3, 3)),
     }[kind]
     pair = nn.Sequential(layer, norm).to(getattr(torch, dtype))
     stats = stats_of(3, c)
@@ -98,7 +113,13 @@ def test_the_folded_layer_is_torchs_unfused_pair(
         np.savez(source, **{k: v.numpy() for k, v in pair.state_dict().items()})
     else:
         peer("safetensors.torch").save_file(pair.state_dict(), source)
-    report = fold.write(stats, str(out), into=str(source), layer="0")
+    ambiguous = {"square": False, "grouped": False, "deconv_square": True, "deconv_groups": True}
+    if kind in ambiguous:
+        with pytest.raises(UsageError, match=r"--no-transposed if .*--transposed if"):
+            fold.write(stats, str(out), into=str(source), layer="0")
+        assert not out.exists()
+    report = fold.write(stats, str(out), into=str(source), layer="0", transposed=ambiguous.get(kind))
+    assert any("transposed" in note for note in report.notes) is (kind[:2] == "de" and "depthwise" not in kind)
     assert any("had no bias" in note for note in report.notes) is not bias
     if container == "npz":
         with np.load(out) as archive:
@@ -228,23 +249,49 @@ def test_a_weight_in_fortran_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "told"),
+    ("shape", "fits", "words"),
     [
-        ((4, 4, 3), "a.weight has shape (4, 4, 3): if it is of a transposed convolution, whose"),
-        ((4, 2, 3), "a.weight has shape (4, 2, 3): if it is of a transposed convolution of 2 groups, whose"),
-        ((4, 4), None),
-        ((4, 3, 3), None),
-        ((4, 1, 3), None),  # depthwise: axis 0 is right for both kinds
+        ((4, 4, 3), "both", "fits a convolution and a transposed one;"),
+        ((4, 2, 3), "both", "fits a convolution and a transposed one of 2 groups;"),
+        ((4, 4), "ordinary", "a linear layer's, which has no transposed form"),
+        ((4, 3, 3), "ordinary", "not (in, 4 / groups, ...) of a transposed convolution"),
+        ((4, 8, 1, 1), "ordinary", "not (in, 4 / groups, ...) of a transposed convolution"),
+        ((4, 0, 3), "ordinary", "not (in, 4 / groups, ...) of a transposed convolution"),
+        ((4, 1, 3), "same", ""),  # depthwise: each input channel has its own output channel
+        ((8, 4, 3), "transposed", "8 output channels"),
+        ((8, 1, 3), "transposed", "8 output channels"),  # 4 groups of two inputs and one output
+        ((1, 4, 3), "transposed", "1 output channels"),
+        ((3, 2, 3), "neither", "3 output channels"),
     ],
 )
-def test_a_weight_that_may_be_of_a_transposed_convolution(
-    tmp_path: Path, shape: tuple[int, ...], told: str | None
-) -> None:
-    np.savez(tmp_path / "layer.npz", **{"a.weight": np.ones(shape)})
-    report = fold.write(stats_of(2, 4), str(tmp_path / "out.npz"), into=str(tmp_path / "layer.npz"))
-    said = [note for note in report.notes if "transposed" in note]
-    assert len(said) == (told is not None)
-    assert told is None or told in said[0]
+def test_the_kind_of_layer_that_a_shape_fits(tmp_path: Path, shape: tuple[int, ...], fits: str, words: str) -> None:
+    """Taken where only one does; where both do the caller says which, and what does not fit is refused."""
+    weight = np.random.default_rng(0).normal(size=shape)
+    np.savez(tmp_path / "layer.npz", **{"a.weight": weight})
+
+    def write(transposed: bool | None) -> Array:
+        fold.write(stats_of(2, 4), str(tmp_path / "o.npz"), into=str(tmp_path / "layer.npz"), transposed=transposed)
+        with np.load(tmp_path / "o.npz") as archive:
+            found: Array = archive["a.weight"]
+        return found
+
+    stats = stats_of(2, 4)
+    factor = stats.gamma / np.sqrt(stats.running_var + stats.eps)
+    ordinary = transposed = weight
+    if fits in ("ordinary", "both", "same"):
+        ordinary = np.stack([weight[i] * factor[i] for i in range(4)])
+        np.testing.assert_array_equal(write(False), ordinary)
+    if fits in ("transposed", "both", "same"):
+        a, b = shape[:2]
+        run = a // (4 // b)  # inputs of a group
+        transposed = np.array([[weight[i, j] * factor[i // run * b + j] for j in range(b)] for i in range(a)])
+        np.testing.assert_array_equal(write(True), transposed)
+    if fits in ("ordinary", "transposed", "same"):
+        np.testing.assert_array_equal(write(None), transposed if fits == "transposed" else ordinary)
+    wrong = {"both": [None], "ordinary": [True], "transposed": [False], "neither": [None, False], "same": []}[fits]
+    for given in wrong:
+        with pytest.raises((UsageError, MismatchError), match=re.escape(words)):
+            write(given)
 
 
 def test_safetensors_carries_values_of_less_than_a_byte(tmp_path: Path) -> None:
@@ -296,6 +343,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, UsageError, r"2 layers", arrays, layer=None)
     refused(tmp_path, InputError, "no linear or convolution layer", {"bn.weight": np.ones(5)})
     refused(tmp_path, UsageError, "--into FILE", arrays, into=None)
+    refused(tmp_path, UsageError, "--transposed .*--into FILE", arrays, into=None, layer=None, transposed=False)
 
 
 def test_missing_statistics_are_refused(tmp_path: Path) -> None:
@@ -399,11 +447,23 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     result = good("export", "s.bn.h5", "--to", "fold", "-o", "out.npz", "--into", "model.npz", "--layer", "conv")
     assert "conv holds the normalization now" in result.err
     good("export", "s.bn.h5", "--to", "fold", "-o", "scale.npz")
+    weight = np.random.default_rng(1).normal(size=(5, 5, 3, 3))
+    np.savez("square.npz", **{"conv.weight": weight})
+    found = []
+    for option in ("--transposed", "--no-transposed"):
+        good("export", "s.bn.h5", "--to", "fold", "-o", f"o{option}.npz", "--into", "square.npz", option)
+        with np.load(f"o{option}.npz") as archive:
+            found.append(archive["conv.weight"])
+    np.testing.assert_array_equal(found[0].swapaxes(0, 1), folded(weight.swapaxes(0, 1), None, stats_of(5, 5))[0])
+    np.testing.assert_array_equal(found[1], folded(weight, None, stats_of(5, 5))[0])
     with untouched(tmp_path):
         args = ["export", "s.bn.h5", "--to", "fold", "-f", "-o"]
         check_refused(
             2, [*args, "x.npz", "--into", "model.npz", "--layer", "no"], "--layer conv", "--layer fc", lines=4
         )
+        square = ["x.npz", "--into", "square.npz", "--layer", "conv"]
+        check_refused(2, [*args, *square], "conv.weight", "(5, 5, 3, 3)", "--transposed", "--no-transposed")
+        check_refused(2, ["export", "s.bn.h5", "-o", "x.json", "--no-transposed"], "--transposed", "json")
         check_refused(5, [*args, "model.npz", "--into", "model.npz", "--layer", "conv"], "is also an input")
         check_refused(2, [*args, "x.safetensors", "--into", "model.npz", "--layer", "conv"], "suffix")
         check_refused(2, [*args, "x.json"], ".npz and .safetensors")

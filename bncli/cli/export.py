@@ -19,6 +19,11 @@ from bncli.cli import options
 )
 @click.option("--into", metavar="FILE", help="fold: weights to fold into, .safetensors or .npz.")
 @click.option("--layer", metavar="NAME", help="fold: the layer of FILE before the normalization.")
+@click.option(
+    "--transposed/--no-transposed",
+    default=None,
+    help="fold: it is a transposed convolution, or is not.  [default: what fits its shape]",
+)
 @options.force
 @options.as_json
 @options.common

@@ -41,7 +41,7 @@ def write(stats: Stats, path: str, format: str | None = None, **options: Any) ->
     format : str, optional
         A key of FORMATS.
     options
-        Those of the format's own `write`: use, force, inputs, and rank, into or layer. None is an option not given.
+        Those of the format's own `write`: use, force, inputs, and rank, into, layer or transposed. None is an option not given.
 
     Raises
     ------

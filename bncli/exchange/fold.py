@@ -37,6 +37,7 @@ def write(
     use: str = "running",
     into: str | None = None,
     layer: str | None = None,
+    transposed: bool | None = None,
     force: bool = True,
     inputs: Sequence[str] = (),
 ) -> Exported:
@@ -47,7 +48,7 @@ def write(
     after it (which is then to be left out of the model; Jacob et al. 2018, section 3.2, and PyTorch's
     `fuse_conv_bn_weights`):
 
-        weight = W · gamma / sqrt(var + eps)                       along axis 0, the output channels
+        weight = W · gamma / sqrt(var + eps)                       along the output channels
         bias   = (b - mean) · gamma / sqrt(var + eps) + beta       a missing b is 0 and is added
 
     Parameters
@@ -58,16 +59,20 @@ def write(
         Which statistics.
     into : str, optional
         A file of the same kind, in PyTorch's layout: `LAYER.weight` of shape (C, ...) and `LAYER.bias` of shape (C,),
-        that is linear and convolution layers. Transposed convolutions have their channels on axis 1: not supported.
+        that is linear and convolution layers, transposed ones too.
     layer : str, optional
         LAYER, which may be left out where the file has only one; "" for a file that holds a bare `weight`.
+    transposed : bool, optional
+        Whether LAYER is a transposed convolution, whose weight is (in, C / groups, ...) and not (C, in / groups, ...). May
+        be left out where the shape fits only one of them.
     force, inputs
         As `files.replacing`.
 
     Raises
     ------
     UsageError
-        When the layer is not there (the message lists those that are), or the suffix is neither of the two.
+        When the layer is not there (the message lists those that are), its shape fits both kinds of convolution and
+        `transposed` is not given, or the suffix is neither of the two.
     InputError
         When INTO is missing, damaged or of another kind.
     MismatchError
@@ -77,8 +82,9 @@ def write(
     """
     container = _container(path)
     if into is None:
-        if layer is not None:
-            raise UsageError("--layer names a layer of a file of weights; say which file with --into FILE")
+        if layer is not None or transposed is not None:
+            option = "--transposed" if layer is None else "--layer"
+            raise UsageError(f"{option} is about a layer of a file of weights; say which file with --into FILE")
         scale, shift = stats.scale_shift(use)
         weights = Weights({}, {}, {}, {})
         weights.put("scale", scale, "F64")
@@ -89,7 +95,7 @@ def write(
             raise UsageError(f"{printable(path)}: give the output the suffix of --into {printable(into)}")
         weights = container.read(files.read_bytes(into, SIZE_LIMIT), into)
         layer = _choose(weights, layer, into)
-        notes = _fold(weights, stats, use, layer, printable(into))
+        notes = _fold(weights, stats, use, layer, transposed, printable(into))
     sources = inputs if into is None else [*inputs, into]
     files.write_bytes(path, container.write(weights), force=force, inputs=sources)
     return Exported("fold", path, use, stats.num_features, {"eps": stats.eps, "into": into, "layer": layer}, notes)
@@ -134,24 +140,26 @@ def _container(path: str) -> Container:
     return CONTAINERS[suffix]
 
 
-def _fold(weights: Weights, stats: Stats, use: str, layer: str, where: str) -> list[str]:
+def _fold(weights: Weights, stats: Stats, use: str, layer: str, transposed: bool | None, where: str) -> list[str]:
     """Replace weight and bias of a layer by those that give the normalised values; returns what to say about it."""
     weight_key, bias_key = (f"{layer}.{name}" if layer else name for name in ("weight", "bias"))
+    shape, features = weights.shapes[weight_key], stats.num_features
+    groups = _groups(f"{where}: {printable(weight_key)}", shape, features, transposed)
     notes = [f"{printable(layer) or 'the layer'} holds the normalization now: leave it out of the model"]
+    if groups is not None:
+        kind = "a transposed convolution" + (f" of {groups} groups" if groups > 1 else "")
+        notes.append(f"{printable(weight_key)} {shape} was folded as {kind}, along its output channels on axis 1")
     if bias_key not in weights.arrays:
-        zeros = np.zeros(len(weights.arrays[weight_key]), weights.arrays[weight_key].dtype)
+        zeros = np.zeros(features, weights.arrays[weight_key].dtype)
         weights.put(bias_key, zeros, weights.types[weight_key])
         notes.append("it had no bias and has one now: build it with bias=True")
-    _check_layer(weights, weight_key, bias_key, stats, where)
+    _check_layer(weights, weight_key, bias_key, features, where)
     mean, var = stats.statistics(use)
     if np.isnan(mean).any():
         raise MismatchError(f"feature {np.flatnonzero(np.isnan(mean))[0]} has no {use} statistics; nothing is folded")
     scale = stats.gamma / deviation(var, stats.eps)
     weight, bias = (weights.arrays[key].astype(np.float64) for key in (weight_key, bias_key))
-    folded = {
-        weight_key: weight * scale.reshape(-1, *[1] * (weight.ndim - 1)),  # (C, ...)
-        bias_key: (bias - mean) * scale + stats.beta,
-    }
+    folded = {weight_key: _scaled(weight, scale, groups), bias_key: (bias - mean) * scale + stats.beta}
     for key, values in folded.items():
         rounded = round_to(values, weights.arrays[key].dtype)
         if overflowed(values, rounded).any():
@@ -159,17 +167,61 @@ def _fold(weights: Weights, stats: Stats, use: str, layer: str, where: str) -> l
                 f"{where}: {printable(key)}, folded, does not fit {rounded.dtype}; store it in a wider type"
             )
         weights.put(key, rounded, weights.types[key])
-    return notes + _transposed(weight_key, weight.shape)
+    return notes
 
 
-def _check_layer(weights: Weights, weight_key: str, bias_key: str, stats: Stats, where: str) -> None:
-    """Raise MismatchError where a layer's shapes or types do not take the statistics."""
-    shape, features = weights.shapes[weight_key], stats.num_features
-    if shape[0] != features:
-        raise MismatchError(
-            f"{where}: {printable(weight_key)} has {shape[0]} output channels (shape {shape}, axis 0), the stats "
-            f"have {features} features; fold into the layer before the normalization"
+def _scaled(weight: Array, scale: Array, groups: int | None) -> Array:
+    """The weight times one factor per output channel: along axis 0, or in `groups` of a transposed convolution.
+
+    There the weight is (in, out / groups, ...): the g-th run of inputs gives the g-th run of outputs.
+    """
+    behind = [1] * (weight.ndim - 2)
+    if groups is None:
+        return weight * scale.reshape(-1, 1, *behind)  # (C, in / groups, ...)
+    inputs, outputs, *kernel = weight.shape
+    by_group = weight.reshape(groups, inputs // groups, outputs, *kernel)
+    return (by_group * scale.reshape(groups, 1, outputs, *behind)).reshape(weight.shape)
+
+
+def _groups(where: str, shape: tuple[int, ...], features: int, transposed: bool | None) -> int | None:
+    """Groups of the transposed convolution that a weight is of; None where its output channels are on axis 0.
+
+    A transposed convolution has the shape (in, C / groups, ...), so that C says how many groups there are. Where there are
+    C of them and C inputs, each has one input and one output, and both kinds come out the same.
+
+    Raises
+    ------
+    MismatchError
+        When the shape does not fit the features.
+    UsageError
+        When it fits both kinds of convolution and `transposed` is None, or a linear layer is said to be transposed.
+    """
+    groups = features // shape[1] if len(shape) > 2 and shape[1] and features % shape[1] == 0 else 0
+    fits = {False: shape[0] == features, True: bool(groups) and shape[0] % groups == 0}
+    if transposed and len(shape) == 2:
+        raise UsageError(
+            f"{where} has shape {shape}, a linear layer's, which has no transposed form; leave --transposed out"
         )
+    if transposed is None and fits[False] and fits[True] and shape[1] > 1:
+        grouped = f" of {groups} groups" if groups > 1 else ""
+        raise UsageError(
+            f"{where} has shape {shape}, which fits a convolution and a transposed one{grouped}; say --no-transposed if it is "
+            "of an nn.Conv, --transposed if it is of an nn.ConvTranspose"
+        )
+    chosen = not fits[False] and fits[True] if transposed is None else transposed
+    if fits[chosen]:
+        return groups if chosen else None
+    if transposed:
+        found = f"shape {shape}, which is not (in, {features} / groups, ...) of a transposed convolution"
+        raise MismatchError(f"{where} has {found}; fold into the layer before the normalization")
+    raise MismatchError(
+        f"{where} has {shape[0]} output channels (shape {shape}, axis 0), the stats have {features} features; fold into the "
+        "layer before the normalization"
+    )
+
+
+def _check_layer(weights: Weights, weight_key: str, bias_key: str, features: int, where: str) -> None:
+    """Raise MismatchError where a layer's bias or types do not take the statistics."""
     if weights.shapes[bias_key] != (features,):
         raise MismatchError(f"{where}: {printable(bias_key)} has shape {weights.shapes[bias_key]}, not {(features,)}")
     for key in (weight_key, bias_key):
@@ -178,21 +230,6 @@ def _check_layer(weights: Weights, weight_key: str, bias_key: str, stats: Stats,
                 f"{where}: {printable(key)} is of type {printable(weights.types[key])}; fold takes float16, float32 and "
                 "float64: convert it first"
             )
-
-
-def _transposed(key: str, shape: tuple[int, ...]) -> list[str]:
-    """A note where the shape could be that of a transposed convolution, (in, out / groups, ...) for C in and C out.
-
-    With one input channel per group each has its own output channel, so that axis 0 is right for both kinds.
-    """
-    if len(shape) < 3 or shape[1] < 2 or shape[0] % shape[1]:
-        return []
-    groups = shape[0] // shape[1]
-    of_groups = "" if groups == 1 else f" of {groups} groups"
-    return [
-        f"{printable(key)} has shape {shape}: if it is of a transposed convolution{of_groups}, whose output channels are on "
-        "axis 1, the result is wrong"
-    ]
 
 
 def _choose(weights: Weights, layer: str | None, path: str) -> str:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from exchange_helpers import NUMBERS, check_package_missing, features
 from helpers import peer
 
 from bncli import exchange
+from bncli.advice import BnWarning
 from bncli.errors import InputError, UsageError
 from bncli.exchange.common import KINDS, pick
+from bncli.moments import Moments
 from bncli.stats import Stats
 
 PACKAGES = {"torch": ".pt", "safetensors": ".safetensors", "onnx": ".onnx"}
@@ -115,3 +119,111 @@ def test_counts_that_are_none(tmp_path: Path, count: float) -> None:
     np.savez(tmp_path / "x.npz", count=one * count, **columns)
     with pytest.raises(InputError, match=r"x\.npz: count holds"):
         exchange.read(str(tmp_path / "x.npz"))
+
+
+NAN, INF = float("nan"), float("inf")
+HEALTHY = {"running_mean": [0.5, 1.0, 2.0, 3.0], "running_var": [1.0, 2.0, 3.0, 4.0]}
+HEALTHY |= {"gamma": [1.0, 1.5, 2.0, 2.5], "beta": [0.0, 1.0, 2.0, 3.0]}
+
+
+def write_raw(path: Path, columns: dict[str, list[float]]) -> None:
+    """A file of a layer as its framework writes it, whatever its numbers; without bn."""
+    arrays = {name: np.array(values, "f4") for name, values in columns.items()}
+    keys = {"running_mean": "running_mean", "running_var": "running_var", "gamma": "weight", "beta": "bias"}
+    if path.suffix == ".pt":
+        torch = peer("torch")
+        torch.save({f"bn.{keys[name]}": torch.from_numpy(a) for name, a in arrays.items()}, path)
+    elif path.suffix == ".safetensors":
+        peer("safetensors.numpy").save_file({f"bn.{keys[name]}": a for name, a in arrays.items()}, path)
+    elif path.suffix == ".npz":
+        np.savez(path, **arrays)  # type: ignore[arg-type]
+    elif path.suffix == ".csv":
+        rows = zip(*columns.values(), strict=True)
+        path.write_text("\n".join([",".join(columns), *(",".join(map(repr, row)) for row in rows)]) + "\n")
+    elif path.suffix == ".json":
+        record = replace(features(4), population=Moments.empty(4)).as_dict()
+        for name, values in columns.items():
+            for feature, value in zip(record["features"], values, strict=True):
+                feature[name] = None if np.isnan(value) else value
+        path.write_text(json.dumps(record).replace("Infinity", "1e999"))
+    elif path.suffix == ".h5":
+        with h5py.File(path, "w") as file:
+            for i, name in enumerate(("gamma", "beta", "running_mean", "running_var")):
+                file[f"layers/bn/vars/{i}"] = arrays[name]
+    else:
+        onnx = peer("onnx")
+        order = ["gamma", "beta", "running_mean", "running_var"]
+        node = onnx.helper.make_node("BatchNormalization", ["x", *order], ["y"], name="bn")
+        tensors = [onnx.numpy_helper.from_array(arrays[name], name) for name in order]
+        graph = onnx.helper.make_graph([node], "g", [], [], tensors)
+        onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 15)]), path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"running_var": {2: NAN}}, ["running_var is NaN in 1 of 4 channels: 2"]),
+        ({"running_mean": {0: NAN, 3: NAN}}, ["running_mean is NaN in 2 of 4 channels: 0, 3"]),
+        ({"running_var": {1: INF, 2: INF}}, ["running_var is infinite in 2 of 4 channels: 1, 2"]),
+        ({"running_mean": {1: -INF}}, ["running_mean is infinite in 1 of 4 channels: 1"]),
+        (
+            {"running_mean": {2: INF}, "running_var": {2: NAN, 3: NAN}},
+            ["running_mean is infinite in 1 of 4 channels: 2", "running_var is NaN in 2 of 4 channels: 2, 3"],
+        ),
+        ({"running_var": {1: -1e-6}}, ["running_var is negative in 1 of 4 channels: 1"]),
+        ({"running_var": {1: -INF}}, ["running_var is infinite in 1 of 4 channels: 1"]),
+        ({"gamma": {0: NAN}}, ["gamma is NaN in 1 of 4 channels: 0"]),
+        ({"beta": {3: INF}}, ["beta is infinite in 1 of 4 channels: 3"]),
+    ],
+)
+def test_numbers_that_no_layer_has(
+    tmp_path: Path, suffix: str, changes: dict[str, dict[int, float]], words: list[str]
+) -> None:
+    columns = {name: list(values) for name, values in HEALTHY.items()}
+    for name, values in changes.items():
+        for i, value in values.items():
+            columns[name][i] = value
+    path = tmp_path / f"x{suffix}"
+    write_raw(path, columns)
+    with pytest.raises(InputError) as error:
+        exchange.read(str(path))
+    assert all(text in str(error.value) for text in [f"x{suffix}: ", *words])
+    assert str(error.value).count(" is ") == len(words)
+
+
+def test_channels_without_statistics(tmp_path: Path, suffix: str) -> None:
+    """bn itself writes them where a feature is missing; in a layer that was trained something went wrong."""
+    write_raw(tmp_path / f"x{suffix}", HEALTHY | {"running_mean": [NAN, 1, NAN, 3], "running_var": [NAN, 1, NAN, 3]})
+    with pytest.warns(BnWarning, match=r"running_mean and running_var are NaN in 2 of 4 channels: 0, 2; 'bn apply'"):
+        assert np.isnan(exchange.read(str(tmp_path / f"x{suffix}")).running_mean).tolist() == [True, False] * 2
+
+
+@pytest.mark.parametrize("gamma", [[1.0] * 4, HEALTHY["gamma"]])
+def test_statistics_never_touched(tmp_path: Path, suffix: str, gamma: list[float]) -> None:
+    columns = HEALTHY | {"running_mean": [0.0] * 4, "running_var": [1.0] * 4, "gamma": gamma}
+    write_raw(tmp_path / f"x{suffix}", columns)
+    with pytest.warns(BnWarning, match=r"x\..*as a new layer has them \(mean 0 and variance 1 in every channel\)"):
+        exchange.read(str(tmp_path / f"x{suffix}"))
+    for name, values in (("running_mean", [0.0, 0.0, 1e-9, 0.0]), ("running_var", [1.0, 1.0, 1.0, 1.5])):
+        write_raw(tmp_path / f"x{suffix}", columns | {name: values})
+        exchange.read(str(tmp_path / f"x{suffix}"))  # without a warning
+
+
+def test_many_channels_are_named_in_part(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", running_mean=np.zeros(1000), running_var=-np.ones(1000), name=["ankle\x1b"] * 1000)
+    with pytest.raises(InputError, match=r"negative in 1,000 of 1,000 channels: 0 \(ankle\\x1b\), .* and 990 more"):
+        exchange.read(str(tmp_path / "x.npz"))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_layer_that_saw_no_batch(tmp_path: Path, suffix: str) -> None:
+    torch = peer("torch")
+    layer = torch.nn.BatchNorm1d(3)
+    layer.running_mean.fill_(2)
+    save = torch.save if suffix == ".pt" else peer("safetensors.torch").save_file
+    save({f"bn.{key}": value for key, value in layer.state_dict().items()}, tmp_path / f"x{suffix}")
+    with pytest.warns(BnWarning, match=r"bn: the running statistics are of a layer that saw no batch"):
+        exchange.read(str(tmp_path / f"x{suffix}"))
+    layer(torch.ones(3, 3))
+    save({f"bn.{key}": value for key, value in layer.state_dict().items()}, tmp_path / f"x{suffix}")
+    exchange.read(str(tmp_path / f"x{suffix}"))

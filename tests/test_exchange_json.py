@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from exchange_helpers import FEATURES, check_no_population, check_round_trip, data, features, fitted
+from helpers import advised
 
 from bncli import exchange
 from bncli.errors import InputError, UsageError
@@ -41,7 +42,8 @@ def test_names_missing_values_and_momentum_none(tmp_path: Path, suffix: str) -> 
     stats = replace(fitted(x, nan="omit", momentum="none"), names=('a "b",\t\n\r', "β", "", "x\x1b"))
     path = str(tmp_path / f"x{suffix}")
     exchange.write(stats, path)
-    back = exchange.read(path)
+    with advised("running_mean and running_var are NaN in 1 of 4 channels: 2"):
+        back = exchange.read(path)
     check_same_record(stats, back)
     assert back.momentum is None
     assert back.flags()[2] == ["missing"]

@@ -22,7 +22,7 @@ from exchange_helpers import (
     fitted,
     keras_with_torch,
 )
-from helpers import Array
+from helpers import Array, advised
 
 from bncli import exchange, store
 from bncli.errors import InputError, UsageError
@@ -264,7 +264,8 @@ def test_whole_models_are_told_how_to_go_on(keras: Any, tmp_path: Path, name: st
             exchange.read(path, format)
     model.save_weights(tmp_path / "x.weights.h5")
     (tmp_path / "x.weights.h5").rename(tmp_path / "x.h5")
-    assert exchange.read(str(tmp_path / "x.h5")).num_features == 4
+    with advised("as a new layer has them"):
+        assert exchange.read(str(tmp_path / "x.h5")).num_features == 4
 
 
 def test_a_stats_file_is_no_framework_file(tmp_path: Path) -> None:
@@ -283,7 +284,8 @@ def test_a_layer_without_scale_is_named_and_not_passed_over(keras: Any, tmp_path
         exchange.read(path)
     with pytest.raises(InputError, match="bare: gamma or beta is not in the file"):
         exchange.read(path, layer="bare")
-    assert exchange.read(path, layer="a").num_features == 4
+    with advised("as a new layer has them"):
+        assert exchange.read(path, layer="a").num_features == 4
 
 
 @pytest.mark.peer

@@ -21,13 +21,14 @@ from exchange_helpers import (
     features,
     fitted,
 )
-from helpers import Array, peer
+from helpers import Array, advised, peer
 
 from bncli import exchange
 from bncli.errors import InputError, UsageError
 from bncli.stats import Stats
 
 pytestmark = pytest.mark.peer
+NEW = "as a new layer has them"
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,8 @@ def test_one_key_for_two_tensors(torch: Any, tmp_path: Path) -> None:
     state = torch.nn.BatchNorm1d(3).state_dict()
     flat = {f"bn.{key}": tensor for key, tensor in state.items()}
     torch.save({**flat, "bn": state}, path)  # the same tensors twice
-    assert exchange.read(path).num_features == 3
+    with advised(NEW):
+        assert exchange.read(path).num_features == 3
     torch.save({**flat, "bn": torch.nn.BatchNorm1d(3).state_dict()}, path)
     with pytest.raises(InputError, match=r"two tensors under the key bn\.weight, .*save one state_dict alone"):
         exchange.read(path)
@@ -150,7 +152,8 @@ def test_narrow_types(torch: Any, tmp_path: Path, dtype: str) -> None:
     layer = torch.nn.BatchNorm1d(3).to(getattr(torch, dtype))
     layer.running_mean.copy_(torch.tensor([0.1, 2.5, -7]))
     torch.save(layer.state_dict(), tmp_path / "x.pt")
-    assert exchange.read(str(tmp_path / "x.pt")).running_mean.tolist() == layer.running_mean.double().tolist()
+    with advised("saw no batch (num_batches_tracked is 0)"):
+        assert exchange.read(str(tmp_path / "x.pt")).running_mean.tolist() == layer.running_mean.double().tolist()
 
 
 @pytest.mark.parametrize("count", FEATURES)
@@ -235,7 +238,8 @@ def test_nested_in_itself(torch: Any, tmp_path: Path) -> None:
     content: dict[str, Any] = {"bn": torch.nn.BatchNorm1d(2).state_dict()}
     content["again"] = content
     torch.save(content, tmp_path / "x.pt")
-    assert exchange.read(str(tmp_path / "x.pt"), layer="bn").num_features == 2
+    with advised(NEW):
+        assert exchange.read(str(tmp_path / "x.pt"), layer="bn").num_features == 2
 
 
 def test_dictionaries_that_stand_in_each_other_many_times(torch: Any, tmp_path: Path) -> None:
@@ -347,4 +351,5 @@ def test_a_layer_whose_shapes_differ_is_not_passed_over(tmp_path: Path) -> None:
         exchange.read(path)
     with pytest.raises(InputError, match=r"0\.running_mean has the shape \(4,\), running_var \(3,\)"):
         exchange.read(path, layer="0")
-    assert exchange.read(path, layer="1").num_features == 4
+    with advised(NEW):
+        assert exchange.read(path, layer="1").num_features == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -15,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli import store
+from bncli.advice import BnWarning
 from bncli.errors import InputError, MismatchError, UsageError, printable
+from bncli.exchange.names import KNOWN
 from bncli.moments import Moments
 from bncli.stats import PRESETS, Preset, Stats, check_conventions, provenance
 
@@ -24,7 +27,8 @@ Floats = npt.NDArray[np.float64]
 Momentum = float | Literal["none"] | None  # as an option: None is not given
 FLOAT32 = np.finfo(np.float32)
 ROUNDED = "by at most 6e-8 of each (of what is between 1.2e-38 and 3.4e38)"  # 2^-24
-LAYER_KEYS = ("", "weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+LEARNED_OR_RUNNING = ("running_mean", "running_var", "gamma", "beta")
+NAMED = 10  # channels in a message
 LISTED = 100  # layers named in a message
 DEFAULTS = Preset(momentum=0.9, eps=1e-5, ddof=0, init="debias", axis=-1)  # bn's own, for formats without a preset
 COUNTS = ("batch_size", "num_samples", "num_batches")
@@ -205,7 +209,7 @@ def pick(layers: Mapping[str, int], layer: str | None, path: str, what: str) -> 
 def _shortened(layer: str) -> list[str]:
     """A layer's name without a dot or a key at its end."""
     name, _, last = layer.rpartition(".")
-    return [name] if last in LAYER_KEYS else []
+    return [name] if last in KNOWN or not last else []
 
 
 def to_stats(
@@ -220,6 +224,7 @@ def to_stats(
     names: Sequence[Any] | None = None,
     sources: Sequence[dict[str, Any]] = (),
     told: str | None = None,
+    tracked: int | None = None,
 ) -> Stats:
     """Stats from what a file holds; conventions from the options, then the file, then the preset.
 
@@ -233,6 +238,13 @@ def to_stats(
         Options; None is not given, a momentum of "none" is that there is none.
     told : str, optional
         The `checksum` that the file bears.
+    tracked : int, optional
+        Batches that the layer says it saw.
+
+    Warns
+    -----
+    BnWarning
+        When features have no statistics, or all have those of a layer that was never trained.
 
     Raises
     ------
@@ -249,14 +261,16 @@ def to_stats(
     preset = vars(PRESETS.get({"safetensors": "torch"}.get(format, format), DEFAULTS))
     assumed = {name: value for name, value in preset.items() if name not in known}
     assumed |= {name: value for name, value in (("gamma", 1), ("beta", 0)) if name not in columns}
+    where = f"{printable(path)}: {printable(layer)}" if layer else printable(path)
     record = provenance(list(sources) or [{"name": path, "dataset": layer, "format": format}])
     try:
         arrays = {name: vector(values, name) for name, values in columns.items()}
         if told is not None and told != checksum(arrays, held, names):
             raise damaged(path)
-        _check_together(arrays)
+        _check_lengths(arrays)
+        _check_values(arrays, names, where)
         count = len(arrays["running_mean"])
-        return Stats(
+        stats = Stats(
             arrays["running_mean"],
             arrays["running_var"],
             arrays.get("gamma", np.ones(count)),
@@ -268,29 +282,73 @@ def to_stats(
         )
     except (MismatchError, UsageError, TypeError, ValueError) as error:
         raise InputError(f"{printable(path)}: {printable(error)}; it holds no statistics that bn can use") from None
+    _warn(stats, tracked, where)
+    return stats
 
 
-def _check_together(arrays: Mapping[str, Floats]) -> None:
-    """Raise MismatchError when the columns differ in length, or a feature has a mean without a variance."""
+def _check_lengths(arrays: Mapping[str, Floats]) -> None:
+    """Raise MismatchError when the columns differ in length."""
     if len({len(a) for a in arrays.values()}) > 1:
         lengths = ", ".join(f"{name} {len(a)}" for name, a in arrays.items())
         raise MismatchError(f"the numbers of values differ: {lengths}")
-    if (np.isnan(arrays["running_mean"]) != np.isnan(arrays["running_var"])).any():
-        raise MismatchError("a feature has one of running_mean and running_var without the other")
+
+
+def _check_values(arrays: Mapping[str, Floats], names: Sequence[Any] | None, where: str) -> None:
+    """Raise InputError for numbers that no layer can have, by channel; a channel without any statistics is one that is missing."""
+    missing = np.isnan(arrays["running_mean"]) & np.isnan(arrays["running_var"])
+    faults = []
+    for column in [name for name in LEARNED_OR_RUNNING if name in arrays]:
+        values = arrays[column]
+        nan = np.isnan(values) & (~missing if column.startswith("running") else True)
+        negative = values < 0 if column.endswith("var") else np.zeros(len(values), bool)
+        for what, found in (("NaN", nan), ("infinite", np.isinf(values)), ("negative", negative & np.isfinite(values))):
+            if found.any():
+                faults.append(f"{column} is {what} in {channels(found, names)}")
+    if faults:
+        raise InputError(
+            f"{where}: {'; '.join(faults)}. Take a checkpoint from before that, or compute the statistics again with 'bn fit'"
+        )
+
+
+def _warn(stats: Stats, tracked: int | None, where: str) -> None:
+    """Warn about statistics that are there and cannot be meant."""
+    missing = np.isnan(stats.running_mean)
+    if missing.any():
+        warnings.warn(
+            f"{where}: running_mean and running_var are NaN in {channels(missing, stats.names)}; 'bn apply' gives NaN there. "
+            "If the layer was trained on them, take a checkpoint from before",
+            BnWarning,
+            stacklevel=4,
+        )
+    seen = stats.population.count.any()
+    if not seen and (stats.running_mean == 0).all() and (stats.running_var == 1).all():
+        saw = "" if tracked is None else f", num_batches_tracked {tracked}"
+        said = f"are as a new layer has them (mean 0 and variance 1 in every channel{saw}): they were never trained, or not saved"
+    elif tracked == 0:
+        said = "are of a layer that saw no batch (num_batches_tracked is 0): make sure that they were set on purpose"
+    else:
+        return
+    warnings.warn(f"{where}: the running statistics {said}", BnWarning, stacklevel=4)
+
+
+def channels(where: npt.NDArray[np.bool_], names: Sequence[Any] | None = None) -> str:
+    """How many channels, and which.
+
+    >>> channels(np.array([False, True, True]), ["a", "b", "c"])
+    '2 of 3 channels: 1 (b), 2 (c)'
+    """
+    found = np.flatnonzero(where)
+    named = [f"{i} ({printable(names[i])})" if names and len(names) > i else str(i) for i in found[:NAMED].tolist()]
+    more = f" and {len(found) - NAMED:,} more" if len(found) > NAMED else ""
+    return f"{len(found):,} of {len(where):,} channel{'s' if len(where) > 1 else ''}: {', '.join(named)}{more}"
 
 
 def vector(values: Any, name: str) -> Floats:
-    """One number per feature as float64, of shape (C,); raises MismatchError when they are no such numbers.
-
-    NaN means missing, and only statistics may be.
-    """
+    """One number per feature as float64, of shape (C,); raises MismatchError when they are no such numbers."""
     array = np.asarray(values)
     if array.dtype.kind not in "fiu" or array.ndim != 1 or not len(array):
         raise MismatchError(f"{name} is of type {array.dtype} and shape {array.shape}, not one number per feature")
-    array = array.astype(np.float64, copy=False)
-    if np.isinf(array).any() or (name in ("gamma", "beta", "count") and np.isnan(array).any()):
-        raise MismatchError(f"{name} holds values that are not finite")
-    return array
+    return array.astype(np.float64, copy=False)
 
 
 def bfloat16(upper: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:

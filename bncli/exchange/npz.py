@@ -7,18 +7,20 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bncli import files
-from bncli.exchange import fields
+from bncli.exchange import fields, names, state_dict
 from bncli.exchange.common import KINDS, Exported, Momentum, chosen, conventions, to_stats, unreadable
 from bncli.stats import Stats
 
 LARGEST = 4 << 30  # of the file
+POPULATION = ("count", "population_mean", "population_var")
+FIELDS = {*POPULATION, fields.NAMES, *KINDS}
 INFLATED, RATIO = 16 << 20, 4  # bytes of all fields, and beside them times the file's; a real file has half its RATIO
 DAMAGED = (  # what zipfile and NumPy's reader of headers raise over damaged or hostile bytes
     *(ValueError, LookupError, TypeError, SyntaxError, EOFError, OSError, RuntimeError, ArithmeticError, MemoryError),
@@ -39,35 +41,63 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
     return Exported("npz", path, use, stats.num_features, held, fields.advice(use))
 
 
-def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> Stats:
-    """Read an archive with running_mean and running_var; every other field may be missing.
+def read(path: str, *, layer: str | None = None, eps: float | None = None, momentum: Momentum = None) -> Stats:
+    """Read an archive with running_mean and running_var, under any of their `names`; every other field may be missing.
 
     Raises
     ------
+    UsageError
+        When several layers are there and none was named.
     InputError
         When the file is missing, damaged, holds a name twice, pickles, or no statistics.
     """
     content = files.read_bytes(path, LARGEST)
     try:
-        arrays = read_arrays(content, INFLATED + RATIO * len(content), (*fields.COLUMNS, fields.NAMES, *KINDS))
-        held = {name: arrays[name].item() for name in KINDS if name in arrays}
-        if math.isnan(held.get("momentum") or 0):
-            held["momentum"] = None
-        names = arrays[fields.NAMES].tolist() if fields.NAMES in arrays else None
+        arrays = read_arrays(content, INFLATED + RATIO * len(content), _of_layers)
     except DAMAGED as error:
         raise unreadable(path, ".npz archive", error) from None
-    fields.check_there(arrays, path)
-    columns = {name: arrays[name] for name in fields.COLUMNS if name in arrays}
-    return to_stats(path, "npz", columns, held, names=names, eps=eps, momentum=momentum)
+    shapes = {key: array.shape for key, array in arrays.items()}
+    found = state_dict.read_layer(shapes, arrays.__getitem__, layer, path)
+    given = {name: arrays[key] for name, key in found.keys.items() if name in FIELDS}
+    try:
+        held = {name: given[name].item() for name in KINDS if name in given}
+        if math.isnan(held.get("momentum") or 0):
+            held["momentum"] = None
+        names = given[fields.NAMES].tolist() if fields.NAMES in given else None
+    except DAMAGED as error:
+        raise unreadable(path, ".npz archive", error) from None
+    columns = {name: given[name] for name in POPULATION if name in given} | found.columns
+    name = found.name or None
+    return to_stats(
+        path, "npz", columns, held, layer=name, names=names, eps=eps, momentum=momentum, tracked=found.tracked
+    )
 
 
-def read_arrays(content: bytes, largest: int, names: Collection[str] | None = None) -> dict[str, npt.NDArray[Any]]:
-    """Arrays by name: all, or those of these names. Raises one of DAMAGED; every member of the archive is checked.
+def _of_layers(keys: Iterable[str]) -> set[str]:
+    """Keys of what can be a layer's, by their names."""
+    groups = names.groups(keys)
+    of_layers = {
+        place for prefix, group in groups.items() if names.pair(group) for place in (prefix, names.parameters(prefix))
+    }
+    return {
+        key
+        for prefix in of_layers
+        for name, key in groups.get(prefix, {}).items()
+        if name in names.KNOWN or name in FIELDS
+    }
+
+
+def read_arrays(
+    content: bytes, largest: int, choose: Callable[[Iterable[str]], Collection[str]] = set
+) -> dict[str, npt.NDArray[Any]]:
+    """Arrays by name. Raises one of DAMAGED; every member of the archive is checked.
 
     Parameters
     ----------
     largest : int
         Bytes that the members to be read may have in all: zeros deflate to a thousandth.
+    choose : function
+        Which to read, of all names.
     """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.namelist()
@@ -80,7 +110,8 @@ def read_arrays(content: bytes, largest: int, names: Collection[str] | None = No
             raise ValueError("a member is compressed in a way that NumPy does not use")
         if bad := archive.testzip():
             raise ValueError(f"its member {bad} does not match its checksum")
-        wanted = {name: m for m, name in zip(members, keys, strict=True) if names is None or name in names}
+        chosen_keys = choose(keys)
+        wanted = {name: m for m, name in zip(members, keys, strict=True) if name in chosen_keys}
         if sum(archive.getinfo(member).file_size for member in wanted.values()) > largest:
             raise ValueError(f"its arrays are larger than {largest} bytes, far more than the file")
         return {name: _array(archive.read(member), member) for name, member in wanted.items()}

@@ -63,22 +63,23 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
-            columns, tracked, name = state_dict.columns(shapes, lambda key: _array(file, key, path), layer, path)
+            found = state_dict.read_layer(shapes, lambda key: _array(file, key, path), layer, path)
             told = _told(file.metadata() or {}, path)
     except (safetensors.SafetensorError, OSError) as error:
         raise unreadable(path, "safetensors file", error) from None
-    held = {name: told[name] for name in HELD if name in told} | {"num_batches": tracked}
-    names, layer = told.get("names"), name or None
+    held = {name: told[name] for name in HELD if name in told} | {"num_batches": found.tracked or 0}
+    names, layer = told.get("names"), found.name or None
     return to_stats(
         path,
         "safetensors",
-        columns,
+        found.columns,
         held,
         layer=layer,
         names=names,
         eps=eps,
         momentum=momentum,
         told=told.get(CHECKSUM),
+        tracked=None if told else found.tracked,  # bn's own file says 0 of statistics that were not folded
     )
 
 

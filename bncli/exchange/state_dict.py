@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from bncli.advice import BnNote, BnWarning
 from bncli.errors import InputError, printable
-from bncli.exchange.common import ROUNDED, complement, notes, pick
+from bncli.exchange import names, shards
+from bncli.exchange.common import KINDS, ROUNDED, complement, notes, pick
 from bncli.stats import Stats
 
 KEYS = {"running_mean": "running_mean", "running_var": "running_var", "weight": "gamma", "bias": "beta"}
-TRACKED = "num_batches_tracked"
+DEFAULTS = {"gamma": 1, "beta": 0}
+# per feature too, in files of statistics of data, and no gamma or beta
+OTHER_NUMBERS = ("count", "min", "max", "minimum", "maximum", "population_mean", "population_var", "name")
+SHOWN = 6  # keys in a warning
 LAYOUTS = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 MODULES = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}
 
@@ -22,7 +28,7 @@ MODULES = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d
 def arrays(stats: Stats) -> dict[str, npt.NDArray[Any]]:
     """What nn.BatchNorm keeps: float64 arrays of shape (C,), and the number of batches as a single int64."""
     found: dict[str, npt.NDArray[Any]] = {key: np.array(getattr(stats, name)) for key, name in KEYS.items()}
-    return found | {TRACKED: np.array(stats.num_batches, np.int64)}
+    return found | {names.TRACKED: np.array(stats.num_batches, np.int64)}
 
 
 def settings(stats: Stats) -> dict[str, Any]:
@@ -45,10 +51,28 @@ def advice(stats: Stats) -> list[str]:
     ]
 
 
-def columns(
-    shapes: Mapping[str, tuple[int, ...]], get: Callable[[str], Any], layer: str | None, path: str
-) -> tuple[dict[str, Any], int, str]:
-    """Arrays of one layer of a checkpoint, how many batches it saw, and its name.
+class Layer(NamedTuple):
+    """One layer of a file.
+
+    Attributes
+    ----------
+    columns : name -> array
+        running_mean and running_var; gamma and beta where the file has them.
+    tracked : int or None
+        Batches that the layer says it saw; None where it says nothing (PyTorch before 0.4.1, other frameworks).
+    name : str
+    keys : name -> key
+        Everything that the file holds under the layer's name, by the last part of its key.
+    """
+
+    columns: dict[str, Any]
+    tracked: int | None
+    name: str
+    keys: dict[str, str]
+
+
+def read_layer(shapes: Mapping[str, tuple[int, ...]], get: Callable[[str], Any], layer: str | None, path: str) -> Layer:
+    """Find one layer among named arrays, under any of the names in `names`, and read its numbers.
 
     Parameters
     ----------
@@ -59,30 +83,102 @@ def columns(
     layer : str or None
         The prefix of the layer's keys.
     """
-    keys = [key for key in shapes if _is_layer(key, shapes)]
-    layers = {key.removesuffix("running_mean").removesuffix("."): math.prod(shapes[key]) for key in keys}
-    name = pick(layers, layer, path, "no running_mean and running_var")
-    prefix = f"{name}." if name else ""
-    mean, var = (shapes[prefix + key] for key in ("running_mean", "running_var"))
-    if mean != var or len(mean) != 1:
+    groups = names.groups(shapes)
+    pairs = {prefix: pair for prefix, group in groups.items() if (pair := names.pair(group))}
+    halves = _halves(groups, path)
+    first = {prefix: groups[prefix][mean] for prefix, (mean, _) in pairs.items()} | {
+        p: k for p, (k, _) in halves.items()
+    }
+    prefixes = {prefix[:-1]: prefix for prefix in first}
+    what = "no running_mean and running_var" + ("" if first else shards.beside(path).hint)
+    proper = [prefix for prefix, pair in pairs.items() if pair[0] not in names.PLAIN or names.affine(prefix, groups)]
+    if layer is None and len(proper) == 1 and not halves:  # mean and std of the data are beside many a model's layers
+        layer = proper[0][:-1]
+    name = pick({prefix[:-1]: math.prod(shapes[key]) for prefix, key in first.items()}, layer, path, what)
+    prefix = prefixes[name]
+    if prefix in halves:
+        raise shards.refusal(path, name, halves[prefix][1])
+    group, (mean, spread) = groups[prefix], pairs[prefix]
+    if shapes[group[mean]] != shapes[group[spread]] or len(shapes[group[mean]]) != 1:
         raise InputError(
-            f"{printable(path)}: {printable(prefix)}running_mean has the shape {mean}, running_var {var}; they need one number per "
-            "feature each"
+            f"{printable(path)}: {printable(group[mean])} has the shape {shapes[group[mean]]}, {printable(spread)} "
+            f"{shapes[group[spread]]}; they need one number per feature each"
         )
-    found = {column: get(prefix + key) for key, column in KEYS.items() if prefix + key in shapes}
-    return found, _tracked(prefix + TRACKED, shapes, get, path), name
+    keys = _affine(prefix, groups, shapes, shapes[group[mean]], path)
+    found = {column: get(key) for column, key in keys.items()}
+    columns = {names.MEAN: get(group[mean]), names.VAR: _variance(get(group[spread]), group[spread], path)} | found
+    return Layer(columns, _tracked(group.get(names.TRACKED), shapes, get, path), name, group)
 
 
-def _is_layer(key: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    name, dot, last = key.rpartition(".")
-    named = bool(name) == bool(dot)  # a key that starts with its only dot belongs to no layer
-    return named and last == "running_mean" and f"{name}{dot}running_var" in shapes
+def _halves(groups: Mapping[str, Mapping[str, str]], path: str) -> dict[str, tuple[str, dict[str, str]]]:
+    """Layers of which one statistic is here and the other in another file: prefix -> the key here, and those elsewhere."""
+    found = {}
+    for prefix, group in groups.items():
+        open_pairs = [p for p in names.PAIRS if p[0] not in names.PLAIN and (p[0] in group) != (p[1] in group)]
+        if open_pairs and not names.pair(group):
+            here = next(name for name in open_pairs[0] if name in group)
+            found[prefix] = (group[here], {prefix + name for pair in open_pairs for name in pair if name not in group})
+    beside = shards.beside(path) if found else None
+    known = {prefix: (key, beside.missing(others)) for prefix, (key, others) in found.items() if beside}
+    return {prefix: half for prefix, half in known.items() if half[1]}
 
 
-def _tracked(key: str, shapes: Mapping[str, tuple[int, ...]], get: Callable[[str], Any], path: str) -> int:
-    """Batches folded; 0 where the file does not say (PyTorch before 0.4.1)."""
-    if key not in shapes:
-        return 0
+def _affine(
+    prefix: str,
+    groups: Mapping[str, Mapping[str, str]],
+    shapes: Mapping[str, tuple[int, ...]],
+    length: tuple[int, ...],
+    path: str,
+) -> dict[str, str]:
+    """Keys of gamma and beta; raises InputError where they are in another file or go by two names, warns where by an unknown."""
+    group, found = groups[prefix], names.affine(prefix, groups)
+    for pair in names.RIVALS:
+        if set(pair) <= set(group):
+            one, other = (printable(group[name]) for name in pair)
+            raise InputError(f"{printable(path)}: holds both {one} and {other}; take out the one that does not count")
+    absent = [column for column in names.AFFINE if column not in found]
+    places = dict.fromkeys((prefix, names.parameters(prefix)))
+    wanted = [place + name for column in absent for place in places for name in names.AFFINE[column]]
+    if absent and (missing := shards.beside(path).missing(wanted)):
+        raise shards.refusal(path, prefix[:-1], missing)
+    others = [
+        printable(key)
+        for name, key in group.items()
+        if name not in {*names.KNOWN, *OTHER_NUMBERS, *KINDS} and shapes[key] == length
+    ]
+    if absent and others:
+        warnings.warn(
+            f"{printable(path)}: no name that bn knows for {' and '.join(absent)}, taken as "
+            f"{' and '.join(str(DEFAULTS[column]) for column in absent)}; not used: {', '.join(others[:SHOWN])}",
+            BnWarning,
+            stacklevel=4,
+        )
+    return found
+
+
+def _variance(values: Any, key: str, path: str) -> Any:
+    """The variance: a deviation is squared, one below 0 staying below 0, so that it is found."""
+    if not names.is_deviation(key.removesuffix(":0")):
+        return values
+    deviation = np.asarray(values)
+    if deviation.dtype.kind not in "fiu":
+        return values
+    warnings.warn(
+        f"{printable(path)}: {printable(key)} is a standard deviation, and is squared to the variance",
+        BnNote,
+        stacklevel=4,
+    )
+    wide = deviation.astype(np.float64)
+    with np.errstate(over="ignore"):
+        return wide * np.abs(wide)
+
+
+def _tracked(
+    key: str | None, shapes: Mapping[str, tuple[int, ...]], get: Callable[[str], Any], path: str
+) -> int | None:
+    """Batches folded; None where the file does not say."""
+    if key is None:
+        return None
     value = np.asarray(get(key))
     if value.size != 1 or value.dtype.kind not in "iu":
         raise InputError(f"{printable(path)}: {printable(key)} is no number of batches")

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bncli import files
+from bncli.advice import BnWarning
 from bncli.errors import BnError, InputError, UsageError, printable
 from bncli.exchange import state_dict
 from bncli.exchange.common import Exported, Momentum, check_readable, chosen, package, to_stats, unreadable
@@ -55,13 +56,13 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
         def get(key: str) -> Any:
             return _array(torch, tensors[key], key, os.path.getsize(path))
 
-        columns, tracked, name = state_dict.columns(shapes, get, layer, path)
-    except BnError:
+        found = state_dict.read_layer(shapes, get, layer, path)
+    except (BnError, BnWarning):  # a warning where the caller made it an error
         raise
     except Exception as error:  # a damaged or hostile file makes torch raise whatever it likes
         raise _refused(path, error) from None
-    held = {"num_batches": tracked}
-    return to_stats(path, "torch", columns, held, layer=name or None, eps=eps, momentum=momentum)
+    held, name = {"num_batches": found.tracked or 0}, found.name or None
+    return to_stats(path, "torch", found.columns, held, layer=name, eps=eps, momentum=momentum, tracked=found.tracked)
 
 
 def _array(torch: Any, tensor: Any, key: str, size: int) -> Any:

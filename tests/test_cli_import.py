@@ -88,10 +88,10 @@ def test_provenance(here: Path) -> None:
 
 
 def test_from_wins_over_the_suffix(here: Path) -> None:
-    Path("m.weights.h5").rename("weights.hdf5")
-    check_refused(2, ["import", "weights.hdf5", "-o", "s.bn.h5"], "weights.hdf5", "--from", "keras")
-    good("import", "weights.hdf5", "--from", "keras", "-o", "s.bn.h5")
-    check_refused(2, ["import", "weights.hdf5", "--from", "fold", "-o", "t.bn.h5"], "fold")
+    Path("m.weights.h5").rename("weights.dat")
+    check_refused(2, ["import", "weights.dat", "-o", "s.bn.h5"], "weights.dat", "--from", "keras")
+    good("import", "weights.dat", "--from", "keras", "-o", "s.bn.h5")
+    check_refused(2, ["import", "weights.dat", "--from", "fold", "-o", "t.bn.h5"], "fold")
 
 
 def test_quiet(here: Path) -> None:

@@ -118,10 +118,15 @@ def _call(name: str, verb: str, options: dict[str, Any]) -> Callable[..., Any]:
 
 
 FORMATS = {
-    "torch": Format("torch", "PyTorch state_dict (.pt, .pth) of nn.BatchNorm1d/2d/3d", (".pt", ".pth")),
+    "torch": Format(
+        "torch",
+        "PyTorch state_dict (.pt, .pth) of nn.BatchNorm1d/2d/3d",
+        (".pt", ".pth"),
+        (".ckpt", ".bin", ".pth.tar", ".pt.tar", ".pt2"),
+    ),
     "safetensors": Format("safetensors", "the same keys, with the conventions in the metadata", (".safetensors",)),
     "keras": Format(
-        "keras", "Keras 3 weights (.weights.h5) of one BatchNormalization", (".weights.h5",), (".h5", ".keras")
+        "keras", "Keras 3 weights (.weights.h5) of one BatchNormalization", (".weights.h5",), (".h5", ".hdf5", ".keras")
     ),
     "onnx": Format("onnx", "ONNX model of one BatchNormalization; float32", (".onnx",)),
     "json": Format("json", "what 'bn inspect --json' prints", (".json",)),

@@ -16,13 +16,21 @@ from typing import Any
 from bncli import files
 from bncli.advice import BnWarning
 from bncli.errors import BnError, InputError, UsageError, printable
-from bncli.exchange import state_dict
+from bncli.exchange import pickles, state_dict
 from bncli.exchange.common import Exported, Momentum, check_readable, chosen, package, to_stats, unreadable
 from bncli.stats import Stats
 
 OLDEST = (2, 6)  # weights_only=True of older versions can be made to run code (CVE-2025-32434)
 FOLDER = 0x10  # attribute of a member for which torch.load gives zeros, while the zip's checksums still hold
 DEEPEST = 20  # dictionaries inside dictionaries
+PROGRAMS = {  # kind: a member that only it has, and Python that loads it, and that takes its state_dict
+    "a TorchScript archive (torch.jit.save)": (
+        "constants.pkl", 'c = torch.jit.load({}, map_location="cpu")', "c.state_dict()",
+    ),
+    "an exported program (torch.export.save)": (
+        "models/model.json", "c = torch.export.load({})", "dict(c.state_dict)",
+    ),
+}  # fmt: skip
 ROOM, VISIT = 64 << 20, 64  # bytes for the keys in them, and beside each: a million of usual length
 
 
@@ -75,9 +83,13 @@ def _array(torch: Any, tensor: Any, key: str, size: int) -> Any:
 
 
 def _check_sums(path: str) -> None:
-    """Raise ValueError when a member of a zip (what torch.save writes since 1.6) was altered; torch.load does not look."""
+    """Raise ValueError when a member of a zip (what torch.save writes since 1.6) was altered; torch.load does not look.
+
+    Raises InputError for an archive of another kind than torch.save's.
+    """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
+            _check_kind(archive.namelist(), path)
             for info in archive.infolist():
                 if info.compress_type != zipfile.ZIP_STORED:  # it could inflate to any size
                     raise ValueError(f"its member {info.filename} is compressed, as torch.save never does")
@@ -85,6 +97,17 @@ def _check_sums(path: str) -> None:
                     raise ValueError(f"its member {info.filename} is marked as a folder")
             if bad := archive.testzip():
                 raise ValueError(f"its member {bad} does not match its checksum")
+
+
+def _check_kind(members: list[str], path: str) -> None:
+    """Raise InputError for archives of programs, which people give the same suffixes."""
+    for kind, (mark, load, weights) in PROGRAMS.items():
+        if any(f"/{mark}" in f"/{member}" for member in members):
+            line = pickles.command(path, load, weights)
+            raise InputError(
+                f"{printable(path)}: {kind}, which holds a program and not only weights. If you trust the file, save its "
+                f"tensors alone:\n  {line}"
+            )
 
 
 def _torch() -> Any:
@@ -100,10 +123,7 @@ def _torch() -> Any:
 def _refused(path: str, error: Exception) -> InputError:
     """Say why a file was not read; torch's own message invites to switch the safety off."""
     if "Weights only" in str(error) or "weights_only" in str(error):
-        return InputError(
-            f"{printable(path)}: refused: it is damaged, or holds Python objects beyond tensors, which could run code; "
-            "give the file of torch.save(model.state_dict(), ...)"
-        )
+        return pickles.refusal(path, str(error))
     return unreadable(path, "PyTorch file", error)
 
 

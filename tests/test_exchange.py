@@ -227,3 +227,75 @@ def test_a_layer_that_saw_no_batch(tmp_path: Path, suffix: str) -> None:
     layer(torch.ones(3, 3))
     save({f"bn.{key}": value for key, value in layer.state_dict().items()}, tmp_path / f"x{suffix}")
     exchange.read(str(tmp_path / f"x{suffix}"))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".npz"])
+def test_a_name_that_several_layers_end_in(tmp_path: Path, suffix: str) -> None:
+    """All of them are listed, and none of the others; the exact one wins."""
+    one = np.ones(3, "f4")
+    names = ["a.bn1", "b/bn1", "c.bn2", "d.xbn1"]
+    path = tmp_path / f"x{suffix}"
+
+    def save(layers: list[str]) -> None:
+        arrays = {
+            f"{layer}.{key}": one * (i + 2) for i, layer in enumerate(layers) for key in ("running_mean", "running_var")
+        }
+        if suffix == ".pt":
+            torch = peer("torch")
+            torch.save({key: torch.from_numpy(a) for key, a in arrays.items()}, path)
+        elif suffix == ".npz":
+            np.savez(path, **arrays)  # type: ignore[arg-type]
+        else:
+            peer("safetensors.numpy").save_file(arrays, path)
+
+    save(names)
+    for asked in ("bn1", "bn1.running_var"):
+        check_listed(path, asked, ["a.bn1", "b/bn1"])
+    save([*names, "bn1"])
+    assert exchange.read(str(path), layer="bn1").running_mean.tolist() == [6.0] * 3
+    with pytest.raises(UsageError, match=r"has no layer 'bn'; choose one with --layer:(\n.*){5}$"):
+        exchange.read(str(path), layer="bn")
+
+
+def check_listed(path: Path, asked: str, layers: list[str]) -> None:
+    """Assert that a layer is not found because several go by the name."""
+    with pytest.raises(UsageError) as error:
+        exchange.read(str(path), layer=asked)
+    lines = str(error.value).splitlines()
+    assert lines[0].endswith(f"{len(layers)} layers go by {asked!r}; choose one with --layer:")
+    assert lines[1:] == [f"  --layer {layer}: 3 features" for layer in layers]
+
+
+def test_a_name_that_several_nodes_end_in(tmp_path: Path) -> None:
+    onnx, path = peer("onnx"), tmp_path / "x.onnx"
+    inputs = ["g", "b", "m", "v"]
+    tensors = [onnx.numpy_helper.from_array(np.full(3, i + 2, "f4"), name) for i, name in enumerate(inputs)]
+
+    def save(*names: str) -> None:
+        nodes = [
+            onnx.helper.make_node("BatchNormalization", ["x", *inputs], [f"y{i}"], name=name, epsilon=0.5 ** (i + 1))
+            for i, name in enumerate(names)
+        ]
+        graph = onnx.helper.make_graph(nodes, "g", [], [], tensors)
+        onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 15)]), path)
+
+    save("/a/bn1", "/b/bn1", "/c/bn2")
+    check_listed(path, "bn1", ["/a/bn1", "/b/bn1"])
+    save("bn1", "bn1", "/c/bn1")  # names of nodes need not be unique: then they go by their outputs
+    check_listed(path, "bn1", ["y0", "y1"])
+    save("/a/bn1", "bn1")
+    assert exchange.read(str(path), layer="bn1").eps == 0.25
+
+
+def test_a_name_that_several_keras_layers_end_in(tmp_path: Path) -> None:
+    path = tmp_path / "x.weights.h5"
+    with h5py.File(path, "w") as file:
+        for i, (at, name) in enumerate({"a/layers/x": "bn1", "b/layers/x": "bn1", "b/layers/y": "last"}.items()):
+            for k in range(4):
+                file[f"layers/{at}/vars/{k}"] = np.full(3, i + 2.0)
+            file[f"layers/{at}/vars"].attrs["name"] = name
+    check_listed(path, "bn1", ["layers/a/layers/x", "layers/b/layers/x"])
+    check_listed(path, "x", ["layers/a/layers/x", "layers/b/layers/x"])
+    with h5py.File(path, "a") as file:
+        file["layers/b/layers/y/vars"].attrs["name"] = "x"
+    assert exchange.read(str(path), layer="x").running_mean.tolist() == [4.0] * 3

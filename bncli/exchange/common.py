@@ -6,10 +6,10 @@ import importlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -169,7 +169,13 @@ def damaged(path: str) -> InputError:
     )
 
 
-def pick(layers: Mapping[str, int], layer: str | None, path: str, what: str) -> str:
+def pick(
+    layers: Mapping[str, int],
+    layer: str | None,
+    path: str,
+    what: str,
+    also: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> str:
     """The name of the layer that is meant: the one asked for, by its whole name or its last parts, else the only one.
 
     A name may be followed by a dot or by one of the layer's keys ("bn1.weight"), as state_dict has it.
@@ -181,29 +187,41 @@ def pick(layers: Mapping[str, int], layer: str | None, path: str, what: str) -> 
         As given with --layer.
     what : str
         What makes a layer, for the message when there is none.
+    also : name -> other names
+        By which a layer can be asked for too.
 
     Raises
     ------
     InputError
         When the file holds no layer at all.
     UsageError
-        When the layer asked for is not there, or there are several and none was named.
+        When the layer asked for is not there, or several are meant, which are listed.
     """
     where = printable(path)
     if not layers:
         raise InputError(f"{where}: holds no batch-normalization layer ({what}); give another file")
-    for asked in () if layer is None else (layer, *_shortened(layer)):
-        meant = [name for name in layers if name == asked] or [
-            n for n in layers if n.endswith((f".{asked}", f"/{asked}"))
-        ]
-        if len(meant) == 1:
-            return meant[0]
-    if layer is None and len(layers) == 1:
-        return next(iter(layers))
+    meant = list(layers) if layer is None else _meant(layers, layer, also)
+    if len(meant) == 1:
+        return meant[0]
+    said = f"holds {len(layers)} layers"
+    if layer is not None:
+        said = f"{len(meant)} layers go by {printable(layer)!r}" if meant else f"has no layer {printable(layer)!r}"
+    layers = {name: layers[name] for name in meant or layers}
     listed = [f"  --layer {printable(name) or repr(name)}: {c:,} features" for name, c in layers.items()]
     more = [f"  and {len(listed) - LISTED:,} more"] if len(listed) > LISTED else []
-    said = f"has no layer {printable(layer)!r}" if layer is not None else f"holds {len(layers)} layers"
     raise UsageError("\n".join([f"{where}: {said}; choose one with --layer:", *listed[:LISTED], *more]))
+
+
+def _meant(layers: Iterable[str], layer: str, also: Mapping[str, Collection[str]]) -> list[str]:
+    """Layers of exactly this name, else of exactly this other name, else those whose name ends in it."""
+    names = {name: (name, *also.get(name, ())) for name in layers}
+    for asked in (layer, *_shortened(layer)):
+        ends = (f".{asked}", f"/{asked}")
+        exact = [name for name in names if name == asked]
+        other = [name for name, by in names.items() if asked in by]
+        if found := exact or other or [name for name, by in names.items() if any(n.endswith(ends) for n in by)]:
+            return found
+    return []
 
 
 def _shortened(layer: str) -> list[str]:

@@ -60,11 +60,10 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
         store.check_heaps(content)
         with h5py.File(io.BytesIO(content), "r") as file:
             _refuse_other_kinds(file, path)
-            groups = _layers(file, VARIABLES, layer)
-            _refuse_incomplete(_layers(file, ("0", "1", "2"), layer), layer, len(groups), path)
-            name = pick(
-                {n: group["0"].shape[0] for n, group in groups.items()}, layer, path, "no vars 0, 1, 2, 3 of one length"
-            )
+            groups, also = _layers(file, VARIABLES, layer)
+            _refuse_incomplete(_layers(file, ("0", "1", "2"), layer)[0], layer, len(groups), path)
+            sizes = {name: group["0"].shape[0] for name, group in groups.items()}
+            name = pick(sizes, layer, path, "no vars 0, 1, 2, 3 of one length", also)
             columns = {column: _read(groups[name][key], len(content), path) for key, column in VARIABLES.items()}
     except store.UNREADABLE as error:
         raise unreadable(path, "HDF5 file of Keras weights", error) from None
@@ -89,8 +88,10 @@ def _refuse_other_kinds(file: h5py.File, path: str) -> None:
         raise InputError(f"{printable(path)}: a stats file already; look at it with 'bn inspect'")
 
 
-def _layers(file: h5py.File, variables: Iterable[str], asked: str | None) -> dict[str, h5py.Group]:
-    """Groups of these variables, all of one length, under the layer's own name.
+def _layers(
+    file: h5py.File, variables: Iterable[str], asked: str | None
+) -> tuple[dict[str, h5py.Group], dict[str, set[str]]]:
+    """Groups of these variables, all of one length, under the layer's own name; and its other names.
 
     Where that is not unique the names of the models around it stand before it ("block1/bn"), else it is the path. The one
     layer that goes by the name asked for, whichever of the three, is under that.
@@ -114,7 +115,8 @@ def _layers(file: h5py.File, variables: Iterable[str], asked: str | None) -> dic
         if len(meant) == 1:
             chosen[meant[0]] = str(asked)
             break
-    return {chosen[at]: group for at, group in groups.items()}
+    also = {chosen[at]: {own[at], full[at], at} for at in groups}
+    return {chosen[at]: group for at, group in groups.items()}, also
 
 
 def _ancestors(path: str) -> list[str]:

@@ -37,6 +37,7 @@ OPERATOR = "BatchNormalization"
 DOMAINS = ("", "ai.onnx")  # two names of ONNX's own
 INPUTS = ("gamma", "beta", "running_mean", "running_var")  # after the data, in the operator's order
 HIGHEST_RANK = 8
+FOLDED = "torch.onnx.export folds such layers into those before them unless training=torch.onnx.TrainingMode.PRESERVE is given"
 SIGN = "bncli sha256 "  # before the checksum, in the doc_string of the node and of each of its tensors
 
 
@@ -97,11 +98,12 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
         widths = {name: int(np.prod(constants[node.input[1]].dims)) for name, node in nodes.items()}
         if not all(isinstance(name, str) for name in nodes):  # protobuf gives bytes where they are no UTF-8
             raise ValueError("the name of a node is no text")
-        name = pick(widths, layer, path, f"no {OPERATOR} node whose numbers are in the file")
+        also = {name: {node.name, node.output[0]} for name, node in nodes.items()}
+        name = pick(widths, layer, path, f"no {OPERATOR} node whose numbers are in the file; {FOLDED}", also)
         tensors = [constants[key] for key in nodes[name].input[1:5]]
         columns = dict(zip(INPUTS, (_array(onnx, tensor, path) for tensor in tensors), strict=True))
         opset = min((o.version for o in model.opset_import if o.domain in DOMAINS), default=OPSET)
-        _check_inference_form(nodes[name], opset)
+        _check_inference_form(nodes[name], opset, f"{printable(path)}: {printable(name)}")
         held = _conventions(nodes[name])
         told = _checksum([nodes[name].doc_string, *(tensor.doc_string for tensor in tensors)])
     except (DecodeError, ValueError, TypeError, LookupError) as error:
@@ -214,13 +216,18 @@ def _named(found: list[Any]) -> dict[str, Any]:
     return {n.name if n.name and words[n.name] == 1 else n.output[0]: n for n in found}
 
 
-def _check_inference_form(node: Any, opset: int) -> None:
-    """Raise ValueError for a node that normalises with the batch, or with a mean per place, as older opsets have it."""
+def _check_inference_form(node: Any, opset: int, where: str) -> None:
+    """Raise InputError for a node that normalises with the batch, or with a mean per place, as older opsets have it."""
     given = {attribute.name: attribute.i for attribute in node.attribute}
     if given.get("training_mode") or any(node.output[1:]) or (opset < 7 and not given.get("is_test")):
-        raise ValueError("the node is in training mode: it normalises with the batch, not with these numbers")
+        raise InputError(
+            f"{where}: the node is in training mode: it normalizes with each batch, not with the numbers in the file. Export it "
+            f"after model.eval(); {FOLDED}"
+        )
     if given.get("spatial") == 0:
-        raise ValueError("the node has spatial 0: a mean and variance for every place, not for every channel")
+        raise InputError(
+            f"{where}: the node has spatial 0: a mean and variance for every place, not for every channel; bn has no such layer"
+        )
 
 
 def _array(onnx: Any, tensor: Any, path: str) -> npt.NDArray[Any]:

@@ -117,7 +117,8 @@ def _halves(groups: Mapping[str, Mapping[str, str]], path: str) -> dict[str, tup
         open_pairs = [p for p in names.PAIRS if p[0] not in names.PLAIN and (p[0] in group) != (p[1] in group)]
         if open_pairs and not names.pair(group):
             here = next(name for name in open_pairs[0] if name in group)
-            found[prefix] = (group[here], {prefix + name for pair in open_pairs for name in pair if name not in group})
+            others = dict.fromkeys(prefix + name for pair in open_pairs for name in pair if name not in group)
+            found[prefix] = (group[here], list(others))
     beside = shards.beside(path) if found else None
     known = {prefix: (key, beside.missing(others)) for prefix, (key, others) in found.items() if beside}
     return {prefix: half for prefix, half in known.items() if half[1]}

@@ -145,7 +145,7 @@ def write_raw(path: Path, columns: dict[str, list[float]]) -> None:
         for name, values in columns.items():
             for feature, value in zip(record["features"], values, strict=True):
                 feature[name] = None if np.isnan(value) else value
-        path.write_text(json.dumps(record).replace("Infinity", "1e999"))
+        path.write_text(json.dumps(record))
     elif path.suffix == ".h5":
         with h5py.File(path, "w") as file:
             for i, name in enumerate(("gamma", "beta", "running_mean", "running_var")):

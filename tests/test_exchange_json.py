@@ -163,6 +163,7 @@ def changed(record: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[s
         (("sources",), 7),
         (("sources",), [7]),
         (("sources",), [{}]),
+        (("sources",), [{"name": "a", "dataset": None, "shape": [float("nan")]}]),
     ],
 )
 def test_hostile(tmp_path: Path, path: tuple[Any, ...], value: Any) -> None:

@@ -180,3 +180,23 @@ def test_a_deviation_of_a_narrow_type_is_squared_in_float64(tmp_path: Path) -> N
         with advised("is a standard deviation"):
             found: Any = exchange.read(str(tmp_path / "x.npz")).running_var
         assert found.tolist() == [value**2]
+
+
+@pytest.mark.peer
+def test_scikit_learns_scale_is_no_gamma(tmp_path: Path) -> None:
+    """Whatever its attributes are saved as, what comes in does what the scaler does."""
+    scaler = peer("sklearn.preprocessing").StandardScaler()
+    x = np.random.default_rng(0).normal(5, [0.5, 1, 30, 0], (200, 4))
+    scaler.fit(x)
+    path = tmp_path / "x.npz"
+    for names in ({"mean": "mean_", "var": "var_", "scale": "scale_"}, {"mean_": "mean_", "scale_": "scale_"}):
+        np.savez(path, **{name: getattr(scaler, attribute) for name, attribute in names.items()})
+        with advised("is a standard deviation"):
+            stats = exchange.read(str(path), eps=0.0)
+        np.testing.assert_allclose(stats.normalize(x), scaler.transform(x), atol=1e-12)
+    np.savez(
+        path, mean=scaler.mean_, var=scaler.var_, scale=scaler.scale_ * 2
+    )  # another number is one that was learned
+    assert exchange.read(str(path)).gamma.tolist() == (scaler.scale_ * 2).tolist()
+    np.savez(path, mean=scaler.mean_, var=scaler.var_, scale=scaler.scale_, bias=scaler.mean_)
+    assert exchange.read(str(path)).gamma.tolist() == scaler.scale_.tolist()

@@ -131,8 +131,15 @@ def test_what_cannot_be_followed(torch: Any, tmp_path: Path) -> None:
         assert str(error.value).count("\n") <= 1
 
 
-def test_opcodes_are_kept_up_to_a_number(torch: Any, tmp_path: Path) -> None:
+def test_opcodes_are_kept_up_to_a_number(torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the weights lie behind them no line is made up, and PyTorch's own word names the object."""
     assert len(pickles._disassemble(b"(" * 10_000_000).opcodes) == pickles.OPCODES
+    monkeypatch.setattr(pickles, "OPCODES", 100)
+    torch.save({"h": list(range(1000)), "args": argparse.Namespace(), "state_dict": net(torch).state_dict()}, "x.pt")
+    with pytest.raises(
+        InputError, match=r"more than tensors \(argparse\.Namespace\), which could run code; give the file"
+    ):
+        exchange.read("x.pt")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the scripts of PyTorch are

@@ -153,3 +153,11 @@ def test_other_scalers_are_refused() -> None:
     changed.scale_ = changed.scale_ * 2
     with pytest.raises(MismatchError, match="scale_ is not"):
         sklearn.read(changed)
+
+
+@pytest.mark.parametrize(("mean", "var"), [(np.nan, 1.0), (np.inf, 1.0), (0.0, np.nan), (0.0, np.inf)])
+def test_numbers_that_no_scaler_has(mean: float, var: float) -> None:
+    scaler = fitted(data())
+    scaler.mean_[1], scaler.var_[1], scaler.scale_[1] = mean, var, np.sqrt(var)
+    with pytest.raises(MismatchError, match=r"no finite number, or negative, in 1 of 4 channels: 1; fit the scaler"):
+        sklearn.read(scaler)

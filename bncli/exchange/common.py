@@ -356,7 +356,10 @@ def channels(where: npt.NDArray[np.bool_], names: Sequence[Any] | None = None) -
     '2 of 3 channels: 1 (b), 2 (c)'
     """
     found = np.flatnonzero(where)
-    named = [f"{i} ({printable(names[i])})" if names and len(names) > i else str(i) for i in found[:NAMED].tolist()]
+    named = [
+        f"{i} ({printable(names[i])})" if names is not None and len(names) > i else str(i)
+        for i in found[:NAMED].tolist()
+    ]
     more = f" and {len(found) - NAMED:,} more" if len(found) > NAMED else ""
     return f"{len(found):,} of {len(where):,} channel{'s' if len(where) > 1 else ''}: {', '.join(named)}{more}"
 

@@ -37,7 +37,7 @@ def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> S
         When the file is missing, no such JSON, of a newer version, or holds only some of the features.
     """
     try:
-        record = json.loads(files.read_bytes(path, LARGEST), object_pairs_hook=_once, parse_constant=_no_number)
+        record = json.loads(files.read_bytes(path, LARGEST), object_pairs_hook=_once, parse_constant=float)
         told, record = record.get(CHECKSUM), {key: value for key, value in record.items() if key != CHECKSUM}
         features = _features(record)
         if told is not None and told != _checksum(record):
@@ -48,6 +48,7 @@ def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> S
         sources = [
             {**source, "name": str(source["name"]), "dataset": source.get("dataset")} for source in record["sources"]
         ]
+        json.dumps(sources, allow_nan=False)  # elsewhere a NaN or an infinity has no meaning
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         missing = f"it has no {error}" if isinstance(error, KeyError) else error
         raise unreadable(path, "JSON of 'bn inspect --json'", missing) from None
@@ -82,7 +83,3 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) < len(pairs):
         raise ValueError("it holds the same key twice")
     return dict(pairs)
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no JSON")

@@ -31,7 +31,8 @@ PAIRS = (
         for spreads in (VARIANCES, DEVIATIONS)
         for stem, spread in product(STEMS, spreads)
     ),
-    ("mean_", "var_"),  # scikit-learn; its scale_ is sqrt(var_), or 1
+    ("mean_", "var_"),  # scikit-learn
+    ("mean_", "scale_"),  # which is sqrt(var_), or 1 for a constant
 )
 PLAIN = {"mean", "mean_"}  # a layer's, or those of any data
 # the first that is there; scale and shift are also what bn writes beside gamma and beta, of y = scale * x + shift
@@ -58,7 +59,7 @@ def pair(names: Collection[str]) -> tuple[str, str] | None:
 
 def is_deviation(name: str) -> bool:
     """Whether a name of PAIRS is of a standard deviation."""
-    return name.endswith(DEVIATIONS)
+    return name.endswith((*DEVIATIONS, "scale_"))
 
 
 def affine(prefix: str, all_groups: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

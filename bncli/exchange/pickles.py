@@ -16,7 +16,7 @@ from bncli.errors import InputError, printable
 
 LARGEST = 16 << 20  # bytes of a pickle that are looked at: it holds no tensors' values, some 100 bytes per tensor
 PICKLES = 5  # in a file of before PyTorch 1.6: a number, a version, the system, the content, the keys of its storages
-OPCODES = 300_000  # that are kept, of some 30 per tensor
+OPCODES = 200_000  # that are looked at, of some 30 per tensor
 NAMED = 3  # classes in a message
 # what `weights_only=True` rebuilds
 TENSORS = re.compile(
@@ -104,8 +104,8 @@ def _disassemble(content: bytes) -> Pickle:
     try:
         while len(pickles) <= PICKLES:
             memo: dict[int, tuple[str, Any]] = {}
-            found = pickles[-1]
-            for opcode, argument, _ in itertools.islice(pickletools.genops(stream), OPCODES):
+            found, room = pickles[-1], OPCODES - sum(map(len, pickles))
+            for opcode, argument, _ in itertools.islice(pickletools.genops(stream), room):
                 if opcode.name == "MEMOIZE" or opcode.name.endswith("PUT"):
                     memo[len(memo) if argument is None else int(argument)] = found[-1]
                     continue
@@ -118,7 +118,7 @@ def _disassemble(content: bytes) -> Pickle:
                 if entry[0] in ("GLOBAL", "INST"):
                     names[str(entry[1]).replace(" ", ".", 1)] = None
                 found.append(entry)
-            if found[-1][0] != "STOP":
+            if not found or found[-1][0] != "STOP":
                 break
             pickles.append([])
     except (ValueError, LookupError, AttributeError, TypeError, OverflowError):  # of bytes that are no pickle
@@ -141,6 +141,8 @@ def _weights(opcodes: list[tuple[str, Any]], module: bool) -> str | None:
             return f'c["{key}"]'
         if module and any(name == "GLOBAL" for name, _ in after.get(key, [])):
             return f'c["{key}"].state_dict()'
+    if opcodes[-1:] != [("STOP", None)]:
+        return None
     first = next((op for op in plain if op[0] in ("EMPTY_DICT", "GLOBAL")), ("", None))
     if _is_dictionary(first):
         return None if module else "{k: v for k, v in c.items() if torch.is_tensor(v)}"

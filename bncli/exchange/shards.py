@@ -17,7 +17,7 @@ from bncli.errors import BnError, InputError, printable
 
 NUMBERED = re.compile(r"-(\d+)-of-(\d+)(?!\d)")
 INDEX = ".index.json"
-LARGEST = 64 << 20  # of an index; 100 bytes per tensor
+LARGEST = 4 << 20  # of an index, as some 100 bytes per tensor; JSON may take twenty times its size
 NAMED = 4  # keys in a message
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from bncli.advice import BnWarning
 from bncli.batchnorm import deviation
 from bncli.errors import MismatchError
-from bncli.exchange.common import package
+from bncli.exchange.common import channels, package
 from bncli.moments import Moments
 from bncli.stats import EPS_SHARE, Stats, provenance
 
@@ -100,6 +100,10 @@ def read(scaler: StandardScaler) -> Stats:
     seen = count > 0
     zeros = np.zeros(len(mean))
     names = getattr(scaler, "feature_names_in_", None)
+    if (bad := seen & ~(np.isfinite(mean) & np.isfinite(var) & (var >= 0))).any():
+        raise MismatchError(
+            f"mean_ or var_ is no finite number, or negative, in {channels(bad, names)}; fit the scaler again"
+        )
     return Stats(
         np.where(seen, mean, np.nan),
         np.where(seen, var, np.nan),

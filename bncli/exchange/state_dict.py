@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.advice import BnNote, BnWarning
+from bncli.batchnorm import deviation
 from bncli.errors import InputError, printable
 from bncli.exchange import names, shards
 from bncli.exchange.common import KINDS, ROUNDED, complement, notes, pick
@@ -20,6 +21,7 @@ KEYS = {"running_mean": "running_mean", "running_var": "running_var", "weight": 
 DEFAULTS = {"gamma": 1, "beta": 0}
 # per feature too, in files of statistics of data, and no gamma or beta
 OTHER_NUMBERS = ("count", "min", "max", "minimum", "maximum", "population_mean", "population_var", "name")
+SAME = 1e-3  # relative: half precision
 SHOWN = 6  # keys in a warning
 LAYOUTS = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 MODULES = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}
@@ -106,7 +108,10 @@ def read_layer(shapes: Mapping[str, tuple[int, ...]], get: Callable[[str], Any],
         )
     keys = _affine(prefix, groups, shapes, shapes[group[mean]], path)
     found = {column: get(key) for column, key in keys.items()}
-    columns = {names.MEAN: get(group[mean]), names.VAR: _variance(get(group[spread]), group[spread], path)} | found
+    variance = _variance(get(group[spread]), group[spread], path)
+    if keys.get("gamma") == group.get("scale", "") and "beta" not in keys and _is_root(found["gamma"], variance):
+        del found["gamma"]
+    columns = {names.MEAN: get(group[mean]), names.VAR: variance} | found
     return Layer(columns, _tracked(group.get(names.TRACKED), shapes, get, path), name, group)
 
 
@@ -161,17 +166,26 @@ def _variance(values: Any, key: str, path: str) -> Any:
     """The variance: a deviation is squared, one below 0 staying below 0, so that it is found."""
     if not names.is_deviation(key.removesuffix(":0")):
         return values
-    deviation = np.asarray(values)
-    if deviation.dtype.kind not in "fiu":
+    given = np.asarray(values)
+    if given.dtype.kind not in "fiu":
         return values
     warnings.warn(
         f"{printable(path)}: {printable(key)} is a standard deviation, and is squared to the variance",
         BnNote,
         stacklevel=4,
     )
-    wide = deviation.astype(np.float64)
+    wide = given.astype(np.float64)
     with np.errstate(over="ignore"):
         return wide * np.abs(wide)
+
+
+def _is_root(scale: Any, variance: Any) -> bool:
+    """Whether what is called a scale is the deviation, as in scikit-learn's StandardScaler: no gamma, then."""
+    scale, variance = np.asarray(scale), np.asarray(variance)
+    if scale.shape != variance.shape or {scale.dtype.kind, variance.dtype.kind} - set("fiu"):
+        return False
+    with np.errstate(invalid="ignore"):
+        return np.allclose(scale, deviation(variance.astype(np.float64), 0.0), rtol=SAME, atol=0, equal_nan=True)
 
 
 def _tracked(

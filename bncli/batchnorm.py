@@ -20,66 +20,92 @@ from bncli.layout import Layout, Values, feature_axis
 from bncli.moments import Moments
 
 WIDE_ROW = 512  # values of one row that numpy takes well in one go
+PART_VALUES = 1 << 16  # computed by parts at a time
+FLOAT64 = np.finfo(np.float64)
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Affine:
-    """Test mode and its inverse with fixed statistics, for arrays that these broadcast against.
+    """(x - minus) · times / over + plus: test mode or its inverse with fixed statistics, for arrays that these broadcast against.
 
     Attributes
     ----------
-    mean, sd, gamma, beta : broadcastable arrays
-        sd is sqrt(var + eps), or 1 where that is 0.
+    minus, times, over, plus : broadcastable arrays
+        mean, gamma, sd and beta in test mode, beta, sd, gamma and mean in its inverse. sd is sqrt(var + eps), or 1 where
+        that is 0.
+    scale : broadcastable array
+        gamma / sd; in the inverse sd over the power of two that brings it to [1/2, 1).
+    divisor : broadcastable array or None
+        In the inverse gamma over that power of two. Both are NaN where that is no normal float64, see `rounded`.
     """
 
-    mean: Floats
-    sd: Floats
-    gamma: Floats
-    beta: Floats
+    minus: Floats
+    times: Floats
+    over: Floats
+    plus: Floats
+    scale: Floats
+    divisor: Floats | None = None
 
     @classmethod
-    def of(cls, mean: Floats, var: Floats, gamma: Floats, beta: Floats, eps: float) -> Affine:
-        """Raise UsageError for a negative variance or eps."""
+    def of(cls, mean: Floats, var: Floats, gamma: Floats, beta: Floats, eps: float, *, inverse: bool = False) -> Affine:
+        """Raise UsageError for a negative variance or eps, and MismatchError for the inverse of a gamma of 0."""
         if (var < 0).any() or eps < 0:
             raise UsageError("a variance and eps cannot be negative")
-        return cls(mean, deviation(var, eps), gamma, beta)
+        sd = deviation(var, eps)
+        if not inverse:
+            return cls(mean, gamma, sd, beta, _scale(gamma, sd))
+        if (zero := np.flatnonzero(gamma == 0)).size:
+            raise MismatchError(
+                f"gamma is 0 for feature {zero[0]}: every value became beta, nothing can be brought back"
+            )
+        scale, exponent = np.frexp(sd)
+        with np.errstate(over="ignore"):
+            return cls(beta, sd, gamma, mean, scale, _normal(np.ldexp(gamma, -exponent)))
 
     def __getitem__(self, index: Any) -> Affine:
-        return Affine(self.mean[index], self.sd[index], self.gamma[index], self.beta[index])
+        divisor = None if self.divisor is None else self.divisor[index]
+        minus, times, over, plus, scale = self.minus, self.times, self.over, self.plus, self.scale
+        return Affine(minus[index], times[index], over[index], plus[index], scale[index], divisor)
 
-    def normalize(self, x: npt.NDArray[Any]) -> Floats:
-        """y = gamma · (x - mean) / sd + beta, in float64; the subtraction first, so that x = mean gives beta."""
+    @property
+    def unknown(self) -> npt.NDArray[np.bool_]:
+        """Where there are no statistics."""
+        return np.asarray(np.isnan(self.minus) | np.isnan(self.times) | np.isnan(self.over) | np.isnan(self.plus))
+
+    def __call__(self, x: npt.NDArray[Any], dtype: npt.DTypeLike = np.float64) -> tuple[npt.NDArray[Any], bool]:
+        """Computed in float64, the subtraction first, so that x = mean gives beta; rounded; and whether all is finite."""
         y = x.astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
-            y -= self.mean
-            y *= self.gamma / self.sd
-            y += self.beta
-        return y
+            y -= self.minus
+            if self.divisor is not None:
+                y /= self.divisor
+            y *= self.scale
+            y += self.plus
+        return self.rounded(x, y, dtype)
 
-    def normalize_to(self, x: npt.NDArray[Any], dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], bool]:
-        """`normalize` of x of shape (R, C, I) by statistics of shape (C, 1), rounded to `dtype`; and whether all is finite."""
-        columns = self.mean[:, 0], (self.gamma / self.sd)[:, 0], self.beta[:, 0]
-        found = compiled.normalize(x, *columns, dtype)
+    def columns(self, x: npt.NDArray[Any], dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], bool]:
+        """The same of x of shape (R, C, I) by statistics of shape (C, 1), compiled where it can be."""
+        found = None
+        if self.divisor is None:
+            found = compiled.normalize(x, self.minus[:, 0], self.scale[:, 0], self.plus[:, 0], dtype)
         if found is None:
-            y = round_to(self.normalize(x), dtype)
-            found = y, bool(np.isfinite(y).all())
-        return found
+            return self(x, dtype)
+        return found if found[1] else self.rounded(x, found[0], dtype)
 
-    def denormalize(self, y: npt.NDArray[Any]) -> Floats:
-        """x = (y - beta) / gamma · sd + mean, in float64. Raises MismatchError where gamma is 0."""
-        if (self.gamma == 0).any():
-            feature = int(np.flatnonzero(self.gamma == 0)[0])
-            raise MismatchError(
-                f"gamma is 0 for feature {feature}: every value became beta, nothing can be brought back"
-            )
-        x = y.astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            x -= self.beta
-            x /= self.gamma
-            x *= self.sd
-            x += self.mean
-        return x
+    def rounded(self, x: npt.NDArray[Any], y: npt.NDArray[Any], dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], bool]:
+        """y rounded, by parts where a step overflowed or scale is NaN; and whether all is finite."""
+        y = round_to(y, np.dtype(dtype))
+        if np.isfinite(y).all():
+            return y, True
+        unknown = np.broadcast_to(self.unknown, y.shape)
+        given = [np.broadcast_to(a, y.shape) for a in (self.minus, self.times, self.over, self.plus)]
+        step = max(1, PART_VALUES * len(y) // y.size)  # so that this takes little memory
+        for part in (slice(first, first + step) for first in range(0, len(y), step)):
+            bad = ~(np.isfinite(y[part]) | np.isnan(x[part]) | unknown[part])
+            found = _by_parts(x[part][bad].astype(np.float64), *(a[part][bad] for a in given))
+            y[part][bad] = round_to(found, y.dtype)
+        return y, bool(np.isfinite(y).all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +176,7 @@ def forward(
     InputError
         For values that are not finite.
     MismatchError
-        For gamma or beta of another length than C.
+        For gamma or beta of another length than C, or a value that does not fit the result's type.
 
     Examples
     --------
@@ -170,8 +196,8 @@ def forward(
     xhat = normalize(np.asarray(x, np.float64), mean, var, 1.0, 0.0, eps, axis)
     gamma, beta = per_feature(gamma, x.shape[axis], "gamma"), per_feature(beta, x.shape[axis], "beta")
     shape = _shape(x.ndim, axis)
-    y = round_to(gamma.reshape(shape) * xhat + beta.reshape(shape), output_type(x.dtype))
-    return y, Cache(mean, var, xhat, gamma, eps, axis)
+    shift = Affine(np.zeros(1), gamma.reshape(shape), np.ones(1), beta.reshape(shape), gamma.reshape(shape))
+    return _checked(x, xhat, shift, None), Cache(mean, var, xhat, gamma, eps, axis)
 
 
 def backward(
@@ -226,13 +252,17 @@ def backward(
     def columns(values: Floats) -> Floats:
         return np.tile(values, joined).reshape(-1, *(1,) * (len(view) - 2))
 
+    scale = _scale(cache.gamma, sd := deviation(cache.var, cache.eps))
     with np.errstate(over="ignore", invalid="ignore"):
         # einsum: neither BLAS nor an array of products in between
         dbeta = np.einsum(f"{axes}->c", dx).reshape(joined, -1).sum(axis=0)
         dgamma = np.einsum(f"{axes},{axes}->c", dx, xhat).reshape(joined, -1).sum(axis=0)
         dx -= columns(dbeta / n)
         dx -= xhat * columns(dgamma / n)
-        dx *= columns(cache.gamma / deviation(cache.var, cache.eps))
+        if np.isfinite(scale).all():
+            dx *= columns(scale)
+        else:
+            dx = _by_parts(dx, 0.0, columns(cache.gamma), columns(sd), 0.0)
     return round_to(dx.reshape(dy.shape), output_type(dy.dtype)), dgamma, dbeta
 
 
@@ -273,8 +303,7 @@ def normalize(
     [[1.0], [11.0]]
     """
     x = real_array(x)
-    affine = _affine(x, mean, var, gamma, beta, eps, axis)
-    return _checked(x, affine.normalize(x), dtype)
+    return _applied(x, mean, var, gamma, beta, eps, axis, dtype, inverse=False)
 
 
 def denormalize(
@@ -302,8 +331,7 @@ def denormalize(
     [[3.0], [5.0]]
     """
     y = real_array(y)
-    affine = _affine(y, mean, var, gamma, beta, eps, axis)
-    return _checked(y, affine.denormalize(y), dtype)
+    return _applied(y, mean, var, gamma, beta, eps, axis, dtype, inverse=True)
 
 
 def output_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -313,7 +341,9 @@ def output_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def deviation(var: Floats, eps: float) -> Floats:
     """sqrt(var + eps), and 1 where that is 0."""
-    sd = np.sqrt(var + eps)
+    with np.errstate(over="ignore"):
+        sd = np.sqrt(var + eps)
+    sd = np.where(np.isinf(sd), 2 * np.sqrt(var / 4 + eps / 4), sd)  # the sum may not fit a float64, its root does
     return np.where(sd == 0, 1.0, sd)
 
 
@@ -323,10 +353,30 @@ def round_to(values: Floats, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         return values.astype(dtype, copy=False)
 
 
+def _normal(values: Floats) -> Floats:
+    """NaN for infinities, and for what lost digits on the way to 0."""
+    size = np.abs(values)
+    return np.where((size >= FLOAT64.tiny) & (size <= FLOAT64.max), values, np.nan)
+
+
+def _scale(gamma: Floats, sd: Floats) -> Floats:
+    with np.errstate(over="ignore"):
+        return np.where(gamma == 0, gamma, _normal(gamma / sd))
+
+
+def _by_parts(x: Floats, minus: Floats | float, times: Floats, over: Floats, plus: Floats | float) -> Floats:
+    """(x - minus) · times / over + plus, its powers of two apart from the rest, and sums halved where they overflow."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        half = np.isinf(x - minus).astype(np.intc)
+        (d, i), (t, j), (o, k) = np.frexp(np.ldexp(x, -half) - np.ldexp(minus, -half)), np.frexp(times), np.frexp(over)
+        term, power = d * (t / o), half + i + j - k
+        half = np.isinf(np.ldexp(term, power) + plus).astype(np.intc)
+        return np.asarray(np.ldexp(np.ldexp(term, power - half) + np.ldexp(plus, -half), half))
+
+
 def overflowed(before: npt.NDArray[Any], after: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Mark finite values whose result is infinite: they do not fit the result's type."""
-    marked: npt.NDArray[np.bool_] = np.isinf(after) & np.isfinite(before)
-    return marked
+    return np.asarray(np.isinf(after) & np.isfinite(before))
 
 
 def per_feature(values: npt.ArrayLike, features: int, name: str) -> Floats:
@@ -372,7 +422,7 @@ def _shape(rank: int, axis: int) -> tuple[int, ...]:
     return tuple(-1 if i == axis % rank else 1 for i in range(rank))
 
 
-def _affine(
+def _applied(
     x: npt.NDArray[Any],
     mean: npt.ArrayLike,
     var: npt.ArrayLike,
@@ -380,20 +430,23 @@ def _affine(
     beta: npt.ArrayLike,
     eps: float,
     axis: int,
-) -> Affine:
-    """The statistics, shaped to broadcast against x along its feature axis."""
+    dtype: npt.DTypeLike | None,
+    *,
+    inverse: bool,
+) -> npt.NDArray[Any]:
+    """Test mode or its inverse with statistics along x's feature axis, refusing values that do not fit the result's type."""
     axis = feature_axis(x.ndim, axis)
     named = {"mean": mean, "var": var, "gamma": gamma, "beta": beta}
     m, v, g, b = (per_feature(a, x.shape[axis], name).reshape(_shape(x.ndim, axis)) for name, a in named.items())
-    return Affine.of(m, v, g, b, eps)
+    return _checked(x, x, Affine.of(m, v, g, b, eps, inverse=inverse), dtype)
 
 
-def _checked(x: npt.NDArray[Any], y: Floats, dtype: npt.DTypeLike | None) -> npt.NDArray[Any]:
-    """Round the result, refusing values that do not fit its type."""
-    target = np.dtype(dtype) if dtype is not None else output_type(x.dtype)
-    result = round_to(y, target)
-    if np.isinf(result).any():
-        count = int(np.count_nonzero(overflowed(x, result)))
-        if count:
-            raise MismatchError(f"{count} values do not fit {target}; ask for a wider type (dtype)")
+def _checked(
+    given: npt.NDArray[Any], x: npt.NDArray[Any], affine: Affine, dtype: npt.DTypeLike | None
+) -> npt.NDArray[Any]:
+    """The result for x, which comes from what was given; refuses values that do not fit its type."""
+    result, finite = affine(x, target := output_type(given.dtype) if dtype is None else np.dtype(dtype))
+    if not finite and (count := int(np.count_nonzero(overflowed(given, result)))):
+        cure = "ask for a wider type (dtype)" if target.itemsize < 8 else "rescale them or gamma"
+        raise MismatchError(f"{count} values do not fit {target}; {cure}")
     return result

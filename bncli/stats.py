@@ -258,10 +258,27 @@ class Stats:
         return self.population_mean, self.population_var
 
     def scale_shift(self, use: str = "running") -> tuple[Floats, Floats]:
-        """Test mode as one y = scale · x + shift: two arrays of shape (C,)."""
-        mean, var = self.statistics(use)
-        scale = self.gamma / batchnorm.deviation(var, self.eps)
-        return scale, self.beta - mean * scale
+        """Test mode as one y = scale · x + shift: two arrays of shape (C,).
+
+        Raises
+        ------
+        MismatchError
+            Counting the features whose scale or shift does not fit a float64.
+        """
+        scale, shift = self.line(use)
+        bad = np.flatnonzero(np.isinf(scale) | np.isinf(shift))
+        if bad.size:
+            raise MismatchError(
+                f"the scale or shift of {bad.size:,} of {self.num_features:,} features (the first: {bad[0]}) does not fit a "
+                "float64; rescale the data or gamma"
+            )
+        return scale, shift
+
+    def line(self, use: str = "running") -> tuple[Floats, Floats]:
+        """`scale_shift`, with infinity for what does not fit a float64."""
+        affine = batchnorm.Affine.of(*self.statistics(use), self.gamma, self.beta, self.eps)
+        with np.errstate(over="ignore"):
+            return affine.times / affine.over, affine(np.zeros(self.num_features))[0]
 
     def normalize(
         self, x: npt.ArrayLike, use: str = "running", axis: int | None = None, dtype: npt.DTypeLike | None = None
@@ -344,7 +361,7 @@ class Stats:
     @property
     def drifted(self) -> npt.NDArray[np.bool_]:
         """Features whose running statistics lie far from the population's, shape (C,)."""
-        with np.errstate(invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             var = self.population_var
             mean_off = np.abs(self.running_mean - self.population_mean) > DRIFT_MEAN * np.sqrt(var)
             var_off = np.abs(self.running_var - self._population_var_ddof) > DRIFT_VARIANCE * var
@@ -357,8 +374,7 @@ class Stats:
 
     def as_dict(self) -> dict[str, Any]:
         """The record as plain values, ready for JSON: NaN becomes None, and so does what a float64 cannot hold."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            scale, shift = self.scale_shift()
+        scale, shift = self.line()
         columns = {
             "running_mean": self.running_mean,
             "running_var": self.running_var,

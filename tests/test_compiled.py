@@ -146,10 +146,10 @@ def test_test_mode_gives_the_bits_of_numpy(
             given = x.copy()
             if place is not None:
                 given.reshape(-1)[place] = value
-            found, finite = affine.normalize_to(given, np.dtype(out))
+            found, finite = affine.columns(given, np.dtype(out))
             with monkeypatch.context() as patch:
                 patch.setattr(compiled, "AVAILABLE", False)
-                expected, all_finite = affine.normalize_to(given, np.dtype(out))
+                expected, all_finite = affine.columns(given, np.dtype(out))
             assert found.dtype == expected.dtype
             assert np.array_equal(found, expected, equal_nan=True)
             assert finite == all_finite == (place is None)
@@ -159,5 +159,5 @@ def test_a_result_too_large_for_its_type_is_not_finite() -> None:
     one = np.ones((1, 1))
     affine = Affine.of(0 * one, one, 1e30 * one, 0 * one, 0.0)
     x = np.array([[[1.0, 1e9, 1.0]]])
-    assert not affine.normalize_to(x, np.dtype("f4"))[1]
-    assert affine.normalize_to(x, np.dtype("f8"))[1]
+    assert not affine.columns(x, np.dtype("f4"))[1]
+    assert affine.columns(x, np.dtype("f8"))[1]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli import files, interrupts
-from bncli.batchnorm import Affine, output_type, overflowed, round_to
+from bncli.batchnorm import Affine, output_type, overflowed
 from bncli.engine.plan import DEFAULT_MEMORY
 from bncli.engine.workers import Readers, available, in_order
 from bncli.errors import InputError, MismatchError, OutputExistsError, UsageError, WriteError, printable
@@ -160,10 +160,8 @@ def apply(
         When data and stats do not fit, or values do not fit the output's type. Nothing is written.
     UsageError, InputError, OutputExistsError, WriteError
     """
-    mean, var = stats.statistics(spec.use)
-    affine = Affine.of(mean[:, None], var[:, None], stats.gamma[:, None], stats.beta[:, None], stats.eps)
-    if spec.inverse:
-        affine.denormalize(np.zeros((stats.num_features, 0)))  # refuses a gamma of 0 before anything is read
+    mean, var, gamma, beta = (a[:, None] for a in (*stats.statistics(spec.use), stats.gamma, stats.beta))
+    affine = Affine.of(mean, var, gamma, beta, stats.eps, inverse=spec.inverse)
     jobs = plan(stats, expand(inputs), out, spec)
     paths = [file for job in jobs for file in job.files] + ([stats_path] if stats_path else [])
     for job in jobs:
@@ -174,8 +172,9 @@ def apply(
             _apply_one(stats, affine, job, spec, outputs.add(job.output), report, total, progress)
             report.outputs.append(job.output)
         if report.overflowed:
+            cure = "Give a wider --dtype" if jobs[0].dtype.itemsize < 8 else "Rescale the data or gamma"
             raise MismatchError(
-                f"{report.overflowed:,} values do not fit {jobs[0].dtype.name}; nothing was written. Give a wider --dtype"
+                f"{report.overflowed:,} values do not fit {jobs[0].dtype.name}; nothing was written. {cure}"
             )
     return report
 
@@ -260,7 +259,7 @@ def _apply_one(
         layout = Layout.of(data.shape, job.axis)
         constant = np.flatnonzero(stats.constant) if not spec.inverse else np.empty(0, np.intp)
         only = stats.population_mean[constant]  # the one value that such a feature had
-        transform = Transform(affine, layout, job.dtype, spec.inverse, constant, only, Missing(False, data.fill))
+        transform = Transform(affine, layout, job.dtype, constant, only, Missing(False, data.fill))
         sink = _open_sink(job, temporary, spec)
         runs = _runs(layout, data)
         try:
@@ -316,12 +315,11 @@ class Transform:
         affine: Affine,
         layout: Layout,
         dtype: np.dtype[Any],
-        inverse: bool,
         constant: npt.NDArray[np.intp],
         only: npt.NDArray[np.float64],
         missing: Missing,
     ) -> None:
-        self._affine, self._layout, self._dtype, self._inverse = affine, layout, dtype, inverse
+        self._affine, self._layout, self._dtype = affine, layout, dtype
         self._constant, self._only = constant, only[:, None]
         self._missing = missing
 
@@ -337,16 +335,11 @@ class Transform:
         else:
             x = x.reshape(-1, layout.features, layout.positions)
         counts: Counter[str] = Counter()
-        if affine is self._affine and not self._inverse and self._missing.fill is None:
-            result, finite = affine.normalize_to(x, self._dtype)
-        else:
-            y = affine.denormalize(x) if self._inverse else affine.normalize(x)
-            if self._missing.fill is not None:
-                missing = ~present(x, self._missing)
-                y[missing] = np.nan
-                counts["filled"] = int(np.count_nonzero(missing))
-            result = round_to(y, self._dtype)
-            finite = bool(np.isfinite(result).all())
+        result, finite = (affine.columns if affine is self._affine else affine)(x, self._dtype)
+        if self._missing.fill is not None:
+            missing = ~present(x, self._missing)
+            result[missing] = np.nan
+            counts["filled"] = int(np.count_nonzero(missing))
         if not finite:
             self._count_not_finite(x, result, affine, counts)
         if constant.size:
@@ -364,7 +357,7 @@ class Transform:
         if self._missing.fill is not None:
             bad &= present(x, self._missing)
         counts["non_finite"] = int(np.count_nonzero(bad))
-        counts["undefined"] = int(np.isnan(affine.mean + affine.sd).sum()) * (x.size // x.shape[1])
+        counts["undefined"] = int(affine.unknown.sum()) * (x.size // x.shape[1])
 
 
 def _open_sink(job: Job, temporary: str, spec: ApplySpec) -> Sink:

@@ -99,10 +99,14 @@ def _exceptions(stats: Stats) -> list[str]:
     """Features that a framework treats unlike bn."""
     conditions = {
         "no statistics: NaN in the file, and NaN comes out": np.isnan(stats.running_mean),
-        "variance 0 and eps 0: bn scales by 1, the other side divides by 0": stats.running_var + stats.eps == 0,
+        "variance 0 and eps 0: bn scales by 1, the other side divides by 0": np.maximum(stats.running_var, stats.eps)
+        == 0,
         "numbers, scale or shift beyond float32: a float32 layer gives infinity or NaN": beyond_float32(stats),
         "variance + eps below 1.2e-38: a float32 layer divides by 0, or by a number of few digits": below_float32(
             stats
+        ),
+        "scale, shift or variance + eps beyond float64: a float64 layer may give infinity, NaN or beta alone, unlike bn": (
+            _beyond_float64(stats)
         ),
     }
     return [f"{_count(where)} {text}" for text, where in conditions.items() if where.any()]
@@ -115,16 +119,22 @@ def _count(where: npt.NDArray[np.bool_]) -> str:
 
 def beyond_float32(stats: Stats) -> npt.NDArray[np.bool_]:
     """Features, shape (C,), of which a number that inference needs is too large for float32."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        arrays = np.stack(
-            [stats.running_mean, stats.running_var, stats.gamma, stats.beta, *stats.scale_shift()]
-        )  # (6, C)
+    arrays = np.stack([stats.running_mean, stats.running_var, stats.gamma, stats.beta, *stats.line()])  # (6, C)
     return np.asarray((np.abs(arrays) > FLOAT32.max).any(axis=0))
+
+
+def _beyond_float64(stats: Stats) -> npt.NDArray[np.bool_]:
+    """Features, shape (C,), of which a number between those of the file and the result does not fit a float64."""
+    scale, shift = stats.line()
+    with np.errstate(over="ignore"):
+        large = np.isinf([scale, shift, stats.running_var + stats.eps]).any(axis=0)
+    return np.asarray(large | (scale == 0) & (stats.gamma != 0))
 
 
 def below_float32(stats: Stats) -> npt.NDArray[np.bool_]:
     """Features, shape (C,), whose variance + eps is not 0 and too small for float32 to hold it in full precision."""
-    total = stats.running_var + stats.eps
+    with np.errstate(over="ignore"):
+        total = stats.running_var + stats.eps
     return np.asarray((total > 0) & (total < FLOAT32.tiny))
 
 

@@ -11,13 +11,14 @@ import math
 import os
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from bncli import files
-from bncli.batchnorm import deviation, overflowed, round_to
+from bncli.batchnorm import Affine, overflowed, round_to
 from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.exchange import npz, safetensors
 from bncli.exchange.common import Exported, pick, unreadable
@@ -157,30 +158,31 @@ def _fold(weights: Weights, stats: Stats, use: str, layer: str, transposed: bool
     mean, var = stats.statistics(use)
     if np.isnan(mean).any():
         raise MismatchError(f"feature {np.flatnonzero(np.isnan(mean))[0]} has no {use} statistics; nothing is folded")
-    scale = stats.gamma / deviation(var, stats.eps)
-    weight, bias = (weights.arrays[key].astype(np.float64) for key in (weight_key, bias_key))
-    folded = {weight_key: _scaled(weight, scale, groups), bias_key: (bias - mean) * scale + stats.beta}
+    weight, bias = (weights.arrays[key] for key in (weight_key, bias_key))
+    affine, none = Affine.of(mean, var, stats.gamma, stats.beta, stats.eps), np.zeros(len(mean))
+    scaling = replace(affine, minus=none, plus=-none)  # -0.0 stays
+    folded = {weight_key: _scaled(weight, scaling, groups), bias_key: affine(bias)[0]}
     for key, values in folded.items():
         rounded = round_to(values, weights.arrays[key].dtype)
-        if overflowed(values, rounded).any():
+        if count := int(np.count_nonzero(overflowed(weights.arrays[key], rounded))):
             raise MismatchError(
-                f"{where}: {printable(key)}, folded, does not fit {rounded.dtype}; store it in a wider type"
+                f"{where}: {printable(key)}, folded, does not fit {rounded.dtype} ({count:,} values); store it in a wider type"
             )
         weights.put(key, rounded, weights.types[key])
     return notes
 
 
-def _scaled(weight: Array, scale: Array, groups: int | None) -> Array:
+def _scaled(weight: Array, scaling: Affine, groups: int | None) -> Array:
     """The weight times one factor per output channel: along axis 0, or in `groups` of a transposed convolution.
 
     There the weight is (in, out / groups, ...): the g-th run of inputs gives the g-th run of outputs.
     """
-    behind = [1] * (weight.ndim - 2)
+    channels, behind = np.arange(len(scaling.minus)), [1] * (weight.ndim - 2)
     if groups is None:
-        return weight * scale.reshape(-1, 1, *behind)  # (C, in / groups, ...)
+        return scaling[channels.reshape(-1, 1, *behind)](weight)[0]  # (C, in / groups, ...)
     inputs, outputs, *kernel = weight.shape
     by_group = weight.reshape(groups, inputs // groups, outputs, *kernel)
-    return (by_group * scale.reshape(groups, 1, outputs, *behind)).reshape(weight.shape)
+    return scaling[channels.reshape(groups, 1, outputs, *behind)](by_group)[0].reshape(weight.shape)
 
 
 def _groups(where: str, shape: tuple[int, ...], features: int, transposed: bool | None) -> int | None:

@@ -126,7 +126,10 @@ def _float32(values: npt.NDArray[np.float64], name: str) -> npt.NDArray[np.float
 def _check_inference(stats: Stats) -> None:
     """Raise MismatchError where numbers that fit float32 each do not give a result in it."""
     for where, what in (
-        (stats.running_var + stats.eps == 0, "a variance and an eps of 0, which bn scales by 1 and ONNX divides by"),
+        (
+            np.maximum(stats.running_var, stats.eps) == 0,
+            "a variance and an eps of 0, which bn scales by 1 and ONNX divides by",
+        ),
         (below_float32(stats), "a variance + eps below 1.2e-38"),
         (beyond_float32(stats), "a scale or shift beyond 3.4e38"),
     ):

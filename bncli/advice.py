@@ -30,7 +30,7 @@ def _drift(stats: Stats) -> str:
         return ""
     var = np.where(stats.population_var > 0, stats.population_var, 1)
     mean_off = np.abs(stats.running_mean - stats.population_mean) / np.sqrt(var)
-    var_off = np.abs(stats.running_var - stats.population_var) / var
+    var_off = np.abs(stats.running_var - stats.population.variance(stats.ddof)) / var
     distance = np.where(drifted, np.maximum(mean_off / DRIFT_MEAN, var_off / DRIFT_VARIANCE), 0)
     return (
         f"the running statistics of {_count(drifted)} differ from the population's (by more than {DRIFT_MEAN:g} sd in the "

@@ -141,7 +141,8 @@ class Stats:
     start : shape (2, C) or None
         Mean and variance that the recurrence started from, under init `like`.
     momentum : float or None
-        Weight of the old value when a batch is folded; None means that the running statistics are the population's.
+        Weight of the old value when a batch is folded; None means that the running statistics are the population's, the
+        variance with ddof.
     eps, ddof, init, axis, batch_size, sample_shape
         The conventions of the fit (see README). `sample_shape` is () where it is not known.
     num_samples, num_batches, num_left_out : int

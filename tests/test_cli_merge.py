@@ -77,6 +77,32 @@ def test_disagreement_names_both_files_and_the_way_out(here: Path) -> None:
     assert bncli.load("twice.bn.h5").num_samples == 1200
 
 
+@pytest.mark.parametrize("command", ["fit", "merge", "merge --population-only"])
+def test_momentum_none_with_ddof_1(here: Path, command: str) -> None:
+    """m2 / (count - 1), as numpy.var has it, and every summary says so."""
+    x = np.random.default_rng(5).normal(3, 2, (7, 2))
+    np.save("few.npy", x)
+    good("fit", "few.npy", "--momentum", "none", "--ddof", "1", "--batch-size", "4", "-o", "few.bn.h5")
+    said = "the running statistics are the population's, with ddof 1"
+    values = x
+    if command == "fit":
+        assert said in good("fit", "few.npy", "--momentum", "none", "--ddof", "1", "--dry-run", "-f").out
+        result = good("fit", "few.npy", "--momentum", "none", "--ddof", "1", "-o", "few.bn.h5", "-f")
+    else:
+        values = np.concatenate([x, x])
+        result = good(*command.split(), "few.bn.h5", "few.bn.h5", "-o", "twice.bn.h5")
+    assert said in result.out
+    path = "few.bn.h5" if command == "fit" else "twice.bn.h5"
+    for use, ddof in (("running", 1), ("population", 0)):
+        found = [float(line) for line in good("inspect", path, "--get", f"{use}_var").out.splitlines()]
+        np.testing.assert_allclose(found, values.var(axis=0, ddof=ddof), rtol=1e-14)
+        good("apply", path, "few.npy", "--use", use, "-o", "y.npy", "-f")
+        expected = (x - x.mean(axis=0)) / np.sqrt(values.var(axis=0, ddof=ddof) + 1e-5)
+        np.testing.assert_allclose(np.load("y.npy"), expected, rtol=1e-12, atol=1e-14)
+    assert bncli.load(path).flags() == [[], []]
+    assert "differ from the population's" not in result.err
+
+
 def test_other_features_are_refused(here: Path) -> None:
     save(here / "wide.npy", table(600, 4))
     good("fit", "wide.npy")

@@ -236,6 +236,11 @@ def test_momentum_in_words(momentum: float | None, words: str) -> None:
     assert words in summary.momentum_in_words(momentum)
 
 
+def test_momentum_none_says_its_ddof() -> None:
+    assert summary.momentum_in_words(None, 0) == "momentum none: the running statistics are the population's"
+    assert "the population's, with ddof 1: the variance is m2 / (count - 1)" in summary.momentum_in_words(None, 1)
+
+
 def test_apply_summary_says_what_there_is_to_say() -> None:
     quiet = Applied(["y.npy"], 1000, 3000)
     assert summary.apply_summary(quiet, ApplySpec()) == "1,000 samples normalised with the running statistics: y.npy"

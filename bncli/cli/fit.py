@@ -88,7 +88,8 @@ def fit(
     population = mean and variance of every value  always stored beside it
 
     M is the weight of the OLD value, as in CS231n, Keras and ONNX; PyTorch's momentum is 1 - M.
-    With --momentum none the running statistics are the population's.
+    With --momentum none the running statistics are the population's, the
+    variance divided by count - 1 with --ddof 1.
 
     \b
     Examples:

@@ -89,7 +89,8 @@ def notes(stats: Stats, preset: str, layout: str) -> list[str]:
     differs = "" if stats.ddof == ddof else f" (where it trains on, {preset} folds with ddof {ddof})"
     texts = [f"the running variance was folded with ddof {stats.ddof}{differs}"]
     if stats.momentum is None:
-        texts.append("momentum is none here (running = population): choose one where training goes on")
+        divided = f" with ddof {stats.ddof}" if stats.ddof else ""
+        texts.append(f"momentum is none here (running = population{divided}): choose one where training goes on")
     if layout and stats.axis != 1 and (stats.axis + len(stats.sample_shape) + 1 != 1 or not stats.sample_shape):
         texts.append(f"the features were on axis {stats.axis}, the other side expects them on axis 1: {layout}")
     return texts + _exceptions(stats)

@@ -25,7 +25,8 @@ def fit_summary(stats: Stats, path: str) -> str:
     """Features, samples, batches, what was learned, and where the stats went."""
     learned = f"{learned_in_words(stats.learned)}\n" if stats.learned else ""
     like = f"{like_in_words(stats.init)}\n" if "like" in stats.options and stats.momentum is not None else ""
-    return f"{_seen(stats)}\n{momentum_in_words(stats.momentum)}\n{like}{learned}stats in {printable(path)}"
+    momentum = momentum_in_words(stats.momentum, stats.ddof)
+    return f"{_seen(stats)}\n{momentum}\n{like}{learned}stats in {printable(path)}"
 
 
 def merge_summary(stats: Stats, paths: Sequence[str], path: str) -> str:
@@ -46,7 +47,7 @@ def import_summary(stats: Stats, path: str) -> str:
     population = "" if stats.population.count.any() else f"; {absent}"
     return (
         f"{_count(stats.num_features, 'feature')}{layer} imported from {printable(imported['file'])}{population}\n"
-        f"{momentum_in_words(stats.momentum)}\nstats in {printable(path)}"
+        f"{momentum_in_words(stats.momentum, stats.ddof)}\nstats in {printable(path)}"
     )
 
 
@@ -84,10 +85,11 @@ def batches_in_words(samples: int, batches: int, size: int, epochs: int = 0) -> 
     return f"{counts} of {min(size, samples)}{last}"
 
 
-def momentum_in_words(momentum: float | None) -> str:
+def momentum_in_words(momentum: float | None, ddof: int = 0) -> str:
     """The recurrence with its numbers, and what PyTorch calls them."""
     if momentum is None:
-        return "momentum none: the running statistics are the population's"
+        divided = f", with ddof {ddof}: the variance is m2 / (count - {ddof})" if ddof else ""
+        return f"momentum none: the running statistics are the population's{divided}"
     new = f"{1 - momentum:.6g}"
     return (
         f"momentum {momentum:g}: running = {momentum:g} * running + {new} * batch "
@@ -152,7 +154,7 @@ def plan_summary(look: Look) -> str:
             *lines,
             f"{_count(look.features, 'feature')} on axis {look.axis}, {_count(look.shape[0], 'sample')}, "
             f"{_count(look.batches, 'batch', 'batches')} of {look.batch_size}{last}",
-            momentum_in_words(look.conventions.momentum),
+            momentum_in_words(look.conventions.momentum, look.conventions.ddof),
             *([plan_in_words(look.learning)] if look.learning else []),
             *filter(None, [look.checkpoint]),
             f"would write {printable(look.output)} (dry run: nothing was read or written)",

@@ -214,7 +214,7 @@ def _header(record: Row, path: str, kernel: str) -> list[str]:
     batches = batches_in_words(record["num_samples"], record["num_batches"], record["batch_size"], epochs)
     lines = [
         f"{printable(path)}: {features:,} {'feature' if features == 1 else 'features'} on axis {record['axis']}, {batches}",
-        momentum_in_words(record["momentum"]),
+        momentum_in_words(record["momentum"], record["ddof"]),
         f"eps {record['eps']:g}, ddof {record['ddof']}, init {record['init']}; "
         f"{record['num_parameters']:,} parameters (gamma and beta of each feature)",
         "apply uses the running statistics, the population's with --use population",

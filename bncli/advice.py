@@ -69,11 +69,15 @@ def _missing(stats: Stats) -> str:
             f"{_count(empty)} {verb} no batch with two values: {_worst(stats, empty.astype(np.float64))}; "
             "the running statistics are NaN, and so is what apply gives"
         )
-    expected = stats.population_count.max(initial=0)
+    positions = stats.positions
+    expected = stats.population_count.max(initial=0) if positions is None else positions
     absent = int((expected - stats.population_count).sum())
     if absent:
+        least = "at least " if positions is None else ""
+        total = "" if positions is None else f" (of {positions * stats.num_features:,})"
         texts.append(
-            f"{'1 value was' if absent == 1 else f'{absent:,} values were'} missing or left out, most in {_worst(stats, expected - stats.population.count)}"
+            f"{least}{'1 value was' if absent == 1 else f'{absent:,} values were'} missing or left out{total}, most in "
+            f"{_worst(stats, expected - stats.population.count)}"
         )
     return "; ".join(texts)
 

@@ -226,6 +226,12 @@ class Stats:
         """Values seen per feature, shape (C,)."""
         return self.population.count.astype(np.int64)
 
+    @property
+    def positions(self) -> int | None:
+        """Values per feature that the samples seen have room for; None where that is not known."""
+        positions = self.num_samples * math.prod(self.sample_shape) // max(self.num_features, 1)
+        return positions if self.sample_shape and positions >= self.population_count.max(initial=0) else None
+
     @cached_property
     def population_mean(self) -> Floats:
         """Mean of every value seen, shape (C,); NaN where there was none."""

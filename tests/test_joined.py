@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bncli
+from bncli.advice import BnWarning
 from bncli.errors import InputError, MismatchError, UsageError
 from bncli.formats.joined import Joined, fill_in
 
@@ -79,9 +80,11 @@ def test_fill_value_is_compared_in_each_inputs_type() -> None:
     save(Path("a.npy"), np.array([[0.1], [0.2], [0.3]], "f4"))
     save(Path("b.npy"), np.array([[0.1], [0.2], [0.4]], "f8"))
     save(Path("c.npy"), np.array([[0], [1]], "i2"))
-    stats = bncli.fit(["a.npy", "b.npy", "c.npy"], fill_value=0.1)
+    with pytest.warns(BnWarning, match=r"^2 values were missing or left out \(of 8\)"):
+        stats = bncli.fit(["a.npy", "b.npy", "c.npy"], fill_value=0.1)
     assert stats.population_count.tolist() == [6]
-    alone = bncli.fit("a.npy", fill_value=0.1)
+    with pytest.warns(BnWarning, match="^1 value was missing"):
+        alone = bncli.fit("a.npy", fill_value=0.1)
     assert alone.population_count.tolist() == [2]
 
 

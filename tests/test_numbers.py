@@ -10,6 +10,7 @@ import sys
 import warnings
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import h5py
 import helpers
@@ -18,6 +19,7 @@ import pytest
 from helpers import Array, advised, cut, exact, exact_columns, save_h5, save_npy
 
 import bncli
+from bncli import exchange
 from bncli.advice import BnWarning
 from bncli.errors import InputError, MismatchError
 
@@ -259,3 +261,52 @@ def test_the_same_through_hdf5_and_back(tmp_path: Path, dtype: str) -> None:
     np.testing.assert_allclose(y, expected, rtol=one, atol=4 * float(np.finfo("f8").eps))
     assert bn("apply", tmp_path / "s.bn.h5", tmp_path / "y.h5", "-o", tmp_path / "b.npy", "--inverse").returncode == 0
     np.testing.assert_allclose(np.load(tmp_path / "b.npy"), x, rtol=4 * one, atol=20 * one)
+
+
+def missing_told(*given: Array | list[Array], **options: Any) -> str:
+    """What fit, or merge of several, says of missing values."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", BnWarning)
+        parts = [bncli.fit(x, nan="omit", momentum="none", **options) for x in given]
+        if len(parts) > 1:
+            caught.clear()
+            bncli.merge(parts)
+    return "; ".join(str(w.message) for w in caught if "missing or left out" in str(w.message))
+
+
+@pytest.mark.parametrize("features", [1, 3])
+def test_as_many_missing_in_every_feature(features: int) -> None:
+    """The positions less the values, whatever the other features lack."""
+    x = np.random.default_rng(0).normal(size=(100, 3))[:, :features]
+    x[:40] = np.nan
+    count = f"{40 * features} values were missing or left out (of {100 * features}), most in 0"
+    assert missing_told(x).startswith(count)
+    assert missing_told([x[:60], x[60:]]).startswith(count)  # an iterable of batches
+    assert missing_told(x, rows=(20, 100)).startswith(f"{20 * features} values")
+    assert missing_told(x, x).startswith(f"{80 * features} values were missing or left out (of {200 * features})")
+    assert missing_told(np.where(np.isnan(x), -9, x), fill_value=-9).startswith(count)
+    x[50, 0] = np.nan
+    assert missing_told(x).startswith(f"{40 * features + 1} values")
+    assert not missing_told(np.nan_to_num(x))
+
+
+@pytest.mark.parametrize("axis", [1, 2, -1])
+def test_missing_in_images(axis: int) -> None:
+    x = np.random.default_rng(0).normal(size=(20, 3, 4, 5))
+    x[:, :, 0, 0] = np.nan
+    x[3] = np.nan
+    missing = int(np.isnan(x).sum())
+    assert missing_told(x, axis=axis).startswith(f"{missing} values were missing or left out (of 1,200)")
+    x[:] = np.nan
+    x[:2] = np.arange(120).reshape(2, 3, 4, 5)
+    assert missing_told(x, axis=axis).startswith("1,080 values were missing")
+
+
+def test_missing_where_the_number_of_samples_is_not_known(tmp_path: Path) -> None:
+    """Counts of another program: at least what the fullest feature has more than the others."""
+    columns = {"running_mean": [1.0, 2.0], "running_var": [1.0, 1.0], "population_mean": [1.0, 2.0]}
+    np.savez(tmp_path / "s.npz", count=[100, 90], population_var=[1.0, 1.0], momentum=np.nan, **columns)
+    stats = exchange.read(str(tmp_path / "s.npz"))
+    assert stats.positions is None
+    with pytest.warns(BnWarning, match="^at least 20 values were missing or left out, most in 1$"):
+        bncli.merge([stats, stats])

@@ -6,7 +6,7 @@ Ioffe & Szegedy (2015), arXiv 1502.03167, algorithm 1 (training mode) and 2 (tes
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,9 +64,8 @@ class Affine:
             return cls(beta, sd, gamma, mean, scale, _normal(np.ldexp(gamma, -exponent)))
 
     def __getitem__(self, index: Any) -> Affine:
-        divisor = None if self.divisor is None else self.divisor[index]
-        minus, times, over, plus, scale = self.minus, self.times, self.over, self.plus, self.scale
-        return Affine(minus[index], times[index], over[index], plus[index], scale[index], divisor)
+        parts = (a[index] for a in (self.minus, self.times, self.over, self.plus, self.scale))
+        return replace(Affine(*parts), divisor=None if self.divisor is None else self.divisor[index])
 
     @property
     def unknown(self) -> npt.NDArray[np.bool_]:
@@ -86,9 +85,8 @@ class Affine:
 
     def columns(self, x: npt.NDArray[Any], dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], bool]:
         """The same of x of shape (R, C, I) by statistics of shape (C, 1), compiled where it can be."""
-        found = None
-        if self.divisor is None:
-            found = compiled.normalize(x, self.minus[:, 0], self.scale[:, 0], self.plus[:, 0], dtype)
+        minus, scale, plus = (a[:, 0] for a in (self.minus, self.scale, self.plus))
+        found = compiled.normalize(x, minus, scale, plus, dtype) if self.divisor is None else None
         if found is None:
             return self(x, dtype)
         return found if found[1] else self.rounded(x, found[0], dtype)
@@ -96,13 +94,16 @@ class Affine:
     def rounded(self, x: npt.NDArray[Any], y: npt.NDArray[Any], dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], bool]:
         """y rounded, by parts where a step overflowed or scale is NaN; and whether all is finite."""
         y = round_to(y, np.dtype(dtype))
-        if np.isfinite(y).all():
+        if (fine := np.isfinite(y)).all():
             return y, True
-        unknown = np.broadcast_to(self.unknown, y.shape)
+        fine |= np.isnan(x)
+        fine |= self.unknown
+        if fine.all():  # nothing but what is missing
+            return y, False
         given = [np.broadcast_to(a, y.shape) for a in (self.minus, self.times, self.over, self.plus)]
         step = max(1, PART_VALUES * len(y) // y.size)  # so that this takes little memory
         for part in (slice(first, first + step) for first in range(0, len(y), step)):
-            bad = ~(np.isfinite(y[part]) | np.isnan(x[part]) | unknown[part])
+            bad = ~fine[part]
             found = _by_parts(x[part][bad].astype(np.float64), *(a[part][bad] for a in given))
             y[part][bad] = round_to(found, y.dtype)
         return y, bool(np.isfinite(y).all())
@@ -355,8 +356,7 @@ def round_to(values: Floats, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
 def _normal(values: Floats) -> Floats:
     """NaN for infinities, and for what lost digits on the way to 0."""
-    size = np.abs(values)
-    return np.where((size >= FLOAT64.tiny) & (size <= FLOAT64.max), values, np.nan)
+    return np.where((np.abs(values) >= FLOAT64.tiny) & np.isfinite(values), values, np.nan)
 
 
 def _scale(gamma: Floats, sd: Floats) -> Floats:

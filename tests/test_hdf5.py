@@ -487,7 +487,7 @@ def test_names_and_notes(tmp_path: Path) -> None:
         f["x"].attrs["_FillValue"] = np.float32(-1)
     with Hdf5Source(path, "x", budget=BUDGET) as source:
         assert source.names == ("a", "b", "é")
-        assert source.notes == ["/x has scale_factor and _FillValue: the statistics are of the stored values"]
+        assert source.notes == ["/x has scale_factor: the statistics are of the stored values"]
         assert source.address == f"{path}::/x"
     with h5py.File(path, "a") as f:
         f["x"].attrs["feature_names"] = ["u", "v", "w"]

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import bncli
 from bncli.advice import BnWarning
 from bncli.errors import InputError, MismatchError, UsageError
-from bncli.formats.joined import Joined, fill_in
+from bncli.formats.fills import fill_in
+from bncli.formats.joined import Joined
 
 BUDGET = 1 << 20
 

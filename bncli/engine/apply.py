@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli import files, interrupts
+from bncli.advice import BnWarning
 from bncli.batchnorm import Affine, output_type, overflowed
 from bncli.engine.plan import DEFAULT_MEMORY
 from bncli.engine.workers import Readers, available, in_order
 from bncli.errors import InputError, MismatchError, OutputExistsError, UsageError, WriteError, printable
 from bncli.formats.address import SEPARATOR, expand, kind_of, open_source, split
+from bncli.formats.fills import Tally, remarks
 from bncli.formats.joined import Joined
 from bncli.formats.npy import NpySink
 from bncli.formats.source import Source
@@ -263,9 +266,13 @@ def _apply_one(
         sink = _open_sink(job, temporary, spec)
         runs = _runs(layout, data)
         try:
-            for (first, count), (values, counts) in zip(runs, _transformed(data, transform, runs, spec), strict=True):
+            marked: Counter[int] = Counter()
+            for (first, count), (values, counts, found) in zip(
+                runs, _transformed(data, transform, runs, spec), strict=True
+            ):
                 sink.write(values)
                 report.add(counts)
+                marked.update(found)
                 if progress:
                     done = first + count
                     size = done * data.dtype.itemsize
@@ -273,6 +280,8 @@ def _apply_one(
             data.check_unchanged()
             _others(job, sink, spec, report)
             sink.finish()
+            for text in remarks(data, [marked[i] for i in range(len(data.marks))], fill=fill, verb="apply"):
+                warnings.warn(text, BnWarning, stacklevel=3)
         except BaseException:
             sink.abandon()
             raise
@@ -295,14 +304,16 @@ def _runs(layout: Layout, data: Joined) -> list[tuple[int, int]]:
 
 def _transformed(
     data: Joined, transform: Transform, runs: list[tuple[int, int]], spec: ApplySpec
-) -> Iterator[tuple[npt.NDArray[Any], Counter[str]]]:
-    """The results of all runs, in order, read and computed by the workers."""
+) -> Iterator[tuple[npt.NDArray[Any], Counter[str], Counter[int]]]:
+    """The results of all runs, in order, read and computed by the workers, and the counts of marked values."""
     workers = data.workers(min(spec.workers or available(), len(runs)))
     with Readers(data, workers) as readers:
 
-        def work(run: tuple[int, int]) -> tuple[npt.NDArray[Any], Counter[str]]:
+        def work(run: tuple[int, int]) -> tuple[npt.NDArray[Any], Counter[str], Counter[int]]:
             first, count = run
-            return transform(readers.mine().read(first, count), first)
+            tally = Tally(readers.mine())
+            result, counts = transform(tally.read(first, count), first)
+            return result, counts, Counter(dict(enumerate(tally.counts)))
 
         yield from in_order(work, runs, workers)
 

@@ -17,6 +17,7 @@ from bncli.engine.plan import Conventions, Segment
 from bncli.engine.workers import ahead
 from bncli.errors import InputError, printable
 from bncli.formats.drawn import Drawn
+from bncli.formats.fills import Tally
 from bncli.formats.joined import Joined
 from bncli.kernels import Missing
 from bncli.layout import Values
@@ -85,6 +86,7 @@ class Reader:
         # in the first epoch also a last batch that is too small to train, for the population
         self._stop = plan.batches if epoch else -(-self._count // plan.batch_size)
         self._pending: list[Moments] = []  # of the batches of the run that is not complete
+        self._tally = Tally(self._x)  # of that run
         self._samples = plan.batch_size
         self._batch_bytes = sum(self._samples * d.sample_size * d.dtype.itemsize for d in (data, targets))
 
@@ -116,6 +118,8 @@ class Reader:
             for d in (self._x, self._goals)
         )
         moments = self._moments(x, first)
+        if self._epoch == 0:
+            self._tally.add(x.reshape(-1), first * self._x.sample_size)
         _check_finite(self._goals, goals, first)
         goals, mean, var = self._lesson.goals(goals), moments.mean, moments.variance()
         fold = self._folded(numbers, moments) if self._epoch is not None else None
@@ -142,7 +146,7 @@ class Reader:
                 parts.append(self._layout.moments(values, batches, samples, Missing()))
                 if not np.isfinite(parts[-1].m2).all():  # this raises, and says where
                     segment = Segment(first + start, batches, samples)
-                    segment_moments(self._x, self._layout, segment, Missing(), "leave such samples out")
+                    segment_moments(self._x, self._layout, segment, Missing(), way_out="leave such samples out")
                     raise InputError("values that were not finite are so no more; the data changed while it was read")
         return Moments.concatenate(parts)
 
@@ -161,7 +165,8 @@ class Reader:
             self._fold = replace(self._fold, running=running, batches=self._fold.batches + part.batches)
         else:
             rounded = holds_large_integers(self._x, Segment(start, 1, samples), part.population)
-            self._fold = self._fold.join(replace(part, rounded=rounded), momentum)
+            self._fold = self._fold.join(replace(part, rounded=rounded, marked=tuple(self._tally.counts)), momentum)
+            self._tally = Tally(self._x)
         return self._fold
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ from bncli.engine.checkpoint import Arrays, Parts
 from bncli.engine.plan import Conventions, FitSpec, Segment, segments
 from bncli.engine.workers import Readers, available, in_order
 from bncli.errors import InputError, printable
+from bncli.formats.fills import Tally
 from bncli.formats.joined import DataSet
 from bncli.kernels import Missing, present
 from bncli.layout import Layout, Values
 from bncli.moments import Moments, Running
 from bncli.stats import Stats
+from bncli.store import Value
 
 COUNTS = ("samples", "batches", "left_out")  # of a Fold
 TOO_LARGE = 1e150  # about where squares, and their sums, stop fitting a float64
@@ -39,6 +42,7 @@ class Fold:
     batches: int = 0
     left_out: int = 0
     rounded: bool = False  # holds integers that float64 rounds
+    marked: tuple[int, ...] = ()  # values that the data set declares not to be data, for each of its marks
 
     @classmethod
     def empty(cls, features: int) -> Fold:
@@ -61,7 +65,8 @@ class Fold:
         population = Moments(*(arrays[f"population/{f.name}"] for f in fields(Moments)))
         running = Running(*(arrays[f"running/{f.name}"] for f in fields(Running)))
         counts: dict[str, Any] = {name: int(attributes[name]) for name in COUNTS}
-        return cls(population, running, rounded=bool(attributes["rounded"]), **counts)
+        marked = tuple(map(int, attributes.get("marked", ())))
+        return cls(population, running, rounded=bool(attributes["rounded"]), marked=marked, **counts)
 
     def parts(self) -> Parts:
         """Everything as named arrays and values, for a checkpoint."""
@@ -70,7 +75,8 @@ class Fold:
             for name, part in (("population", self.population), ("running", self.running))
             for f in fields(part)
         }
-        return arrays, {name: int(getattr(self, name)) for name in (*COUNTS, "rounded")}
+        attributes: dict[str, Value] = {name: int(getattr(self, name)) for name in (*COUNTS, "rounded")}
+        return arrays, attributes | ({"marked": self.marked} if self.marked else {})
 
     def join(self, later: Fold, momentum: float | None) -> Fold:
         """Both together; the batches of `later` follow these."""
@@ -81,6 +87,7 @@ class Fold:
             self.batches + later.batches,
             self.left_out + later.left_out,
             self.rounded or later.rounded,
+            tuple(map(sum, zip_longest(self.marked, later.marked, fillvalue=0))),
         )
 
 
@@ -89,9 +96,12 @@ def segment_moments(
     layout: Layout,
     segment: Segment,
     missing: Missing,
+    tally: Tally | None = None,
     way_out: str = "leave such values out with --nan omit",
 ) -> Moments:
-    """Moments of shape (batches, C) of a segment's batches; `way_out` is the advice about values that are not finite.
+    """Moments of shape (batches, C) of a segment's batches, whose values go through `tally` where there is one.
+
+    `way_out` is the advice about values that are not finite.
 
     Raises
     ------
@@ -99,7 +109,8 @@ def segment_moments(
         Naming file, sample and feature of a value that is not finite, or of values whose squares do not fit a float64.
     """
     start = segment.first * layout.sample_size
-    batches = layout.moments(Values(data.read, data.stored, start), segment.batches, segment.samples, missing)
+    source = Values(tally.read, start=start) if tally else Values(data.read, data.stored, start)
+    batches = layout.moments(source, segment.batches, segment.samples, missing)
     bad = ~np.isfinite(batches.m2)
     if bad.any():
         values = segment.batches * segment.samples * layout.sample_size
@@ -134,12 +145,18 @@ def _explain(
     if largest > TOO_LARGE:
         return InputError(
             f"{printable(address)}: sample {sample}, {_feature(data.names, feature)} has the magnitude {largest:g}, whose square "
-            "does not fit a float64; rescale the values, or leave that sample out"
+            f"does not fit a float64; rescale the values, or leave that sample out{_declared(data, where)}"
         )
     return InputError(
         f"{printable(address)}: {_feature(data.names, feature)}: its values about sample {sample} are too close together for the "
         "squares of their differences to fit a float64 (a spread below 1e-150); rescale them"
     )
+
+
+def _declared(data: DataSet, position: int) -> str:
+    value = data.read(position, 1)[0]
+    texts = [f", or give --fill-value {m.text}, which is its {m.name}" for m in data.marks if m.fill == value]
+    return texts[0] if texts else ""
 
 
 def _feature(names: tuple[str, ...] | None, index: int) -> str:
@@ -175,9 +192,11 @@ def folds(data: DataSet, layout: Layout, spec: FitSpec, conventions: Conventions
 
 def fold_segment(data: DataSet, layout: Layout, segment: Segment, missing: Missing, conventions: Conventions) -> Fold:
     """The Fold of one segment; raises as `segment_moments` does."""
-    batches = segment_moments(data, layout, segment, missing)
+    tally = Tally(data) if data.marks else None
+    batches = segment_moments(data, layout, segment, missing, tally)
     fold = Fold.of(batches, segment.batches * segment.samples, conventions)
-    return replace(fold, rounded=holds_large_integers(data, segment, fold.population))
+    rounded = holds_large_integers(data, segment, fold.population)
+    return replace(fold, rounded=rounded, marked=tuple(tally.counts) if tally else ())
 
 
 def holds_large_integers(data: DataSet, segment: Segment, population: Moments) -> bool:

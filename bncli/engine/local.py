@@ -25,6 +25,7 @@ from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.formats.address import expand, split
 from bncli.formats.array import ArraySource
 from bncli.formats.drawn import Drawn
+from bncli.formats.fills import remarks
 from bncli.formats.joined import DataSet, Input, Joined
 from bncli.formats.values import read_names, read_vector
 from bncli.kernels import Missing
@@ -326,7 +327,8 @@ def _fitted(task: Task, progress: Progress | None, keeper: Keeper | None = None)
     else:
         fold = _folded(task, progress, keeper)
     data.check_unchanged()
-    for note in data.notes + [ROUNDED] * fold.rounded:
+    fills = remarks(data, fold.marked, fill=spec.fill_value, verb="learn" if learned else "fit")
+    for note in data.notes + [ROUNDED] * fold.rounded + fills:
         warnings.warn(note, BnWarning, stacklevel=3)
     return finish(
         fold,

@@ -44,7 +44,7 @@ class Drawn:
         self._data, self._indices, self._budget, self._window = data, indices, budget, window
         self.shape = (count, *data.shape[1:])
         self.sample_size, self.dtype = data.sample_size, data.dtype
-        self.names, self.notes = data.names, data.notes
+        self.names, self.notes, self.marks = data.names, data.notes, data.marks
         sample_bytes = self.sample_size * self.dtype.itemsize
         self._piece = min(window, budget // 2 // sample_bytes)  # positions gathered at once; 0: a sample does not fit
         self._buffer = np.empty((0, self.sample_size), self.dtype)
@@ -94,6 +94,11 @@ class Drawn:
     def locate(self, position: int) -> tuple[str, int]:
         """Address and sample (counted in that input) of a value; see `Joined.locate`."""
         return self._data.locate(self._position_in_data(position))
+
+    def inputs_of(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Which of `inputs` these samples, in ascending order, lie in."""
+        first, last = int(samples[0]), int(samples[-1])
+        return self._data.inputs_of(self._indices(first, last + 1 - first)[samples - first])
 
     def workers(self, wanted: int) -> int:
         """How many workers can share the buffers: each needs a window, and what it takes to read one."""

@@ -21,6 +21,7 @@ from h5py import h5d, h5g, h5p, h5s, h5t
 from bncli.errors import BnError, InputError, printable
 from bncli.formats.hdf5_chunks import ENTRY_BYTES, ChunkTable, boxes, encode, encodes
 from bncli.formats.hdf5_file import STRING_LIMIT, hdf5_errors, open_file, reason
+from bncli.formats.hdf5_fills import SCALING, marks_of, scaling
 from bncli.formats.hdf5_layouts import Chunked, Constant, Contiguous, Memory, Reader, check_strings
 from bncli.formats.hdf5_vetting import (
     UNREADABLE,
@@ -59,7 +60,7 @@ __all__ = [
     "versions",
 ]
 
-SCALING = ("scale_factor", "add_offset", "_FillValue")  # CF conventions: the stored values are not the real ones
+OF_STORED = (*SCALING, "_FillValue")  # attributes that do not hold for what bn writes
 WRITE_BYTES = 8 << 20
 NAME_ATTRIBUTES = ("feature_names", "columns")
 
@@ -123,6 +124,7 @@ class Hdf5Source(Source):
             self.files = [path, *self._reader.files]
             self.attributes = h5py.Dataset(self._id).attrs
             self.names, self.notes = self._find_names(), self._find_notes()
+            self.marks = marks_of(self._id, self.dtype)
             self._opened = opened.pop_all()
 
     def read(self, first: int, out: npt.NDArray[Any]) -> None:
@@ -225,7 +227,7 @@ class Hdf5Source(Source):
         return None
 
     def _find_notes(self) -> list[str]:
-        found = [name for name in SCALING if name in self.attributes]
+        found = scaling(self._id)
         return (
             [f"{printable(self.dataset)} has {' and '.join(found)}: the statistics are of the stored values"]
             if found
@@ -301,7 +303,7 @@ class Hdf5Sink:
                     self._pool = ThreadPoolExecutor(workers, thread_name_prefix="bn-write")
                 if like:
                     with hdf5_errors(printable(like.address), "its attributes cannot be copied; the file is damaged"):
-                        copy_attributes(like.dataset_id(), self._id, like.watched, skip=SCALING)
+                        copy_attributes(like.dataset_id(), self._id, like.watched, skip=OF_STORED)
                     self.dropped = [f"{self.dataset}@{name}" for name in referring(like.dataset_id())]
         except BaseException:
             self.abandon()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import copy
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.formats.address import open_source, split
 from bncli.formats.array import ArraySource
+from bncli.formats.fills import Mark, fill_in
 from bncli.formats.source import Identity, Source
 from bncli.kernels import Place
 
@@ -38,6 +38,8 @@ class Input:
         Of its file, in bytes; None for an array in memory.
     times_ns : tuple of (int, int)
         When its files (a virtual dataset has several) were last written to.
+    marks : tuple of Mark
+        Which values it declares not to be data.
     """
 
     address: str
@@ -47,6 +49,7 @@ class Input:
     dtype: np.dtype[Any]
     size: int | None = None
     times_ns: tuple[tuple[int, int], ...] = ()
+    marks: tuple[Mark, ...] = ()
 
 
 class DataSet(Protocol):
@@ -54,6 +57,7 @@ class DataSet(Protocol):
 
     names: tuple[str, ...] | None
     notes: list[str]
+    marks: tuple[Mark, ...]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     sample_size: int
@@ -83,6 +87,9 @@ class DataSet(Protocol):
     def locate(self, position: int) -> tuple[str, int]:
         """Address and sample (counted in that input) of a value."""
 
+    def inputs_of(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Which of `inputs` these samples, in ascending order, lie in."""
+
     def workers(self, wanted: int) -> int:
         """How many workers can share the buffers."""
 
@@ -108,6 +115,8 @@ class Joined:
     ----------
     addresses, lengths : list of str, list of int
         Of all inputs, those among them that `rows` leaves out.
+    marks : tuple of Mark
+        Which values some of the inputs declare not to be data, fill values first.
 
     Parameters
     ----------
@@ -159,6 +168,8 @@ class Joined:
         self._offsets = np.cumsum([0] + [i.stop - i.start for i in self.inputs]).tolist()
         self._scratch = np.empty(0, self.dtype)
         self.sample_size = int(np.prod(self.shape[1:], dtype=object))
+        marks = dict.fromkeys(mark for i in self.inputs for mark in i.marks)
+        self.marks = tuple(sorted(marks, key=lambda mark: mark.fill is None))
 
     @property
     def fill(self) -> float | int | None:
@@ -201,6 +212,10 @@ class Joined:
         sample = position // self.sample_size
         index = bisect.bisect_right(self._offsets, sample) - 1
         return self.inputs[index].address, self.inputs[index].start + sample - self._offsets[index]
+
+    def inputs_of(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Which of `inputs` these samples lie in."""
+        return np.searchsorted(self._offsets, samples, side="right") - 1
 
     def workers(self, wanted: int) -> int:
         """How many workers can share the buffers: each needs room for the samples that are decoded together."""
@@ -281,7 +296,8 @@ class Joined:
                     states[0].st_size if states else None,
                     tuple((s.st_mtime_ns, s.st_ctime_ns) for s in states),
                 )
-                inputs.append(Input(source.address, 0, source.shape[0], source.shape, source.dtype, size, modified))
+                shape, dtype = source.shape, source.dtype
+                inputs.append(Input(source.address, 0, shape[0], shape, dtype, size, modified, source.marks))
                 self._check_agreement(inputs[0], inputs[-1], source.names)
                 self.names = self.names or source.names
                 self.notes += source.notes
@@ -311,26 +327,3 @@ class Joined:
                 selected.append(replace(i, start=low, stop=high))
             offset += i.stop
         return selected
-
-
-def fill_in(dtype: np.dtype[Any], fill: float) -> float | int | None:
-    """The fill value as a value of `dtype`; None where the type cannot hold it.
-
-    Floats take the nearest value (0.1 in a float32 array is float32(0.1)); integers only a whole number in range.
-    """
-    if isinstance(fill, float) and not math.isfinite(fill):
-        return fill if dtype.kind == "f" else None
-    if dtype.kind == "f":
-        try:
-            with np.errstate(over="ignore"):
-                nearest = float(dtype.type(fill))
-        except OverflowError:  # a whole number beyond float64
-            return None
-        return nearest if math.isfinite(nearest) else None
-    if (dtype.kind == "b" and fill not in (0, 1)) or int(fill) != fill:
-        return None
-    whole = int(fill)
-    if dtype.kind == "b":
-        return whole
-    limits = np.iinfo(dtype)
-    return whole if limits.min <= whole <= limits.max else None

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.errors import InputError, printable
+from bncli.formats.fills import Mark
 from bncli.kernels import Place
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Source:
         Things a person should know about the stored values (a scale factor, say).
     files : list of str
         Every file that is read; none for an array.
+    marks : tuple of Mark
+        Which of the stored values it declares not to be data.
     rows_together : int
         Samples that are decoded together; reading fewer at a time means decoding them again or keeping them.
     """
@@ -49,6 +52,7 @@ class Source:
     names: tuple[str, ...] | None = None
     notes: list[str]
     files: Sequence[str] = ()
+    marks: tuple[Mark, ...] = ()
     rows_together: int = 1
 
     @property

@@ -1,0 +1,173 @@
+"""Values that a dataset declares not to be data: its fill values, and what lies outside its valid range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bncli.errors import printable
+from bncli.kernels import Missing, present
+
+if TYPE_CHECKING:
+    from bncli.formats.joined import DataSet
+
+Number = float | int
+Counts = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Values that a dataset declares not to be data.
+
+    Attributes
+    ----------
+    name : str
+        What declares them, in words: an attribute's name.
+    text : str
+        The fill value as it is typed, or the range.
+    fill : number or None
+        Values equal to it; it is a value of the dataset's type. None: values outside `low` to `high`.
+    low, high : number or None
+        None is without end.
+    """
+
+    name: str
+    text: str
+    fill: Number | None = None
+    low: Number | None = None
+    high: Number | None = None
+
+    @classmethod
+    def of_fill(cls, name: str, value: Number, dtype: np.dtype[Any]) -> Mark | None:
+        """Mark a fill value, declared in whatever type; None for NaN (`--nan` is for those), and where `dtype` cannot hold it."""
+        fill = fill_in(dtype, value)
+        if fill is None or not math.isfinite(fill):
+            return None
+        return cls(name, str(dtype.type(fill)).removesuffix(".0"), fill)
+
+    def hits(self, values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Tell which values these are; NaN and infinities are none of them."""
+        found: npt.NDArray[np.bool_] = np.zeros(values.shape, bool)
+        if self.fill is not None:
+            found |= values == self.fill
+        if self.low is not None:
+            found |= values < self.low
+        if self.high is not None:
+            found |= values > self.high
+        found &= np.isfinite(values)
+        return found
+
+
+class Tally:
+    """Reads from a data set, and counts how many values are marked by the input that they lie in: each value once.
+
+    Attributes
+    ----------
+    counts : list of int
+        One for each of the data set's marks. What the option's fill value leaves out is not counted.
+    """
+
+    def __init__(self, data: DataSet) -> None:
+        self._data, self.counts = data, [0] * len(data.marks)
+
+    def read(self, first: int, count: int) -> npt.NDArray[Any]:
+        """Return what the data set's `read` does; its values are counted."""
+        values = self._data.read(first, count)
+        self.add(values, first)
+        return values
+
+    def add(self, values: npt.NDArray[Any], first: int) -> None:
+        """Count among values, of shape (n,), that begin at position `first`."""
+        data = self._data
+        if not data.marks:
+            return
+        seen = ~present(values, Missing(False, data.fill))
+        for number, mark in enumerate(data.marks):
+            places = np.flatnonzero(mark.hits(values) & ~seen)
+            if places.size and not all(mark in i.marks for i in data.inputs):
+                marked = np.array([mark in i.marks for i in data.inputs])
+                places = places[marked[data.inputs_of((first + places) // data.sample_size)]]
+            seen[places] = True
+            self.counts[number] += places.size
+
+
+def remarks(data: DataSet, counts: Sequence[int], *, fill: Number | None, verb: str = "fit") -> list[str]:
+    """Warn of marked values that were taken for data, with what to do; nothing where there were none.
+
+    Parameters
+    ----------
+    data : DataSet
+    counts : sequence of int
+        Of its marks; empty for none.
+    fill : number or None
+        The option's.
+    verb : "fit", "learn" or "apply"
+    """
+    found = [(mark, count) for mark, count in zip(data.marks, counts, strict=False) if count]
+    fills = sorted((pair for pair in found if pair[0].fill is not None), key=lambda pair: -pair[1])
+    texts = []
+    if fills:
+        said = " and ".join(f"{_values(count)} {mark.text} ({mark.name})" for mark, count in fills)
+        texts.append(f"{_where(data, fills[0][0])}: {said} {_taken(fills)}; {_cure(data, fills, fill, verb)}")
+    how = {"fit": "make them NaN and give --nan omit", "learn": "leave those samples out", "apply": "make them NaN"}
+    for mark, count in found:
+        if mark.fill is None:
+            said = f"{count:,} value{' lies' if count == 1 else 's lie'} outside {mark.text} ({mark.name})"
+            texts.append(f"{_where(data, mark)}: {said} {_taken([(mark, count)])}; where they are none, {how[verb]}")
+    return texts
+
+
+def _cure(data: DataSet, fills: list[tuple[Mark, int]], fill: Number | None, verb: str) -> str:
+    """What works: the option takes one value, whatever is declared."""
+    if verb == "learn":
+        return "learning needs every value: leave out samples that hold one"
+    kept, option = fills[0][0].text, "--fill-value"
+    if len(fills) == 1 and fill is None:
+        return f"leave them out with {option} {kept}" if verb == "fit" else f"{option} {kept} makes them NaN"
+    if fill is not None:
+        kept = str(fill).removesuffix(".0")
+    others = " and ".join(mark.text for mark, _ in fills if mark.text != kept)
+    nan = f", or make them all NaN{' and give --nan omit' * (verb == 'fit')}" * (data.dtype.kind == "f")
+    return f"{option} takes one value: in a copy of the data write {kept} for {others} and give {option} {kept}{nan}"
+
+
+def _where(data: DataSet, mark: Mark) -> str:
+    addresses = [i.address for i in data.inputs if mark in i.marks]
+    more = f" and {len(addresses) - 1} more" if len(addresses) > 1 else ""
+    return printable(addresses[0]) + more
+
+
+def _values(count: int) -> str:
+    return "1 value equals" if count == 1 else f"{count:,} values equal"
+
+
+def _taken(found: list[tuple[Mark, int]]) -> str:
+    return "and was taken for data" if sum(count for _, count in found) == 1 else "and were taken for data"
+
+
+def fill_in(dtype: np.dtype[Any], fill: Number) -> Number | None:
+    """The fill value as a value of `dtype`; None where the type cannot hold it.
+
+    Floats take the nearest value (0.1 in a float32 array is float32(0.1)); integers only a whole number in range.
+    """
+    if isinstance(fill, float) and not math.isfinite(fill):
+        return fill if dtype.kind == "f" else None
+    if dtype.kind == "f":
+        try:
+            with np.errstate(over="ignore"):
+                nearest = float(dtype.type(fill))
+        except OverflowError:  # a whole number beyond float64
+            return None
+        return nearest if math.isfinite(nearest) else None
+    if (dtype.kind == "b" and fill not in (0, 1)) or int(fill) != fill:
+        return None
+    whole = int(fill)
+    if dtype.kind == "b":
+        return whole
+    limits = np.iinfo(dtype)
+    return whole if limits.min <= whole <= limits.max else None

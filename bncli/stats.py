@@ -418,7 +418,7 @@ class Stats:
             "num_batches": self.num_batches,
             "num_features": self.num_features,
             "num_parameters": self.num_parameters,
-            "sources": self.provenance.get("sources", []),
+            "sources": [{k: v for k, v in s.items() if k != "passed_over"} for s in self.provenance.get("sources", [])],
             "features": features,
             **learning,
         }

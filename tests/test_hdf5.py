@@ -430,7 +430,7 @@ def test_other_types_are_listed_and_passed_over(tmp_path: Path, name: str) -> No
     assert name.split(" of HDF5")[0] in odd.dtype
     assert odd.problem
     assert not good.problem
-    assert choose_dataset(str(tmp_path / "x.h5")) == "/good"
+    assert choose_dataset(str(tmp_path / "x.h5")) == ("/good", 0)
 
 
 def test_list_datasets(tmp_path: Path) -> None:
@@ -457,7 +457,7 @@ def test_choose_dataset(tmp_path: Path) -> None:
     path = make(tmp_path / "x.h5", table(), name="g/x")
     with h5py.File(path, "a") as f:
         f["labels"], f["names"] = np.arange(37), ["a"]
-    assert choose_dataset(path) == "/g/x"
+    assert choose_dataset(path) == ("/g/x", 1)
     with h5py.File(path, "a") as f:
         f["y"] = table((3, 4, 5))
     with pytest.raises(UsageError) as caught:

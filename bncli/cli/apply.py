@@ -65,6 +65,6 @@ def apply(stats: str, inputs: tuple[str, ...], output: str, as_json: bool, quiet
     with progress("apply", quiet) as told:
         report = apply_stats(load(stats), inputs, output, spec, told, stats_path=stats)
     if as_json:
-        click.echo(json_text(vars(report)))
+        click.echo(json_text({name: value for name, value in vars(report).items() if name != "passed_over"}))
     elif not quiet:
         click.echo(apply_summary(report, spec))

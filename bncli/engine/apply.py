@@ -21,7 +21,7 @@ from bncli.engine.workers import Readers, available, in_order
 from bncli.errors import InputError, MismatchError, OutputExistsError, UsageError, WriteError, printable
 from bncli.formats.address import SEPARATOR, expand, kind_of, open_source, split
 from bncli.formats.fills import Tally, remarks
-from bncli.formats.joined import Joined
+from bncli.formats.joined import Input, Joined
 from bncli.formats.npy import NpySink
 from bncli.formats.source import Source
 from bncli.kernels import Missing, present
@@ -87,6 +87,8 @@ class Applied:
         Of those, the ones that could not be copied.
     dropped : list of str
         References to other objects, and links to other files, which the output has not: FILE::/path, or /path@attribute.
+    passed_over : dict
+        Address -> other arrays of the file, of inputs that were taken unasked.
     """
 
     outputs: list[str] = field(default_factory=list)
@@ -101,6 +103,7 @@ class Applied:
     others: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    passed_over: dict[str, int] = field(default_factory=dict)
 
     def add(self, counts: Counter[str]) -> None:
         """Add counts, named as the attributes."""
@@ -133,6 +136,7 @@ class Job:
     rows: tuple[int, int]
     dtype: np.dtype[Any]
     files: tuple[str, ...]  # that are read
+    passed_over: int  # other arrays of its file, where it was taken unasked
 
 
 def apply(
@@ -174,6 +178,7 @@ def apply(
         for job in jobs:
             _apply_one(stats, affine, job, spec, outputs.add(job.output), report, total, progress)
             report.outputs.append(job.output)
+            report.passed_over |= {job.address: job.passed_over} if job.passed_over else {}
         if report.overflowed:
             cure = "Give a wider --dtype" if jobs[0].dtype.itemsize < 8 else "Rescale the data or gamma"
             raise MismatchError(
@@ -200,7 +205,7 @@ def plan(stats: Stats, inputs: Sequence[str], out: str, spec: ApplySpec) -> list
             raise UsageError(f"{printable(output)}: bn apply writes .npy and HDF5 (.h5, .hdf5), not {suffix}")
         kind = SUFFIXES.get(suffix) or kind_of(path)
         with open_source(entry.address, **spec.reading) as source:
-            jobs.append(_job(stats, source, output, kind, (entry.start, entry.stop), spec))
+            jobs.append(_job(stats, source, output, kind, entry, spec))
     outputs = [os.path.realpath(job.output) for job in jobs]
     for i, job in enumerate(jobs):
         if outputs[i] in outputs[:i]:
@@ -208,14 +213,13 @@ def plan(stats: Stats, inputs: Sequence[str], out: str, spec: ApplySpec) -> list
     return jobs
 
 
-def _job(stats: Stats, source: Source, output: str, kind: str, rows: tuple[int, int], spec: ApplySpec) -> Job:
+def _job(stats: Stats, source: Source, output: str, kind: str, entry: Input, spec: ApplySpec) -> Job:
     axis = stats.check_shape(source.shape, spec.axis, printable(source.address))
     stats.check_names(source.names, printable(source.address))
     dtype = np.dtype(spec.dtype) if spec.dtype else output_type(source.dtype)
     file_shape: tuple[int, ...] = getattr(source, "file_shape", source.shape)
-    return Job(
-        source.address, output, kind, axis, (rows[1] - rows[0], *file_shape[1:]), rows, dtype, tuple(source.files)
-    )
+    rows, shape = (entry.start, entry.stop), (entry.stop - entry.start, *file_shape[1:])
+    return Job(source.address, output, kind, axis, shape, rows, dtype, tuple(source.files), entry.passed_over)
 
 
 @contextlib.contextmanager

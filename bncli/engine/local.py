@@ -6,7 +6,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import numpy as np
@@ -22,7 +22,7 @@ from bncli.engine.lesson import Plan, open_target
 from bncli.engine.order import Order
 from bncli.engine.plan import Conventions, FitSpec, Progress, Segment, check_batch, options_record
 from bncli.errors import InputError, MismatchError, UsageError, printable
-from bncli.formats.address import expand, split
+from bncli.formats.address import SEPARATOR, expand, split
 from bncli.formats.array import ArraySource
 from bncli.formats.drawn import Drawn
 from bncli.formats.fills import remarks
@@ -133,6 +133,8 @@ def open_inputs(addresses: Sequence[str], spec: FitSpec) -> DataSet:
         allow_virtual=spec.allow_virtual,
         fill=spec.fill_value,
     )
+    if isinstance(spec.target, str) and spec.target.startswith(SEPARATOR):  # of the same file, and so not passed over
+        data.inputs = [replace(i, passed_over=max(0, i.passed_over - 1)) for i in data.inputs]
     return drawn(data, spec)
 
 
@@ -342,7 +344,12 @@ def _fitted(task: Task, progress: Progress | None, keeper: Keeper | None = None)
         names=task.names,
         options=options_record(spec),
         kernel=compiled.NAME,
-        provenance=provenance([_source_record(i) for i in data.inputs]),
+        provenance=provenance(
+            [
+                _source_record(i) | {"passed_over": i.passed_over} if i.passed_over else _source_record(i)
+                for i in data.inputs
+            ]
+        ),
     )
 
 

@@ -96,10 +96,14 @@ def open_source(
         return NpySource(path, budget=budget, share=share)
     from bncli.formats import hdf5
 
-    chosen = (named if named is not None else dataset) or hdf5.choose_dataset(path)
-    return hdf5.Hdf5Source(
+    chosen, passed_over = (named if named is not None else dataset), 0
+    if not chosen:
+        chosen, passed_over = hdf5.choose_dataset(path)
+    source = hdf5.Hdf5Source(
         path, chosen, budget=budget, share=share, allow_unwritten=allow_unwritten, allow_virtual=allow_virtual
     )
+    source.passed_over = passed_over
+    return source
 
 
 def kind_of(path: str) -> str:

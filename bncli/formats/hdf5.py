@@ -23,6 +23,7 @@ from bncli.formats.hdf5_chunks import ENTRY_BYTES, ChunkTable, boxes, encode, en
 from bncli.formats.hdf5_file import STRING_LIMIT, hdf5_errors, open_file, reason
 from bncli.formats.hdf5_fills import SCALING, marks_of, scaling
 from bncli.formats.hdf5_layouts import Chunked, Constant, Contiguous, Memory, Reader, check_strings
+from bncli.formats.hdf5_sparse import note as sparse_note
 from bncli.formats.hdf5_vetting import (
     UNREADABLE,
     DatasetInfo,
@@ -227,12 +228,9 @@ class Hdf5Source(Source):
         return None
 
     def _find_notes(self) -> list[str]:
-        found = scaling(self._id)
-        return (
-            [f"{printable(self.dataset)} has {' and '.join(found)}: the statistics are of the stored values"]
-            if found
-            else []
-        )
+        found = " and ".join(scaling(self._id))
+        scaled = [f"{printable(self.dataset)} has {found}: the statistics are of the stored values"] * bool(found)
+        return scaled + sparse_note(self.dataset, h5py.Dataset(self._id).parent.id)
 
 
 class Hdf5Sink:

@@ -17,6 +17,7 @@ from h5py import h5d, h5g, h5l, h5o, h5s, h5t, h5z
 from bncli.errors import InputError, UsageError, printable
 from bncli.formats.hdf5_chunks import Filter
 from bncli.formats.hdf5_file import hdf5_errors, open_file
+from bncli.formats.hdf5_sparse import MAIN, is_sparse, parts_marked, refusal, sparse_groups
 from bncli.formats.source import REAL_KINDS, check_shape
 
 UNREADABLE = "cannot be opened; the file is damaged or the disk failed to read it"
@@ -78,7 +79,7 @@ class DatasetInfo:
     problem : str
         "" when bn can fit it, else the reason in a few words.
     numeric : bool
-        Whether its type and shape are those of an array of real numbers.
+        Whether its type and shape are those of an array of real numbers, and it is no part of a sparse matrix.
     """
 
     path: str
@@ -204,7 +205,11 @@ def open_dataset(file: h5py.File, path: str, dataset: str) -> h5d.DatasetID:
     if not isinstance(item, h5g.GroupID):
         raise InputError(f"{where}: is a named type, not a dataset")
     prefix = dataset.rstrip("/") + "/"
-    inside = [i for i in describe_all(file, path) if i.path.startswith(prefix) and i.numeric]
+    members = [i for i in describe_all(file, path) if i.path.startswith(prefix)]
+    inside = [i for i in members if i.numeric]
+    sparse = [dataset] if is_sparse(item) else sorted(sparse_groups(members))
+    if sparse and (not inside or is_sparse(item)):
+        raise refusal(path, sparse[0])
     if not inside:
         raise InputError(f"{where}: is a group without numeric datasets; `bn ls {printable(path)}` lists what there is")
     raise UsageError(f"{where}: is a group; name one of its datasets:\n{listing(path, inside)}")
@@ -224,7 +229,8 @@ def listing(path: str, infos: list[DatasetInfo]) -> str:
     """Return one line per dataset: the address to type, its shape and its type."""
     addresses = [f"{printable(path)}::{printable(i.path)}" for i in infos[:SHOWN]]
     width = max(map(len, addresses))
-    lines = [f"  {a:<{width}}  {i.shape}  {i.dtype}" for a, i in zip(addresses, infos, strict=False)]
+    words = [f"{i.dtype}  {i.problem}" if i.problem not in ("", i.dtype) else i.dtype for i in infos]
+    lines = [f"  {a:<{width}}  {i.shape}  {w}" for a, i, w in zip(addresses, infos, words, strict=False)]
     lines += [f"  … and {len(infos) - SHOWN} more: `bn ls {printable(path)}`"] if len(infos) > SHOWN else []
     return "\n".join(lines)
 
@@ -235,20 +241,25 @@ def list_datasets(path: str) -> list[DatasetInfo]:
         return describe_all(file, path)
 
 
-def choose_dataset(path: str) -> str:
-    """Return the path of the only numeric dataset of two or more dimensions.
+def choose_dataset(path: str) -> tuple[str, int]:
+    """Return the path of the only numeric dataset of two or more dimensions, and how many other arrays are passed over.
 
     Raises
     ------
     UsageError
         When there is none such or more than one, with the numeric datasets to choose from.
     InputError
-        When nothing in the file is numeric.
+        When nothing in the file is numeric, or its matrix is sparse.
     """
-    infos = [i for i in list_datasets(path) if i.numeric]
+    everything = list_datasets(path)
+    infos = [i for i in everything if i.numeric]
     tables = [i for i in infos if len(i.shape) > 1]
+    sparse = sparse_groups(everything)
+    if MAIN in sparse or (sparse and not tables):
+        rest = f"\nOr name a dense dataset:\n{listing(path, tables)}" if tables else ""
+        raise refusal(path, MAIN if MAIN in sparse else min(sparse), rest)
     if len(tables) == 1:
-        return tables[0].path
+        return tables[0].path, len(infos) - 1 + len(sparse)
     if not infos:
         raise InputError(f"{printable(path)}: holds no numeric dataset; `bn ls {printable(path)}` lists what there is")
     found = f"{len(tables)} numeric datasets" if tables else "no numeric dataset"
@@ -267,7 +278,7 @@ def describe_all(file: h5py.File, path: str) -> list[DatasetInfo]:
     where = printable(path)
     found = walk(h5g.open(file.id, b"/"), where)
     infos = [describe(o, at, where) for at, o, first in found if first == at and isinstance(o, h5d.DatasetID)]
-    return sorted(infos, key=lambda i: natural(i.path))
+    return sorted(parts_marked(infos), key=lambda i: natural(i.path))
 
 
 def describe(item: h5d.DatasetID, at: str, where: str) -> DatasetInfo:

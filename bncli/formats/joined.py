@@ -40,6 +40,8 @@ class Input:
         When its files (a virtual dataset has several) were last written to.
     marks : tuple of Mark
         Which values it declares not to be data.
+    passed_over : int
+        Other arrays of its file, where it was taken unasked.
     """
 
     address: str
@@ -50,6 +52,7 @@ class Input:
     size: int | None = None
     times_ns: tuple[tuple[int, int], ...] = ()
     marks: tuple[Mark, ...] = ()
+    passed_over: int = 0
 
 
 class DataSet(Protocol):
@@ -296,8 +299,8 @@ class Joined:
                     states[0].st_size if states else None,
                     tuple((s.st_mtime_ns, s.st_ctime_ns) for s in states),
                 )
-                shape, dtype = source.shape, source.dtype
-                inputs.append(Input(source.address, 0, shape[0], shape, dtype, size, modified, source.marks))
+                shape, rest = source.shape, (source.marks, source.passed_over)
+                inputs.append(Input(source.address, 0, shape[0], shape, source.dtype, size, modified, *rest))
                 self._check_agreement(inputs[0], inputs[-1], source.names)
                 self.names = self.names or source.names
                 self.notes += source.notes

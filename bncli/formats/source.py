@@ -42,6 +42,8 @@ class Source:
         Every file that is read; none for an array.
     marks : tuple of Mark
         Which of the stored values it declares not to be data.
+    passed_over : int
+        Other arrays of the file, where this one was taken unasked.
     rows_together : int
         Samples that are decoded together; reading fewer at a time means decoding them again or keeping them.
     """
@@ -53,6 +55,7 @@ class Source:
     notes: list[str]
     files: Sequence[str] = ()
     marks: tuple[Mark, ...] = ()
+    passed_over: int = 0
     rows_together: int = 1
 
     @property

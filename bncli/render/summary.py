@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # `bn inspect` shows a record without loading what makes one
     from bncli.stats import Learned, Stats
 
 
+MOST_CHOSEN = 3  # lines about datasets that were taken unasked
+
+
 def json_text(record: dict[str, Any]) -> str:
     """JSON on one line; floats keep every digit, NaN never occurs, and names are in ASCII, control characters too."""
     return json.dumps(record, allow_nan=False)
@@ -24,9 +27,23 @@ def json_text(record: dict[str, Any]) -> str:
 def fit_summary(stats: Stats, path: str) -> str:
     """Features, samples, batches, what was learned, and where the stats went."""
     learned = f"{learned_in_words(stats.learned)}\n" if stats.learned else ""
-    like = f"{like_in_words(stats.init)}\n" if "like" in stats.options and stats.momentum is not None else ""
+    sources = stats.provenance.get("sources", [])
+    chosen = chosen_in_words({f"{s['name']}::{s['dataset']}": s["passed_over"] for s in sources if "passed_over" in s})
+    like = [like_in_words(stats.init)] if "like" in stats.options and stats.momentum is not None else []
     momentum = momentum_in_words(stats.momentum, stats.ddof)
-    return f"{_seen(stats)}\n{momentum}\n{like}{learned}stats in {printable(path)}"
+    return "\n".join([_seen(stats), *chosen, momentum, *like, f"{learned}stats in {printable(path)}"])
+
+
+def chosen_in_words(passed_over: dict[str, int]) -> list[str]:
+    """What was taken of files that hold other arrays too, without being asked for: address -> how many others."""
+    lines = []
+    for address, count in list(passed_over.items())[:MOST_CHOSEN]:
+        path, _, dataset = map(printable, address.rpartition("::"))
+        lines.append(
+            f"dataset {dataset} ({_count(count, 'other array')} passed over; bn ls {path} lists {'it' if count == 1 else 'them'})"
+        )
+    more = len(passed_over) - len(lines)
+    return lines + [f"and {_count(more, 'more file')} of which one array was taken"] * bool(more)
 
 
 def merge_summary(stats: Stats, paths: Sequence[str], path: str) -> str:
@@ -152,6 +169,7 @@ def plan_summary(look: Look) -> str:
     return "\n".join(
         [
             *lines,
+            *chosen_in_words({i.address: i.passed_over for i in look.inputs if i.passed_over}),
             f"{_count(look.features, 'feature')} on axis {look.axis}, {_count(look.shape[0], 'sample')}, "
             f"{_count(look.batches, 'batch', 'batches')} of {look.batch_size}{last}",
             momentum_in_words(look.conventions.momentum, look.conventions.ddof),
@@ -167,6 +185,7 @@ def apply_summary(report: Applied, spec: ApplySpec) -> str:
     verb = "brought back" if spec.inverse else "normalised"
     shown = printable(report.outputs[0]) + (f" and {len(report.outputs) - 1} more" if len(report.outputs) > 1 else "")
     lines = [f"{_count(report.samples, 'sample')} {verb} with the {spec.use} statistics: {shown}"]
+    lines += chosen_in_words(report.passed_over)
     if report.non_finite:
         lines.append(f"{_count(report.non_finite, 'value')} NaN or infinite: passed through")
     if report.filled:

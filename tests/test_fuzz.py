@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -34,6 +35,73 @@ def test_what_was_found_before(seed: int, number: int) -> None:
     """A text that claims 33 MB, a heap without end by overflow, a filter's unknown flags, letters of 67 MB, a bad fill value, an index
     whose size HDF5 could not tell."""
     check_round(seed, number, 1)
+
+
+def files_of(kind: str) -> list[tuple[str, bytes]]:
+    from fuzz import mutations
+
+    return [(original.name, original.content) for original in mutations.originals([kind])]
+
+
+def test_numbers_of_files_do_not_change_when_kinds_are_added() -> None:
+    from fuzz import mutations
+
+    first = [original.name for original in mutations.originals()]
+    assert len(first) == 17
+    assert first[:2] + first[-2:] == ["f4.npy", "f8.npy", "s.bn.h5", "n.bn.h5"]
+    assert {original.kind for original in mutations.originals(mutations.KINDS[:-1])} == {*mutations.KINDS[:-1]}
+
+
+@pytest.mark.parametrize("kind", ["texts", "same-named", "netcdf"])
+def test_a_right_copy_and_a_wrong_one(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files with attributes are read by h5py, and each fault that a copy can have is seen."""
+    from fuzz import kinds
+
+    monkeypatch.chdir(tmp_path)
+    changed = "g/before" if kind == "same-named" else "g/x"
+    for name, content in files_of(kind):
+        for path in (name, "copy"):
+            Path(path).write_bytes(content)
+        with h5py.File("copy", "a") as file:
+            for attribute in ("scale_factor", "add_offset", "_FillValue"):
+                file["g/x"].attrs.pop(attribute, None)
+            assert file["g/x"].shape == (40, 3)
+        assert kinds.altered(name, "copy", "g/x", everything=True) == []
+        assert kinds.dangling("copy") == []
+        with h5py.File("copy", "a") as file:
+            attribute = next(a for a in file[changed].attrs if a.startswith("units"))
+            file[changed].attrs[attribute] = "of another type"
+        assert kinds.altered(name, "copy", "g/x", everything=True) == [f"{changed}@{attribute}"]
+        if kind == "netcdf":
+            with h5py.File(name) as file, h5py.File("copy", "w") as other:
+                file.copy("g/x", other.create_group("g"))
+            words = " ".join(kinds.dangling("copy"))
+            assert "g/x@DIMENSION_LIST refers to nothing" in words
+            assert "g/x@_Netcdf4Coordinates without dimensions" in words
+            assert "g/x@_Netcdf4Dimid without dimension" in words
+            assert "time is missing" in kinds.altered(name, "copy", "g/x", everything=True)
+
+
+def test_texts_fill_their_types(tmp_path: Path) -> None:
+    """Without a letter to spare, whatever the padding: what netCDF-C, PyTables and MATLAB write."""
+    for name, content in files_of("texts"):
+        (tmp_path / name).write_bytes(content)
+        with h5py.File(tmp_path / name) as file:
+            for padding, code in (("nullterm", 0), ("nullpad", 1), ("spacepad", 2)):
+                kind = file["g/x"].attrs.get_id(f"utf8_{padding}").get_type()
+                assert (kind.get_size(), kind.get_strpad(), kind.get_cset()) == (3, code, h5py.h5t.CSET_UTF8)
+        assert content.count("µm".encode()) >= 12
+
+
+def test_a_lie_is_another_file() -> None:
+    from fuzz import kinds
+
+    files = files_of("exchange")
+    assert {"e.json", "e.npz", "e.csv", "e.weights.h5"} <= {name for name, _ in files}
+    for name, content in files:
+        told = {kinds.lied(name, content, np.random.default_rng(seed)) for seed in range(30)}
+        assert content not in told
+        assert len(told) > 10, name
 
 
 def test_the_fuzzer_sees_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
+from fuzz import kinds
 
 import bncli
 
@@ -54,6 +55,12 @@ SHAPES = [
 SHAPES += ["(1000000000000, 64)", "(4611686018427387904, 4)", f"({'1,' * 70})", "(" * 5000]
 
 
+FIRST_KINDS = ("npy", "hdf5", "stats")  # whose numbered files stay what they were when kinds are added
+ATTRIBUTE_KINDS = ("texts", "same-named", "netcdf")
+KINDS = (*FIRST_KINDS, *ATTRIBUTE_KINDS, "exchange", "torch")
+ATTRIBUTES = b"units columns labels gain class_ list_ utf8_ variable CLASS NAME DIMENSION_LIST REFERENCE_LIST _Netcdf4 _NCProp".split()
+
+
 @dataclass(frozen=True)
 class Original:
     """A valid file.
@@ -64,7 +71,7 @@ class Original:
         Its suffix tells bn what it is.
     content : bytes
     kind : str
-        "npy", "hdf5" or "stats".
+        One of KINDS.
     values : tuple of (int, int)
         Where the stored values begin and end, in bytes.
     checked : bool
@@ -78,10 +85,18 @@ class Original:
     checked: bool = False
 
 
-def originals() -> list[Original]:
-    """Every kind of file that is damaged."""
+def originals(chosen: Collection[str] = FIRST_KINDS) -> list[Original]:
+    """The files that are damaged, of these kinds, in an order that depends on the kinds alone."""
     x = np.random.default_rng(7).normal(3, 2, (40, 3))
-    return [*_npy(x), *_hdf5(x), _stats(x, "s.bn.h5", names=None), _stats(x, "n.bn.h5", names=("ä", "b", "longer"))]
+    made = [*_npy(x), *_hdf5(x), _stats(x, "s.bn.h5", names=None), _stats(x, "n.bn.h5", names=("ä", "b", "longer"))]
+    if "exchange" in chosen or "torch" in chosen:
+        stats = bncli.fit(x, batch_size=16, names=("ä", "b", "longer"))
+        files = {"exchange": kinds.exchange_files(stats, kinds.NAMES) if "exchange" in chosen else []}
+        files["torch"] = kinds.exchange_files(stats, ["e.pt"]) if "torch" in chosen else []
+        made += [Original(name, content, kind) for kind in files for name, content in files[kind]]
+    for kind, files_of in (("texts", kinds.texts), ("same-named", kinds.same_named), ("netcdf", kinds.netcdf)):
+        made += [Original(name, content, kind) for name, content in (files_of(x) if kind in chosen else [])]
+    return [original for original in made if original.kind in chosen]
 
 
 def _npy(x: npt.NDArray[np.float64]) -> list[Original]:
@@ -150,16 +165,19 @@ def _stats(x: npt.NDArray[np.float64], name: str, names: tuple[str, ...] | None)
 
 def mutated(original: Original, others: list[Original], rng: np.random.Generator) -> tuple[bytes, bool]:
     """A damaged copy, and whether only stored values were changed, in place."""
+    if original.kind in ("exchange", "torch") and rng.random() < 0.75:
+        return kinds.lied(original.name, original.content, rng), False
     content = bytearray(original.content)
     if rng.random() < 0.1 and original.values[1]:
         for position in rng.integers(*original.values, int(rng.integers(1, 4))):
             content[position] ^= 1 << int(rng.integers(8))
         return bytes(content), True
     knowing = {"npy": [_npy_text, _npy_length, _flip_head], "hdf5": [_near_signature] * 3, "stats": [_near_signature]}
-    ways = BLIND + knowing[original.kind] * 2
+    knowing |= dict.fromkeys(ATTRIBUTE_KINDS, [_near_attribute] * 2 + [_near_signature])
+    ways = BLIND + knowing.get(original.kind, []) * 2
     for _ in range(int(rng.choice([1, 1, 1, 2, 3]))):
         ways[int(rng.integers(len(ways)))](content, rng, others)
-    if original.kind == "hdf5" and rng.random() < 0.7:
+    if original.kind in ("hdf5", *ATTRIBUTE_KINDS) and rng.random() < 0.7:
         _sum_again(content)
     return bytes(content), False
 
@@ -221,6 +239,18 @@ def _near_signature(content: bytearray, rng: np.random.Generator, others: list[O
     found = [i for i in range(len(content)) if content.startswith(signature, i)] if signature in content else []
     start = found[int(rng.integers(len(found)))] if found else _at(content, rng)
     at = min(start + int(rng.integers(0, 96)), max(0, len(content) - 1))
+    if rng.random() < 0.5:
+        _extreme(content, rng, others, at)
+    elif content:
+        content[at] ^= 1 << int(rng.integers(8))
+
+
+def _near_attribute(content: bytearray, rng: np.random.Generator, others: list[Original]) -> None:
+    """A number at the edge, or a flipped bit, close before or behind the name of an attribute."""
+    name = ATTRIBUTES[int(rng.integers(len(ATTRIBUTES)))]
+    found = [match.start() for match in re.finditer(re.escape(name), content)]
+    start = found[int(rng.integers(len(found)))] if found else _at(content, rng)
+    at = min(max(0, start + int(rng.integers(-12, 64))), max(0, len(content) - 1))
     if rng.random() < 0.5:
         _extreme(content, rng, others, at)
     elif content:

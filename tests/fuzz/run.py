@@ -1,6 +1,7 @@
 """Damage valid files in seeded ways and run bn on each, in a child with limits on memory and time.
 
     python tests/fuzz/run.py --count 100000 --seed 1
+    python tests/fuzz/run.py --count 1500 --seed 1 --kinds texts,same-named,netcdf,exchange,torch
 
 Allowed are the right numbers, or a refusal with a documented exit code in one or two lines. Right are the numbers of
 the original; where bn accepts a damaged file and finds others, right is what another reader (NumPy, h5py) finds in
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import helpers
-from fuzz.mutations import Original, mutated, originals
+from fuzz import kinds
+from fuzz.mutations import ATTRIBUTE_KINDS, FIRST_KINDS, KINDS, Original, mutated, originals
 
 import bncli
 from bncli import cli
@@ -55,6 +57,9 @@ COMMANDS = {
     "stats": (["inspect", "{}", "--json"], ["apply", "{}", "good.npy", "-o", "out.npy"],
               ["merge", "{}", "{}", "-o", "out.bn.h5"], ["export", "{}", "-o", "out.json"]),
 }  # fmt: skip
+WITH_OTHERS = ["apply", "good.bn.h5", "{}::/g/x", "-o", "out.h5", "--copy-others"]
+COMMANDS |= dict.fromkeys(ATTRIBUTE_KINDS, (*COMMANDS["hdf5"], WITH_OTHERS, WITH_OTHERS[:-1]))  # type: ignore[arg-type]
+COMMANDS |= dict.fromkeys(("exchange", "torch"), (["import", "{}", "-o", "out.bn.h5"],))  # type: ignore[arg-type]
 
 
 @dataclass
@@ -131,13 +136,13 @@ def bn(args: list[str]) -> Outcome:
 class Fuzzer:
     """Runs bn over damaged files in a folder of its own, which must be the current one."""
 
-    def __init__(self) -> None:
-        self.originals = originals()
+    def __init__(self, chosen: Collection[str] = FIRST_KINDS) -> None:
+        self.originals = originals(chosen)
         x = np.random.default_rng(3).normal(size=(40, 3))
         self.good_stats = bncli.fit(x, batch_size=16)
         self.good_stats.save("good.bn.h5", force=True)
         np.save("good.npy", x)
-        self.right: dict[tuple[str, ...], Any] = {}
+        self.right: dict[tuple[str, ...], tuple[Any, str]] = {}
         self.good_kb = 0
 
     def one(self, seed: int, number: int, report: Report) -> None:
@@ -145,8 +150,9 @@ class Fuzzer:
         rng = np.random.default_rng([seed, number])
         original = self.originals[int(rng.integers(len(self.originals)))]
         command = COMMANDS[original.kind][int(rng.integers(len(COMMANDS[original.kind])))]
-        content, values_only = mutated(original, self.originals, rng)
-        right = self._right(original, command)
+        alike = [o for o in self.originals if o.kind == original.kind or {o.kind, original.kind} <= {*FIRST_KINDS}]
+        content, values_only = mutated(original, alike, rng)
+        right, wrong = self._right(original, command, report)
         args = self._written(original.name, content, command)
         outcome = bn(args)
         report.peak_kb = max(report.peak_kb, outcome.peak_kb)
@@ -156,22 +162,32 @@ class Fuzzer:
         if not verdict:
             found = _result(args, outcome)
             verdict = "the same numbers"
-            if found != right:
+            if wrong:
+                verdict = "not judged, since the file is a finding before it is damaged"
+            elif found != right:
                 verdict = self._other_numbers(original, args, found, values_only)
+            elif original.kind in ATTRIBUTE_KINDS and (problem := _copied_wrongly(args, damaged=True)):
+                verdict = f"FINDING: {problem}"
         if verdict.startswith("FINDING"):
             report.findings.append(f"{number}: {' '.join(args)}: {verdict}")
             Path(f"finding-{number}-{original.name}").write_bytes(content)
         report.counts[original.kind, verdict.split(":")[0]] += 1
 
-    def _right(self, original: Original, command: list[str]) -> Any:
-        """What the command gives for the original, once."""
+    def _right(self, original: Original, command: list[str], report: Report) -> tuple[Any, str]:
+        """What the command gives for the original, and what is wrong with that, found out once."""
         key = (original.name, *command)
         if key not in self.right:
             args = self._written(original.name, original.content, command)
             outcome = bn(args)
-            assert outcome.code == 0, outcome
-            self.right[key] = _result(args, outcome)
             self.good_kb = max(self.good_kb, outcome.peak_kb)
+            result, wrong = None, f"exit {outcome.code}: {outcome.err[-400:]}" * bool(outcome.code)
+            if not wrong:
+                result = _result(args, outcome)
+                wrong = _copied_wrongly(args, damaged=False) if original.kind in ATTRIBUTE_KINDS else ""
+            if wrong:
+                report.findings.append(f"undamaged: {' '.join(args)}: {wrong}")
+                Path(f"finding-undamaged-{original.name}").write_bytes(original.content)
+            self.right[key] = result, wrong
         return self.right[key]
 
     def _written(self, name: str, content: bytes, command: list[str]) -> list[str]:
@@ -186,6 +202,10 @@ class Fuzzer:
             return "FINDING: a damaged stats file was taken, and gave another result"
         if args[0] == "ls":
             return "listed otherwise"
+        if original.kind in ("exchange", "torch"):
+            if original.name.endswith((".onnx", ".weights.h5")):
+                return "other numbers, in a format without a checksum"
+            return "FINDING: a damaged file, or one that lies, was taken, and gave other numbers"
         if values_only and original.checked:
             return "FINDING: damage under a checksum was not seen"
         judged = forked(lambda: _judge(self.good_stats, args, found))
@@ -219,12 +239,32 @@ def _result(args: list[str], outcome: Outcome) -> Any:
         record = json.loads(outcome.out)
         keys = ("population_mean", "population_var", "running_mean", "running_var", "count")
         return {key: [f[key] for f in record["features"]] for key in keys} | {"of": record["sources"][0]["dataset"]}
-    if args[0] == "apply" and args[-1] == "--copy-others":
+    if args[0] == "apply" and "out.h5" in args:
         with h5py.File("out.h5", "r") as file:  # written by bn, after it refused what is broken
             return file["g/x"][()].tobytes()
+    if args[0] == "import":
+        stats = bncli.load("out.bn.h5")
+        return [getattr(stats, name).tobytes() for name in ("running_mean", "running_var", "gamma", "beta")]
     if args[0] in ("apply", "merge"):
         return _numbers(args[args.index("-o") + 1])
     return Path("out.json").read_bytes() if args[0] == "export" else outcome.out
+
+
+def _copied_wrongly(args: list[str], *, damaged: bool) -> str:
+    """What a person who opens the copy finds wrong with it, in a child since HDF5 may crash over the damaged file."""
+    if "out.h5" not in args:
+        return ""
+
+    def look() -> int:
+        problems = kinds.dangling("out.h5")
+        try:
+            problems += kinds.altered(args[2].partition("::")[0], "out.h5", "g/x", everything="--copy-others" in args)
+        except Exception as error:
+            problems += [f"attributes cannot be compared: {error}"] * (not damaged)
+        print("; ".join(problems), file=sys.stderr)
+        return 0
+
+    return forked(look).err.strip()[-400:]
 
 
 def _numbers(path: str) -> Any:
@@ -271,9 +311,15 @@ def _contradicts_itself(item: Any) -> bool:
     return any(len(item.read_direct_chunk(chunk.chunk_offset)[1]) != chunk.size for chunk in listed)
 
 
-def fuzz(count: int, seed: int, first: int = 0, told: Callable[[int, Report], None] | None = None) -> Report:
+def fuzz(
+    count: int,
+    seed: int,
+    first: int = 0,
+    told: Callable[[int, Report], None] | None = None,
+    chosen: Collection[str] = FIRST_KINDS,
+) -> Report:
     """Run `count` damaged files in the current folder."""
-    report, fuzzer = Report(), Fuzzer()
+    report, fuzzer = Report(), Fuzzer(chosen)
     with contextlib.suppress(KeyboardInterrupt):  # a long round may be ended early, and still reports
         for number in range(first, first + count):
             fuzzer.one(seed, number, report)
@@ -288,7 +334,7 @@ def summary(report: Report, seconds: float) -> str:
     lines = [
         f"{total:,} files in {seconds:.0f} s, peak {report.peak_kb / 1024:.0f} MB, {len(report.findings)} findings"
     ]
-    lines += [f"  {kind:<6} {verdict:<64} {n:>8,}" for (kind, verdict), n in sorted(report.counts.items())]
+    lines += [f"  {kind:<10} {verdict:<64} {n:>8,}" for (kind, verdict), n in sorted(report.counts.items())]
     return "\n".join([*lines, *report.findings])
 
 
@@ -298,7 +344,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first file, to run one again")
     parser.add_argument("--keep", metavar="FOLDER", help="where to work, and to leave the files that were findings")
+    parser.add_argument("--kinds", default=",".join(FIRST_KINDS), help=f"comma-separated, of {', '.join(KINDS)}")
     given = parser.parse_args()
+    chosen = given.kinds.split(",")
+    if set(chosen) - {*KINDS}:
+        parser.error(f"--kinds: there are {', '.join(KINDS)}")
     start = time.monotonic()
 
     def told(done: int, report: Report) -> None:
@@ -309,7 +359,7 @@ def main() -> int:
         folder = given.keep or scratch
         os.makedirs(folder, exist_ok=True)
         os.chdir(folder)
-        report = fuzz(given.count, given.seed, given.first, told)
+        report = fuzz(given.count, given.seed, given.first, told, chosen)
     print(summary(report, time.monotonic() - start))
     return bool(report.findings)
 

@@ -188,6 +188,14 @@ def test_valid_range(here: Path, declared: dict[str, Any], count: int, words: st
     assert warned("fit", "x.h5", "--nan", "omit", "-f") == []
 
 
+@pytest.mark.parametrize("dtype", ["f2", "f4", "u1", "i2", "u8"])
+def test_a_valid_range_wider_than_the_type(here: Path, dtype: str) -> None:
+    write("x.h5", np.abs(values("i2") % 100).astype(dtype), valid_min=-1e300, valid_max=1e300)
+    assert warned("fit", "x.h5") == []
+    write("x.h5", np.full((4, 4), 200, dtype), valid_range=np.array([-70000, 4000000000], "i8"))
+    assert warned("fit", "x.h5", "-f") == []
+
+
 @pytest.mark.parametrize("other", [{"scale_factor": 0.01}, {"_Unsigned": "true"}])
 def test_a_valid_range_that_is_not_of_the_stored_values(here: Path, other: dict[str, Any]) -> None:
     write("x.h5", values("i2"), valid_range=np.array([0.0, 2.0]), **other)

@@ -52,13 +52,15 @@ class Mark:
 
     def hits(self, values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Tell which values these are; NaN and infinities are none of them."""
-        found: npt.NDArray[np.bool_] = np.zeros(values.shape, bool)
         if self.fill is not None:
-            found |= values == self.fill
-        if self.low is not None:
-            found |= values < self.low
-        if self.high is not None:
-            found |= values > self.high
+            equal: npt.NDArray[np.bool_] = np.equal(values, self.fill)
+            return equal
+        found: npt.NDArray[np.bool_] = np.zeros(values.shape, bool)
+        with np.errstate(over="ignore"):  # an end that the values' type cannot hold is infinite to them
+            if self.low is not None:
+                found |= values < self.low
+            if self.high is not None:
+                found |= values > self.high
         found &= np.isfinite(values)
         return found
 
@@ -83,12 +85,14 @@ class Tally:
 
     def add(self, values: npt.NDArray[Any], first: int) -> None:
         """Count among values, of shape (n,), that begin at position `first`."""
-        data = self._data
-        if not data.marks:
-            return
-        seen = ~present(values, Missing(False, data.fill))
+        data, seen = self._data, None
         for number, mark in enumerate(data.marks):
-            places = np.flatnonzero(mark.hits(values) & ~seen)
+            found = mark.hits(values)
+            if not found.any():  # nearly always, and then nothing else costs
+                continue
+            if seen is None:
+                seen = ~present(values, Missing(False, data.fill))
+            places = np.flatnonzero(found & ~seen)
             if places.size and not all(mark in i.marks for i in data.inputs):
                 marked = np.array([mark in i.marks for i in data.inputs])
                 places = places[marked[data.inputs_of((first + places) // data.sample_size)]]

@@ -58,8 +58,8 @@ COMMANDS = {
               ["merge", "{}", "{}", "-o", "out.bn.h5"], ["export", "{}", "-o", "out.json"]),
 }  # fmt: skip
 WITH_OTHERS = ["apply", "good.bn.h5", "{}::/g/x", "-o", "out.h5", "--copy-others"]
-COMMANDS |= dict.fromkeys(ATTRIBUTE_KINDS, (*COMMANDS["hdf5"], WITH_OTHERS, WITH_OTHERS[:-1]))  # type: ignore[arg-type]
-COMMANDS |= dict.fromkeys(("exchange", "torch"), (["import", "{}", "-o", "out.bn.h5"],))  # type: ignore[arg-type]
+COMMANDS |= dict.fromkeys(ATTRIBUTE_KINDS, (*COMMANDS["hdf5"], WITH_OTHERS, WITH_OTHERS[:-1]))
+COMMANDS |= dict.fromkeys(("exchange", "torch"), (["import", "{}", "-o", "out.bn.h5"],))
 
 
 @dataclass

@@ -210,7 +210,7 @@ def test_a_change_whose_time_was_put_back_is_noticed(monkeypatch: pytest.MonkeyP
         return original(*args)
 
     monkeypatch.setattr(fold, "segment_moments", writing)
-    check_refused(3, ["fit", path], f"{path}: changed while it was being read")
+    check_refused(3, ["fit", path, "-j", "1"], f"{path}: changed while it was being read")
     assert not Path("x.bn.h5").exists()
 
 

@@ -404,7 +404,7 @@ def _others(job: Job, sink: Sink, spec: ApplySpec, report: Applied) -> None:
         return
     from bncli.formats.hdf5 import Hdf5Sink, copy_others, other_datasets
 
-    if isinstance(sink, Hdf5Sink):
+    if isinstance(sink, Hdf5Sink) and not spec.copy_others:  # else they may refer to the copies
         report.dropped += [f"{path}::{name}" for name in sink.dropped]
     report.others += [f"{path}::{name}" for name in other_datasets(path, dataset)]
     if spec.copy_others:

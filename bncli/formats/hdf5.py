@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from h5py import h5d, h5g, h5p, h5s, h5t
 
 from bncli.errors import BnError, InputError, printable
+from bncli.formats.hdf5_attributes import copy_attributes, dimensions_of
 from bncli.formats.hdf5_chunks import ENTRY_BYTES, ChunkTable, boxes, encode, encodes
 from bncli.formats.hdf5_file import STRING_LIMIT, hdf5_errors, open_file, reason
 from bncli.formats.hdf5_fills import SCALING, marks_of, scaling
@@ -37,13 +39,14 @@ from bncli.formats.hdf5_vetting import (
     missing_filter,
     name_bytes,
     open_dataset,
+    remembers_order,
     storage_problem,
     versions,
     vet,
     walk,
 )
 from bncli.formats.hdf5_virtual import Virtual, mappings
-from bncli.formats.hdf5_writing import Disk, copy_attributes, copy_objects, fitting_chunks, keep_filters, referring
+from bncli.formats.hdf5_writing import Disk, copy_objects, fitting_chunks, keep_filters
 from bncli.formats.source import Source, check_shape, memory_that_fits
 from bncli.kernels import Place
 
@@ -155,6 +158,11 @@ class Hdf5Source(Source):
     def dataset_id(self) -> h5d.DatasetID:
         """Return h5py's low-level dataset."""
         return self._id
+
+    def in_order(self, layout: Any) -> bool:
+        """Have a new dataset remember the order of its attributes as this one does; tell whether the file does of its members."""
+        layout.set_attr_creation_order(self._id.get_create_plist().get_attr_creation_order())
+        return remembers_order(h5g.open(self._id, b"/"))
 
     def _make_reader(self) -> Reader:
         layout = self._id.get_create_plist().get_layout()
@@ -291,7 +299,8 @@ class Hdf5Sink:
         self._disk = Disk(temp)
         try:
             with self.writing():
-                self.file = h5py.File(self._disk, "w", rdcc_nbytes=0)
+                self._ordered = like is not None and like.in_order(layout)
+                self.file = h5py.File(self._disk, "w", rdcc_nbytes=0, track_order=self._ordered)
                 limits = like.maxshape() if chunks and like else shape
                 self._id = self._create(layout, limits)
                 self._filters, self._chunks = filters_of(self._id), chunks
@@ -301,8 +310,7 @@ class Hdf5Sink:
                     self._pool = ThreadPoolExecutor(workers, thread_name_prefix="bn-write")
                 if like:
                     with hdf5_errors(printable(like.address), "its attributes cannot be copied; the file is damaged"):
-                        copy_attributes(like.dataset_id(), self._id, like.watched, skip=OF_STORED)
-                    self.dropped = [f"{self.dataset}@{name}" for name in referring(like.dataset_id())]
+                        self.dropped = self._take_attributes(like)
         except BaseException:
             self.abandon()
             raise
@@ -360,11 +368,21 @@ class Hdf5Sink:
         if self._disk.failure:
             raise self._disk.failure
 
+    def _take_attributes(self, like: Hdf5Source) -> list[str]:
+        """Copy what does not speak of other objects; return the names (/path@name) of what does."""
+        item = like.dataset_id()
+        lost = copy_attributes(item, self._id, like.watched, skip=(*SCALING, *dimensions_of(item)))
+        lost += [name for name in dimensions_of(item) if name in like.attributes]
+        return [f"{self.dataset}@{name}" for name in lost]
+
     def _create(self, layout: Any, limits: tuple[int | None, ...]) -> h5d.DatasetID:
         ends = tuple(h5s.UNLIMITED if m is None else max(m, n) for m, n in zip(limits, self._shape, strict=True))
         links = h5p.create(h5p.LINK_CREATE)
         links.set_create_intermediate_group(True)
         links.set_char_encoding(h5t.CSET_UTF8)
+        group = os.path.dirname(self.dataset)
+        if self._ordered and group != "/":  # HDF5 would make groups on the way without
+            self.file.create_group(name_bytes(group), track_order=True)
         space = h5s.create_simple(self._shape, ends)
         return h5d.create(
             self.file.id, name_bytes(self.dataset), h5t.py_create(self._dtype, logical=True), space, layout, lcpl=links
@@ -425,9 +443,9 @@ def copy_others(source_path: str, dataset: str, sink: Hdf5Sink) -> tuple[list[st
         As `copy_objects`.
     """
     with sink.writing(), hdf5_errors(printable(source_path), UNREADABLE), open_file(source_path) as (file, watched):
-        main = identity(open_dataset(file, source_path, dataset))
+        main = open_dataset(file, source_path, dataset)
         root, target = h5g.open(file.id, b"/"), h5g.open(sink.file.id, b"/")
-        return copy_objects(root, target, main, sink.dataset, watched)
+        return copy_objects(root, target, main, sink.dataset, watched, SCALING)
 
 
 def other_datasets(path: str, dataset: str) -> list[str]:

@@ -23,6 +23,7 @@ from bncli.store import HEAP, check_heap
 
 OVERLAP = 7  # bytes of a heap's signature that may lie before a read
 HEAD = 9  # bytes of an attribute message before its name, at most
+SHARED_TYPE, SHARED_SPACE = 1, 2  # flags of an attribute message
 STRUCTURES = 1 << 16  # most reads of structures to remember
 STRING_LIMIT = 64 << 20  # bytes of strings, or of references to them
 
@@ -60,12 +61,14 @@ class Watched(io.RawIOBase):
     def check_attribute(self, attribute: h5a.AttrID) -> None:
         """Raise ValueError when texts of an attribute claim more than there can be, for which HDF5 would make room first.
 
-        Layout: HDF5 file format specification, IV.A.2.m (the attribute message, which HDF5 has read when the attribute is
-        open) and VI.B (references into heaps).
+        HDF5 has read the attribute's message when the attribute is open, but does not say where: every message of its
+        name, shape and kind in what HDF5 has read is checked. Layout: HDF5 file format specification, IV.A.2.m (the
+        attribute message) and VI.B (references into heaps).
         """
         unit, name = element_bytes(attribute.get_type()), bytes(attribute.name) + b"\0"
         if not unit:
             return
+        word = h5i.get_file_id(attribute).get_create_plist().get_sizes()[1]
         width = 8 + h5i.get_file_id(attribute).get_create_plist().get_sizes()[0]
         for start, count in self._structures.items():
             first = max(0, start - len(name) - HEAD)
@@ -73,11 +76,19 @@ class Watched(io.RawIOBase):
             for match in re.finditer(re.escape(name), content):
                 for head, versions in ((8, (1, 2)), (9, (3,))):
                     fields = content[max(0, match.start() - head) :][:8]
-                    version, _, *sizes = struct.unpack("<BBHHH", fields.ljust(8))
+                    version, flags, *sizes = struct.unpack("<BBHHH", fields.ljust(8))
                     if version in versions and sizes[0] == len(name):
                         padded = 8 if version == 1 else 1
-                        place = first + match.start() + sum(-(-size // padded) * padded for size in sizes)
-                        self.check_texts(os.pread(self.raw.fd, math.prod(attribute.shape) * width, place), width, unit)
+                        type_at, space_at, place = (
+                            first + match.start() + sum(-(-size // padded) * padded for size in sizes[:i])
+                            for i in (1, 2, 3)
+                        )
+                        kind, space = (
+                            os.pread(self.raw.fd, n, p) for n, p in ((sizes[1], type_at), (sizes[2], space_at))
+                        )
+                        if _may_be(flags, kind, space, attribute.shape, word):
+                            references = os.pread(self.raw.fd, math.prod(attribute.shape) * width, place)
+                            self.check_texts(references, width, unit)
 
     def check_texts(self, references: bytes, width: int, unit: int) -> None:
         """Raise ValueError when these references into heaps claim more bytes than the file can hold."""
@@ -109,6 +120,21 @@ class Watched(io.RawIOBase):
             place = start + match.start()
             size = int.from_bytes(os.pread(self.raw.fd, 8, place + 8), "little")
             check_heap(os.pread(self.raw.fd, min(size, self.raw.size - place), place))
+
+
+def _may_be(flags: int, kind: bytes, space: bytes, shape: tuple[int, ...], word: int) -> bool:
+    """Tell whether type and dataspace of an attribute's message are of variable length and of this shape.
+
+    What is shared with other messages (so its flags say) lies elsewhere, and is not compared. Layout: HDF5 file format
+    specification, IV.A.2.b (dataspace, versions 1 and 2) and IV.A.2.d (datatype).
+    """
+    if not flags & SHARED_TYPE and kind[:1] and kind[0] & 15 != h5t.VLEN:
+        return False
+    if flags & SHARED_SPACE or len(space) < 4:
+        return True
+    head = 8 if space[0] == 1 else 4
+    lengths = [space[head + word * i :][:word] for i in range(space[1])]
+    return tuple(int.from_bytes(n, "little") for n in lengths) == shape
 
 
 def element_bytes(kind: Any) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5d, h5g, h5l, h5o, h5s, h5t, h5z
+from h5py import h5d, h5g, h5l, h5o, h5p, h5s, h5t, h5z
 
 from bncli.errors import InputError, UsageError, printable
 from bncli.formats.hdf5_chunks import Filter
@@ -112,22 +112,27 @@ def name_bytes(path: str) -> bytes:
     return path.encode("utf-8", "surrogateescape")
 
 
-def hard_links(group: h5g.GroupID, where: str) -> list[bytes]:
-    """Return the names of a group's hard links in natural order; soft and external links are left out."""
+def hard_links(group: h5g.GroupID, where: str, *, natural_order: bool) -> list[bytes]:
+    """Return the names of a group's hard links, in natural order or the file's; soft and external links are left out."""
     with hdf5_errors(where, "a group cannot be listed"):
         names = [bytes(n) for n in group]
         hard = [n for n in names if group.links.get_info(n).type == h5l.TYPE_HARD]
-    return sorted(hard, key=lambda n: natural(text_of(n)))
+    return sorted(hard, key=lambda n: natural(text_of(n))) if natural_order else hard
 
 
-def walk(root: h5g.GroupID, where: str) -> Iterator[tuple[str, Any, str]]:
+def remembers_order(group: h5g.GroupID) -> bool:
+    """Tell whether a group knows in which order its members were made; netCDF-4 writes such, and takes no others."""
+    return bool(group.get_create_plist().get_link_creation_order() & h5p.CRT_ORDER_TRACKED)
+
+
+def walk(root: h5g.GroupID, where: str, *, natural_order: bool = True) -> Iterator[tuple[str, Any, str]]:
     """Yield (path, object, path seen first) of all that hangs under a group by hard links, groups before their members.
 
     An object met again under another path is yielded with the path it was seen under first, and not entered again,
     so that cycles end.
     """
     seen = {identity(root): "/"}
-    todo = [("/", root, name) for name in reversed(hard_links(root, where))]
+    todo = [("/", root, name) for name in reversed(hard_links(root, where, natural_order=natural_order))]
     while todo:
         prefix, group, name = todo.pop()
         path = prefix + text_of(name)
@@ -136,7 +141,8 @@ def walk(root: h5g.GroupID, where: str) -> Iterator[tuple[str, Any, str]]:
             first = seen.setdefault(identity(item), path)
         yield path, item, first
         if first == path and isinstance(item, h5g.GroupID):
-            todo += [(f"{path}/", item, n) for n in reversed(hard_links(item, where))]
+            names = hard_links(item, where, natural_order=natural_order)
+            todo += [(f"{path}/", item, n) for n in reversed(names)]
 
 
 def identity(item: Any) -> tuple[Any, Any]:

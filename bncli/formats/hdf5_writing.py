@@ -6,11 +6,21 @@ import io
 import math
 from typing import Any
 
-import numpy as np
-from h5py import h5a, h5d, h5g, h5l, h5o, h5s, h5t, h5z
+from h5py import h5a, h5d, h5g, h5l, h5o, h5p, h5s, h5t, h5z
 
 from bncli import files
 from bncli.errors import InputError, printable
+from bncli.formats.hdf5_attributes import (
+    AXES_OF_SCALE,
+    SCALES_OF_AXES,
+    Moved,
+    can_be_copied,
+    copied_by_value,
+    copy_attributes,
+    copy_values,
+    dimensions_of,
+    place_of,
+)
 from bncli.formats.hdf5_chunks import Filter
 from bncli.formats.hdf5_file import STRING_LIMIT, Watched, check_variable, hdf5_errors
 from bncli.formats.hdf5_layouts import check_strings
@@ -18,6 +28,7 @@ from bncli.formats.hdf5_vetting import (
     identity,
     missing_filter,
     name_bytes,
+    remembers_order,
     storage_problem,
     text_of,
     walk,
@@ -126,34 +137,91 @@ def keep_filters(layout: Any, filters: list[Filter], address: str) -> None:
 
 
 def copy_objects(
-    root: h5g.GroupID, target: h5g.GroupID, main: tuple[int, int], copied: str, watched: Watched
+    root: h5g.GroupID, target: h5g.GroupID, main: h5d.DatasetID, copied: str, watched: Watched, skip: tuple[str, ...]
 ) -> tuple[list[str], list[str]]:
-    """Copy all that hangs under `root` by hard links, and the attributes of groups; aliases stay aliases, soft links too.
+    """Copy all that hangs under `root` by hard links, and every attribute; aliases stay aliases, soft links too.
 
-    The object of identity `main` is not copied: `copied` is the path of what stands for it in the target.
+    The dataset `main` is not copied: `copied` is the path of what stands for it in the target, which gets its attributes
+    less those in `skip`. References, as those to dimension scales, come to point to the copies.
 
     Returns
     -------
     left, dropped : list of str
-        Datasets that were left out: their values lie in other files. And what refers to other files or objects: links,
-        datasets of references, and attributes (/path@name).
+        Datasets that were left out: their values lie in other files. And what refers to other files, or to what has no
+        copy: links, datasets of references, and attributes (/path@name).
     """
     left: list[str] = []
     where = printable(watched.raw.path)
-    copy_attributes(root, target, watched)
-    dropped = _copy_links(root, target, "/", where) + [f"/@{name}" for name in referring(root)]
-    for path, item, first in walk(root, where):
+    moved = {place_of(root): place_of(target)}
+    dropped = _copy_links(root, target, "/", where)
+    new = h5o.open(target, name_bytes(copied))
+    for path, item, first in walk(root, where, natural_order=False):
         with hdf5_errors(where, f"{printable(path)} cannot be copied"):
-            origin = copied if identity(item) == main else first
-            if isinstance(item, h5d.DatasetID) and origin == path and _has_references(item.get_type()):
-                dropped.append(path)
-            elif not _copy_object(root, target, item, path, origin, watched):
-                left.append(path)
-            elif origin == path and identity(item) != main:  # whose own are told by the sink
-                dropped += [f"{path}@{name}" for name in referring(item)]
-                if isinstance(item, h5g.GroupID):
-                    dropped += _copy_links(item, target, f"{path}/", where)
-    return left, dropped
+            origin = copied if identity(item) == identity(main) else first
+            if path != origin:
+                if not _link(target, path, origin):
+                    (dropped if origin in dropped else left).append(path)
+                continue
+            if origin == copied:
+                _put_in_order(root, target, new, copied)
+            elif isinstance(item, h5d.DatasetID) and (why := storage_problem(item) or not can_be_copied(item)):
+                (left if isinstance(why, str) else dropped).append(path)
+                continue
+            else:
+                _copy_object(root, target, item, path, watched)
+            moved[place_of(item)] = place_of(h5o.open(target, name_bytes(path)))
+            if isinstance(item, h5g.GroupID):
+                dropped += _copy_links(item, target, f"{path}/", where)
+    if main.shape != new.shape:  # --rows: its axes are shorter than their scales, and it is no scale of other arrays
+        moved.pop(place_of(main), None)
+        gone = (SCALES_OF_AXES, AXES_OF_SCALE, *dimensions_of(main))
+        dropped += [f"{copied}@{name}" for name in gone if h5a.exists(main, name.encode())]
+        skip += gone
+    dropped += [f"/@{name}" for name in copy_attributes(root, target, watched, moved=moved)]
+    return left, dropped + _complete(root, target, main, copied, watched, skip, moved)
+
+
+def _complete(
+    root: h5g.GroupID,
+    target: h5g.GroupID,
+    main: h5d.DatasetID,
+    copied: str,
+    watched: Watched,
+    skip: tuple[str, ...],
+    moved: Moved,
+) -> list[str]:
+    """Give every copy its attributes, and values that refer; return what refers to what has no copy."""
+    dropped = []
+    where = printable(watched.raw.path)
+    for path, item, first in walk(root, where, natural_order=False):
+        is_main = identity(item) == identity(main)
+        if path != (copied if is_main else first) or not target.links.exists(name_bytes(path)):
+            continue
+        with hdf5_errors(where, f"{printable(path)} cannot be copied"):
+            copy = h5o.open(target, name_bytes(path))
+            lost = copy_attributes(item, copy, watched, skip if is_main else (), moved)
+            dropped += [f"{path}@{name}" for name in lost]
+            if not is_main and isinstance(item, h5d.DatasetID) and copied_by_value(item):
+                count = copy_values(item, copy, moved)
+                dropped += [f"{path} ({count} references)"] if count else []
+    return dropped
+
+
+def _link(target: h5g.GroupID, path: str, origin: str) -> bool:
+    """Make an alias of a copy; False when there is no such copy."""
+    there = target.links.exists  # `in` takes no names but in UTF-8
+    if origin != "/" and not there(name_bytes(origin)):
+        return False
+    if not there(name_bytes(path)):
+        target.links.create_hard(name_bytes(path), target, name_bytes(origin))
+    return True
+
+
+def _put_in_order(root: h5g.GroupID, target: h5g.GroupID, new: h5d.DatasetID, path: str) -> None:
+    """Name the dataset that was made first anew where groups remember in which order their members were made, as in netCDF-4."""
+    if remembers_order(root):
+        target.unlink(name_bytes(path))
+        h5o.link(new, target, name_bytes(path))
 
 
 def _copy_links(group: h5g.GroupID, target: h5g.GroupID, prefix: str, where: str) -> list[str]:
@@ -163,68 +231,30 @@ def _copy_links(group: h5g.GroupID, target: h5g.GroupID, prefix: str, where: str
         for name in map(bytes, group):
             kind, path = group.links.get_info(name).type, prefix + text_of(name)
             if kind == h5l.TYPE_SOFT:
-                target.links.create_soft(name_bytes(path), group.links.get_val(name))
+                if not target.links.exists(name_bytes(path)):  # else it is the way that was typed to the dataset
+                    target.links.create_soft(name_bytes(path), group.links.get_val(name))
             elif kind != h5l.TYPE_HARD:
                 dropped.append(path)
     return dropped
 
 
-def referring(item: Any) -> list[str]:
-    """Names of an object's attributes that hold references, which point into its own file."""
-    attributes = [h5a.open(item, index=position) for position in range(h5a.get_num_attrs(item))]
-    return [text_of(bytes(a.name)) for a in attributes if _has_references(a.get_type())]
-
-
-def _copy_object(root: h5g.GroupID, target: h5g.GroupID, item: Any, path: str, origin: str, watched: Watched) -> bool:
-    """Copy one object, or link it to its copy `origin`; False when it is left out."""
-    name, there = name_bytes(path), target.links.exists  # `in` takes no names but in UTF-8
-    if path != origin:
-        if origin != "/" and not there(name_bytes(origin)):
-            return False
-        if not there(name):
-            target.links.create_hard(name, target, name_bytes(origin))
-    elif isinstance(item, h5g.GroupID):
-        group = h5g.open(target, name) if there(name) else h5g.create(target, name)
-        copy_attributes(item, group, watched)
-    elif isinstance(item, h5d.DatasetID) and storage_problem(item):
-        return False
-    elif isinstance(item, h5t.TypeID) and not there(
-        name
-    ):  # not by `h5o.copy`, which crashes over one that has a layout
-        check_variable(item)
-        kind = item.copy()
-        kind.commit(target, name)
-        copy_attributes(item, kind, watched)
-    elif not there(name):
-        check_variable(item.get_type())
-        if item.get_space().get_simple_extent_type() == h5s.SIMPLE:
-            check_strings(item, watched, printable(path), STRING_LIMIT)
-        h5o.copy(root, name, target, name)
-    return True
-
-
-def copy_attributes(source: Any, target: Any, watched: Watched, skip: tuple[str, ...] = ()) -> None:
-    """Copy attributes with their types; references, which point into the source's file, are left out."""
-    for position in range(h5a.get_num_attrs(source)):
-        attribute = h5a.open(source, index=position)
-        kind, space = attribute.get_type(), attribute.get_space()
-        name = bytes(attribute.name)
-        if text_of(name) in skip or h5a.exists(target, name) or _has_references(kind):
-            continue
-        check_variable(kind)
-        values = None if space.get_simple_extent_type() == h5s.NULL else np.empty(attribute.shape, attribute.dtype)
-        if values is not None:
-            watched.check_attribute(attribute)
-            attribute.read(values)
-        copy = h5a.create(target, name, kind.copy(), space)
-        if values is not None:
-            copy.write(values)
-
-
-def _has_references(kind: Any) -> bool:
-    group = kind.get_class()
-    if group in (h5t.VLEN, h5t.ARRAY):
-        return _has_references(kind.get_super())
-    if group == h5t.COMPOUND:
-        return any(_has_references(kind.get_member_type(i)) for i in range(kind.get_nmembers()))
-    return bool(group == h5t.REFERENCE)
+def _copy_object(root: h5g.GroupID, target: h5g.GroupID, item: Any, path: str, watched: Watched) -> None:
+    """Copy one object without its attributes."""
+    name = name_bytes(path)
+    if target.links.exists(name):  # a group on the way to the dataset
+        return
+    if isinstance(item, h5g.GroupID):
+        h5g.create(target, name, gcpl=item.get_create_plist())
+        return
+    check_variable(item if isinstance(item, h5t.TypeID) else item.get_type())
+    if isinstance(item, h5t.TypeID):  # not by `h5o.copy`, which crashes over one that has a layout
+        item.copy().commit(target, name)
+        return
+    if item.get_space().get_simple_extent_type() == h5s.SIMPLE:
+        check_strings(item, watched, printable(path), STRING_LIMIT)
+    if copied_by_value(item):
+        h5d.create(target, name, item.get_type().copy(), item.get_space(), item.get_create_plist())
+    else:
+        how = h5p.create(h5p.OBJECT_COPY)
+        how.set_copy_object(h5o.COPY_WITHOUT_ATTR_FLAG)
+        h5o.copy(root, name, target, name, how)

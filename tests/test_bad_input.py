@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import resource
@@ -247,6 +248,58 @@ def test_a_program_that_met_a_failing_disk_ends_well(here: Path) -> None:
     done = subprocess.run([sys.executable, "-c", LIBRARY], capture_output=True, text=True, cwd=here)
     assert (done.returncode, done.stderr) == (0, "")
     assert int(done.stdout) > 5
+
+
+SWMR = """
+import sys, h5py, numpy as np
+file = h5py.File("w.h5", "w", libver="latest", userblock_size=int(sys.argv[1]))
+x = file.create_dataset("x", (0, 4), "f8", maxshape=(None, 4), chunks=(8, 4))
+file["other"] = np.ones((3, 3))
+file.swmr_mode = True
+for rows in range(8, 808, 8):
+    x.resize((rows, 4))
+    x[-8:] = np.random.default_rng(rows).normal(size=(8, 4))
+    x.flush()
+print("on", flush=True)
+sys.stdin.read()
+x.resize((900, 4))
+x[808:] = 1
+file.close()
+"""
+
+
+@pytest.mark.parametrize("userblock", ["0", "2048"])
+def test_a_file_that_is_being_written_for_readers(here: Path, monkeypatch: pytest.MonkeyPatch, userblock: str) -> None:
+    """SWMR: its writer holds no lock, so that others may read; what is in the file is in part not written yet."""
+    writer = subprocess.Popen([sys.executable, "-c", SWMR, userblock], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert writer.stdout
+    assert writer.stdout.readline() == b"on\n"
+    try:
+        for locking in ("TRUE", "FALSE"):
+            monkeypatch.setenv("HDF5_USE_FILE_LOCKING", locking)
+            for args in (
+                ["ls", "w.h5"],
+                ["fit", "w.h5"],
+                ["fit", "w.h5::/x"],
+                ["fit", "good.npy", "--names", "w.h5::/x", "-o", "n.bn.h5"],
+                ["apply", "good.bn.h5", "w.h5::/x", "-o", "y.h5"],
+            ):
+                check_refused(
+                    3, args, "w.h5: is open for writing by another process", "run again when", "h5clear -s w.h5"
+                )
+    finally:
+        writer.communicate(b"")
+    assert writer.returncode == 0
+    assert json.loads(good("fit", "w.h5::/x", "--json", "--allow-unwritten").out)["features"][0]["count"] == 900
+
+
+def test_the_mark_of_a_writer_that_died(here: Path) -> None:
+    """It stays in the superblock; the message names the command that takes it away."""
+    with subprocess.Popen([sys.executable, "-c", SWMR, "0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout
+        writer.stdout.readline()
+        writer.kill()
+    check_refused(3, ["fit", "w.h5"], "by another process", "If it has died: h5clear -s w.h5")
 
 
 def test_user_block_is_fine(here: Path) -> None:

@@ -19,10 +19,15 @@ from h5py import h5a, h5i, h5t
 
 from bncli.errors import BnError, InputError, UsageError, printable
 from bncli.formats.source import RegularFile
-from bncli.store import HEAP, check_heap
+from bncli.store import HEAP, SIGNATURE, check_heap
 
 OVERLAP = 7  # bytes of a heap's signature that may lie before a read
 HEAD = 9  # bytes of an attribute message before its name, at most
+OPEN_TO_WRITE, OPEN_TO_SWMR = 1, 4  # flags of a superblock
+MARKED = (
+    "is open for writing by another process (SWMR, or not closed); run again when that has closed it. If it has died: "
+    "h5clear -s"
+)
 SHARED_TYPE, SHARED_SPACE = 1, 2  # flags of an attribute message
 STRUCTURES = 1 << 16  # most reads of structures to remember
 STRING_LIMIT = 64 << 20  # bytes of strings, or of references to them
@@ -171,6 +176,7 @@ def open_file(path: str) -> Iterator[tuple[h5py.File, Watched]]:
     raw = RegularFile(path)
     try:
         _lock(raw)
+        _check_unmarked(raw)
         watched = Watched(raw)
         try:
             file, failed = h5py.File(watched, "r", rdcc_nbytes=0), ""
@@ -230,15 +236,30 @@ def _lock(raw: RegularFile) -> None:
             ) from None
 
 
+def _check_unmarked(raw: RegularFile) -> None:
+    """Raise InputError where a file says of itself that it is being written.
+
+    A writer that lets others read meanwhile (SWMR) holds no lock, and most of what it writes is not in the file yet.
+    Layout: HDF5 file format specification, II.A (the superblock, version 3), behind a user block of 512 bytes or twice
+    that, and so on.
+    """
+    start = 0
+    while start < raw.size:
+        head = os.pread(raw.fd, 12, start)
+        if head.startswith(SIGNATURE):
+            if len(head) == 12 and head[8] == 3 and head[11] & (OPEN_TO_WRITE | OPEN_TO_SWMR):
+                raise InputError(f"{printable(raw.path)}: {MARKED} {printable(raw.path)}")
+            return
+        start = 2 * start or 512
+
+
 def _unopened(path: str, error: Exception) -> str:
     """Say why a file could not be opened."""
     shown, why = printable(path), reason(error)
     if "signature not found" in why:
         return f"{shown}: not an HDF5 file (its signature is missing)"
     if "already open for" in why:
-        return (
-            f"{shown}: is marked as open for writing; wait for its writer, or if that has died run `h5clear -s` on it"
-        )
+        return f"{shown}: {MARKED} {shown}"
     cut = re.search(r"truncated file: eof = (\d+).*stored_eof = (\d+)", why)
     if cut:
         return f"{shown}: is cut short: {cut[1]} bytes of {cut[2]}; copy or write it again"

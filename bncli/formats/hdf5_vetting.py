@@ -7,21 +7,23 @@ import importlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5d, h5g, h5l, h5o, h5p, h5s, h5t, h5z
+from h5py import h5d, h5g, h5l, h5o, h5p, h5s, h5z
 
 from bncli.errors import InputError, UsageError, printable
 from bncli.formats.hdf5_chunks import Filter
 from bncli.formats.hdf5_file import hdf5_errors, open_file
 from bncli.formats.hdf5_sparse import MAIN, is_sparse, parts_marked, refusal, sparse_groups
-from bncli.formats.source import REAL_KINDS, check_shape
+from bncli.formats.hdf5_types import COMPOUND, type_of
+from bncli.formats.source import check_shape
 
 UNREADABLE = "cannot be opened; the file is damaged or the disk failed to read it"
 MOST_LINKS = 40  # as many soft links in a row as Linux follows
+NO_SAMPLES, NO_FEATURES = "no samples", "no features"
 NO_VALUES, VIRTUAL, EXTERNAL = "without values", "virtual", "stored in an external file"
 SHOWN = 20  # candidates in a message
 
@@ -45,19 +47,6 @@ KNOWN_FILTERS = {
     32024: ("sz3", "hdf5plugin"),
     32026: ("blosc2", "hdf5plugin"),
     32028: ("sperr", "hdf5plugin"),
-}
-# IEEE 754: size -> (sign, exponent's position and bits, mantissa's position and bits), exponent bias
-_IEEE = {2: ((15, 10, 5, 0, 10), 15), 4: ((31, 23, 8, 0, 23), 127), 8: ((63, 52, 11, 0, 52), 1023)}
-_CLASS_NAMES = {
-    h5t.TIME: "time",
-    h5t.STRING: "string",
-    h5t.BITFIELD: "bit field",
-    h5t.OPAQUE: "opaque",
-    h5t.COMPOUND: "compound",
-    h5t.REFERENCE: "reference",
-    h5t.ENUM: "enum",
-    h5t.VLEN: "variable-length",
-    h5t.ARRAY: "array type",
 }
 
 
@@ -125,20 +114,29 @@ def remembers_order(group: h5g.GroupID) -> bool:
     return bool(group.get_create_plist().get_link_creation_order() & h5p.CRT_ORDER_TRACKED)
 
 
-def walk(root: h5g.GroupID, where: str, *, natural_order: bool = True) -> Iterator[tuple[str, Any, str]]:
+def walk(
+    root: h5g.GroupID, where: str, *, natural_order: bool = True, damaged: list[tuple[str, str]] | None = None
+) -> Iterator[tuple[str, Any, str]]:
     """Yield (path, object, path seen first) of all that hangs under a group by hard links, groups before their members.
 
     An object met again under another path is yielded with the path it was seen under first, and not entered again,
-    so that cycles end.
+    so that cycles end. An object that cannot be opened raises InputError; where there is a list `damaged`, its path and
+    what is wrong are put there instead.
     """
     seen = {identity(root): "/"}
     todo = [("/", root, name) for name in reversed(hard_links(root, where, natural_order=natural_order))]
     while todo:
         prefix, group, name = todo.pop()
         path = prefix + text_of(name)
-        with hdf5_errors(where, f"{printable(path)} {UNREADABLE}"):
-            item = h5o.open(group, name)
-            first = seen.setdefault(identity(item), path)
+        try:
+            with hdf5_errors(where, f"{printable(path)} {UNREADABLE}"):
+                item = h5o.open(group, name)
+                first = seen.setdefault(identity(item), path)
+        except InputError as error:
+            if damaged is None:
+                raise
+            damaged.append((path, str(error).partition(f"{printable(path)} ")[2]))
+            continue
         yield path, item, first
         if first == path and isinstance(item, h5g.GroupID):
             names = hard_links(item, where, natural_order=natural_order)
@@ -232,23 +230,25 @@ def _no_such_dataset(file: h5py.File, path: str, dataset: str) -> str:
 
 
 def listing(path: str, infos: list[DatasetInfo]) -> str:
-    """Return one line per dataset: the address to type, its shape and its type."""
+    """Return one line per dataset: the address to type, its shape, its type, and why it cannot be fitted."""
     addresses = [f"{printable(path)}::{printable(i.path)}" for i in infos[:SHOWN]]
     width = max(map(len, addresses))
-    words = [f"{i.dtype}  {i.problem}" if i.problem not in ("", i.dtype) else i.dtype for i in infos]
-    lines = [f"  {a:<{width}}  {i.shape}  {w}" for a, i, w in zip(addresses, infos, words, strict=False)]
+    lines = [
+        f"  {a:<{width}}  {i.shape}  {i.dtype}{f'  ({i.problem})' * (i.problem not in ('', i.dtype))}"
+        for a, i in zip(addresses, infos, strict=False)
+    ]
     lines += [f"  … and {len(infos) - SHOWN} more: `bn ls {printable(path)}`"] if len(infos) > SHOWN else []
     return "\n".join(lines)
 
 
 def list_datasets(path: str) -> list[DatasetInfo]:
-    """Return every dataset that hard links lead to, once each, in natural order of their paths."""
+    """Return every dataset that hard links lead to, once each, in natural order of their paths; and what is damaged."""
     with hdf5_errors(printable(path), UNREADABLE), open_file(path) as (file, _):
-        return describe_all(file, path)
+        return describe_all(file, path, damaged=[])
 
 
 def choose_dataset(path: str) -> tuple[str, int]:
-    """Return the path of the only numeric dataset of two or more dimensions, and how many other arrays are passed over.
+    """Return the path of the only numeric dataset of two or more dimensions that has values, and how many arrays beside it.
 
     Raises
     ------
@@ -257,8 +257,10 @@ def choose_dataset(path: str) -> tuple[str, int]:
     InputError
         When nothing in the file is numeric, or its matrix is sparse.
     """
-    everything = list_datasets(path)
-    infos = [i for i in everything if i.numeric]
+    with hdf5_errors(printable(path), UNREADABLE), open_file(path) as (file, _):
+        everything = describe_all(file, path)
+    numeric = [i for i in everything if i.numeric]
+    infos = [i for i in numeric if i.problem not in (NO_SAMPLES, NO_FEATURES)]
     tables = [i for i in infos if len(i.shape) > 1]
     sparse = sparse_groups(everything)
     if MAIN in sparse or (sparse and not tables):
@@ -266,8 +268,10 @@ def choose_dataset(path: str) -> tuple[str, int]:
         raise refusal(path, MAIN if MAIN in sparse else min(sparse), rest)
     if len(tables) == 1:
         return tables[0].path, len(infos) - 1 + len(sparse)
+    if not infos and len(numeric) == 1:  # its reader says what it lacks
+        return numeric[0].path, 0
     if not infos:
-        raise InputError(f"{printable(path)}: holds no numeric dataset; `bn ls {printable(path)}` lists what there is")
+        raise InputError(f"{printable(path)}: {_nothing(everything)}; `bn ls {printable(path)}` lists what there is")
     found = f"{len(tables)} numeric datasets" if tables else "no numeric dataset"
     raise UsageError(
         f"{printable(path)}: holds {found} of two or more dimensions; name one, as in "
@@ -275,16 +279,38 @@ def choose_dataset(path: str) -> tuple[str, int]:
     )
 
 
+def _nothing(infos: list[DatasetInfo]) -> str:
+    """Say that nothing is numeric, and what there is instead where that is a table of columns."""
+    columns = [i for i in infos if i.dtype == COMPOUND]
+    if not columns:
+        return "holds no numeric dataset" if not any(i.numeric for i in infos) else "holds only empty datasets"
+    return (
+        f"holds no numeric dataset: {printable(columns[0].path)} is a table of columns (compound), which bn does not read; "
+        "write the columns that count as one array"
+    )
+
+
 def _few_axes(info: DatasetInfo) -> bool:
     return len(info.shape) < 2
 
 
-def describe_all(file: h5py.File, path: str) -> list[DatasetInfo]:
-    """Return what `list_datasets` does, of an open file."""
+def describe_all(file: h5py.File, path: str, damaged: list[tuple[str, str]] | None = None) -> list[DatasetInfo]:
+    """Return what `list_datasets` does, of an open file; see `walk` for what is damaged."""
     where = printable(path)
-    found = walk(h5g.open(file.id, b"/"), where)
+    found = walk(h5g.open(file.id, b"/"), where, damaged=damaged)
     infos = [describe(o, at, where) for at, o, first in found if first == at and isinstance(o, h5d.DatasetID)]
-    return sorted(parts_marked(infos), key=lambda i: natural(i.path))
+    infos += [DatasetInfo(at, (), "unknown", None, "", why, False) for at, why in damaged or ()]
+    tables = {i.path for i in infos if i.dtype == COMPOUND}
+    return sorted((_named_index(i, tables) for i in parts_marked(infos)), key=lambda i: natural(i.path))
+
+
+def _named_index(info: DatasetInfo, tables: set[str]) -> DatasetInfo:
+    """Describe an array of an index that PyTables keeps for /group/table in /group/_i_table as what it is: no data."""
+    for match in re.finditer("/_i_([^/]+)/", info.path):
+        owner = f"{info.path[: match.start()]}/{match[1]}"
+        if owner in tables:
+            return replace(info, problem=f"part of the index of the table {printable(owner)}", numeric=False)
+    return info
 
 
 def describe(item: h5d.DatasetID, at: str, where: str) -> DatasetInfo:
@@ -343,46 +369,7 @@ def _extent_problem(extent: int, shape: tuple[int, ...]) -> str:
         return NO_VALUES
     if extent == h5s.SCALAR:
         return "a single number without axes"
-    return "" if 0 not in shape else "no samples" if shape[0] == 0 else "no features"
-
-
-def type_of(kind: Any) -> tuple[np.dtype[Any] | None, str]:
-    """Return the type as stored (None unless bn reads it), and its name for people.
-
-    Only what is laid out exactly as NumPy's own bool, integers and IEEE floats of 16, 32 or 64 bits counts: h5py would
-    also read, say, a bfloat16 or a 24-bit integer, by converting it.
-    """
-    group, size = kind.get_class(), kind.get_size()
-    if group == h5t.INTEGER:
-        plain = size in (1, 2, 4, 8) and (kind.get_precision(), kind.get_offset()) == (8 * size, 0)
-    elif group == h5t.FLOAT:
-        plain = size in _IEEE and (kind.get_fields(), kind.get_ebias()) == _IEEE[size]
-    elif group == h5t.ENUM:
-        plain = kind.dtype == np.bool_
-    else:
-        return None, _odd_name(kind)
-    if not plain or kind.dtype.kind not in REAL_KINDS:
-        return None, _odd_name(kind)
-    dtype = np.dtype(kind.dtype.str)  # without h5py's metadata
-    return dtype, dtype.name if dtype.isnative else f"{'big' if dtype.str[0] == '>' else 'little'}-endian {dtype.name}"
-
-
-def _odd_name(kind: Any) -> str:
-    group, bits = kind.get_class(), 8 * kind.get_size()
-    if group == h5t.FLOAT:
-        fields = kind.get_fields()
-        return (
-            "bfloat16"
-            if bits == 16 and fields[2] == 8
-            else f"float of {kind.get_precision()} bits, not IEEE 16, 32 or 64"
-        )
-    if group == h5t.INTEGER:
-        return f"integer of {kind.get_precision()} bits in {bits}"
-    if group == getattr(h5t, "COMPLEX", -2) or (group == h5t.COMPOUND and kind.dtype.kind == "c"):
-        return "complex"
-    if group == h5t.VLEN:
-        return "variable-length"
-    return _CLASS_NAMES.get(group, f"HDF5 type class {group}")
+    return "" if 0 not in shape else NO_SAMPLES if shape[0] == 0 else NO_FEATURES
 
 
 def storage_problem(item: h5d.DatasetID) -> str:

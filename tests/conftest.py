@@ -23,5 +23,5 @@ settings.load_profile(os.environ.get("BN_HYPOTHESIS_PROFILE", "bn"))
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "peer: compares with torch, scikit-learn or onnx, skipped where they are missing"
+        "markers", "peer: compares with another package (torch, onnx, netCDF4 …), skipped where they are missing"
     )

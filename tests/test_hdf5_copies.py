@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -357,6 +358,36 @@ def test_the_order_of_members_and_attributes_is_kept(here: Path) -> None:
         file.attrs["z"], file.attrs["a"] = 1, 2
     _, whole = ([list(file), list(file["g"]), list(file["g/x"].attrs), list(file.attrs)] for file in both("x.h5::/g/x"))
     assert whole == [["g", "b"], ["z", "x", "a"], ["z", "a"], ["z", "a"]]
+
+
+def test_attributes_larger_than_64_kb(here: Path) -> None:
+    """As the format of HDF5 1.8 and later has them, beside the others of an object that has many."""
+    names = np.array([f"feature {i:032}".encode() for i in range(2000)])
+    with h5py.File("x.h5", "w", libver="latest") as file:
+        for name in ("x", "other"):
+            file[name] = table(20, 4)
+            file[name].attrs["words"] = names
+            for i in range(20):
+                file[name].attrs[f"a{i}"] = ["u"] * i if i else "t"
+        wanted = stored(file["x"])["words"]
+    for file, copied in zip(both("x.h5::/x"), (["x"], ["x", "other"]), strict=True):
+        for name in copied:
+            assert stored(file[name])["words"] == wanted
+            assert [len(file[name].attrs[f"a{i}"]) for i in range(20)] == [1, *range(1, 20)]
+
+
+@pytest.mark.parametrize("options", [{}, {"track_order": True}, {"libver": "latest"}])
+def test_the_same_content_gives_the_same_bytes(here: Path, options: dict[str, Any]) -> None:
+    """No time of day is in it."""
+    with h5py.File("x.h5", "w", **options) as file:
+        file["g/x"], file["labels"] = table(20, 4), ["a", "b"]
+        file.attrs["title"] = "t"
+    images = []
+    for pause in (0, 1.1):
+        time.sleep(pause)
+        good("apply", "good.bn.h5", "x.h5::/g/x", "-o", "y.h5", "-f")
+        images.append((here / "y.h5").read_bytes())
+    assert images[0] == images[1]
 
 
 def test_a_dataset_that_is_named_through_a_soft_link(here: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
-from h5py import h5d, h5g, h5p, h5s, h5t
+from h5py import h5d, h5g, h5i, h5p, h5s, h5t
 
 from bncli.errors import BnError, InputError, printable
 from bncli.formats.hdf5_attributes import copy_attributes, dimensions_of
@@ -46,7 +46,7 @@ from bncli.formats.hdf5_vetting import (
     walk,
 )
 from bncli.formats.hdf5_virtual import Virtual, mappings
-from bncli.formats.hdf5_writing import Disk, copy_objects, fitting_chunks, keep_filters
+from bncli.formats.hdf5_writing import Disk, copy_objects, fitting_chunks, keep_filters, new_file
 from bncli.formats.source import Source, check_shape, memory_that_fits
 from bncli.kernels import Place
 
@@ -163,6 +163,10 @@ class Hdf5Source(Source):
         """Have a new dataset remember the order of its attributes as this one does; tell whether the file does of its members."""
         layout.set_attr_creation_order(self._id.get_create_plist().get_attr_creation_order())
         return remembers_order(h5g.open(self._id, b"/"))
+
+    def recent(self) -> bool:
+        """Tell whether the file is in the format of HDF5 1.8 or later, in which attributes may be larger than 64 KB."""
+        return bool(h5i.get_file_id(self._id).get_create_plist().get_version()[0] >= 2)
 
     def _make_reader(self) -> Reader:
         layout = self._id.get_create_plist().get_layout()
@@ -300,7 +304,7 @@ class Hdf5Sink:
         try:
             with self.writing():
                 self._ordered = like is not None and like.in_order(layout)
-                self.file = h5py.File(self._disk, "w", rdcc_nbytes=0, track_order=self._ordered)
+                self.file = new_file(self._disk, in_order=self._ordered, recent=like is not None and like.recent())
                 limits = like.maxshape() if chunks and like else shape
                 self._id = self._create(layout, limits)
                 self._filters, self._chunks = filters_of(self._id), chunks

@@ -6,7 +6,8 @@ import io
 import math
 from typing import Any
 
-from h5py import h5a, h5d, h5g, h5l, h5o, h5p, h5s, h5t, h5z
+import h5py
+from h5py import h5a, h5d, h5f, h5fd, h5g, h5l, h5o, h5p, h5s, h5t, h5z
 
 from bncli import files
 from bncli.errors import InputError, printable
@@ -107,6 +108,29 @@ class Disk(io.RawIOBase):
         """Close the file."""
         self._file.close()
         super().close()
+
+
+def new_file(disk: Disk, *, in_order: bool = False, recent: bool = False) -> h5py.File:
+    """Create a file of which the same content gives the same bytes, and which h5py cannot make so: no times in it.
+
+    Parameters
+    ----------
+    disk : Disk
+    in_order : bool
+        Have the root group remember the order of members and attributes.
+    recent : bool
+        In the format of HDF5 1.8 (2008) and later, without which no attribute is larger than 64 KB.
+    """
+    creation, access = h5p.create(h5p.FILE_CREATE), h5p.create(h5p.FILE_ACCESS)
+    creation.set_obj_track_times(False)
+    if in_order:
+        creation.set_link_creation_order(h5p.CRT_ORDER_TRACKED | h5p.CRT_ORDER_INDEXED)
+        creation.set_attr_creation_order(h5p.CRT_ORDER_TRACKED | h5p.CRT_ORDER_INDEXED)
+    access.set_fclose_degree(h5f.CLOSE_STRONG)
+    access.set_libver_bounds(h5f.LIBVER_V18 if recent else h5f.LIBVER_EARLIEST, h5f.LIBVER_LATEST)
+    access.set_cache(0, 521, 0, 0.75)  # no cache of chunks: every chunk is written once
+    access.set_fileobj_driver(h5fd.fileobj_driver, disk)
+    return h5py.File(h5f.create(b"output", h5f.ACC_TRUNC, creation, access))
 
 
 def fitting_chunks(chunks: tuple[int, ...], shape: tuple[int, ...], room: int) -> tuple[tuple[int, ...], int, int]:

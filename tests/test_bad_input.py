@@ -533,6 +533,32 @@ def test_texts_of_letters_that_claim_gigabytes(here: Path, monkeypatch: pytest.M
     check_refused(3, ["fit", "x.h5::/x", "-o", "n.bn.h5"], "its texts claim")
 
 
+def test_texts_in_compounds_that_claim_gigabytes(here: Path) -> None:
+    """In attributes and in datasets; and lists of references, as a dimension has them."""
+    kind = np.dtype([("n", "i2"), ("text", h5py.string_dtype()), ("texts", h5py.string_dtype(), (2,))])
+    with h5py.File("x.h5", "w", libver="earliest") as file:
+        file["x"], file["t"] = X, np.arange(len(X))
+        record = np.array([(1, "a text of size 19 .", ["a text of size 19 ,"] * 2)], kind)
+        file["records"] = record
+        file["x"].attrs.create("records", record)
+        file["t"].make_scale("time")
+        file["x"].dims[0].attach_scale(file["t"])
+    whole = (here / "x.h5").read_bytes()
+    good("apply", "good.bn.h5", "x.h5::/x", "-o", "y.h5", "--copy-others")
+    with h5py.File("y.h5") as file:
+        assert file["records"][0]["texts"].tolist() == [b"a text of size 19 ,"] * 2
+    found = [m.start() + 3 for m in re.finditer(rb"\x13\0\0\0.{8}[\x01-\x08]\0\0\0", whole, re.DOTALL)]
+    assert len(found) == 6
+    scale = whole.index(
+        b"\x17\0\0\0\x08\0\0\0", whole.index(b"DIMENSION_LIST\0")
+    )  # the type of a reference, and its size
+    for at in [*found, scale + 7]:
+        (here / "x.h5").write_bytes(whole[:at] + b"\x7f" + whole[at + 1 :])
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        check_refused(3, ["apply", "good.bn.h5", "x.h5::/x", "-o", "y.h5", "--copy-others", "-f"], "its texts claim")
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + (50 << 10)
+
+
 def test_a_source_of_a_virtual_dataset_that_changes_during_the_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_h5(here / "s.h5", X)
     virtual_file(here / "v.h5", [(..., "s.h5", "x", (16, 4), ...)], (16, 4))

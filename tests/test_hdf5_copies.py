@@ -226,7 +226,7 @@ def test_columns_of_two_lengths_are_the_names(here: Path) -> None:
 
 
 def test_references_point_to_the_copies(here: Path) -> None:
-    """Behind a user block too, as MATLAB writes its cells: in attributes, datasets, lists and compounds."""
+    """Behind a user block too, as MATLAB writes its cells: in attributes, datasets and compounds, and lists in attributes."""
     pair = np.dtype([("what", h5py.ref_dtype), ("n", "i4")])
     with h5py.File("x.h5", "w", userblock_size=512) as file:
         file["first"], file["x"], file["#refs#/a"], file["#refs#/b"] = (
@@ -238,14 +238,16 @@ def test_references_point_to_the_copies(here: Path) -> None:
         a, b, x = (file[name].ref for name in ("#refs#/a", "#refs#/b", "x"))
         file.create_dataset("cells", data=np.array([[a], [b], [x]], h5py.ref_dtype), chunks=(2, 1), compression="gzip")
         file.create_dataset("pairs", data=np.array([(b, 1), (a, 2)], pair))
-        lists = file.create_dataset("lists", (2,), h5py.vlen_dtype(h5py.ref_dtype))
+        lists = np.empty(2, h5py.vlen_dtype(h5py.ref_dtype))
         lists[0], lists[1] = np.array([a, b, x], h5py.ref_dtype), np.array([b], h5py.ref_dtype)
+        file["cells"].attrs.create("lists", lists, dtype=lists.dtype)
+        file.create_dataset("lists", data=lists, dtype=lists.dtype)
         file.create_dataset("one", data=file["#refs#"].ref, dtype=h5py.ref_dtype)
         file.create_dataset("unset", (3,), h5py.ref_dtype)
         file["x"].attrs["see"], file["#refs#/a"].attrs["root"], file.attrs["x"] = b, file["/"].ref, x
         file["#refs#"].attrs.create("pairs", np.array([(x, 1)], pair))
     result = good("apply", "good.bn.h5", "x.h5::/x", "-o", "y.h5", "--copy-others")
-    assert "not kept" not in result.out
+    assert "not kept, since they refer to other objects or files: x.h5::/lists\n" in result.out
     with h5py.File("y.h5") as file:
 
         def names(refs: Any) -> list[str]:
@@ -254,7 +256,10 @@ def test_references_point_to_the_copies(here: Path) -> None:
         assert names(file["cells"][...]) == ["/#refs#/a", "/#refs#/b", "/x"]
         assert names(file["pairs"]["what"]) == ["/#refs#/b", "/#refs#/a"]
         assert file["pairs"]["n"].tolist() == [1, 2]
-        assert [names(part) for part in file["lists"][...]] == [["/#refs#/a", "/#refs#/b", "/x"], ["/#refs#/b"]]
+        assert [names(part) for part in file["cells"].attrs["lists"]] == [
+            ["/#refs#/a", "/#refs#/b", "/x"],
+            ["/#refs#/b"],
+        ]
         assert names(file["one"][()]) == ["/#refs#"]
         assert not any(file["unset"][...])
         assert names(file["x"].attrs["see"]) == ["/#refs#/b"]

@@ -160,8 +160,22 @@ class _Memory:
 
 
 def can_be_copied(item: h5d.DatasetID) -> bool:
-    """Tell whether the values of a dataset mean the same in another file: none are references, or all to whole objects."""
-    return _plain_references(item.get_type())
+    """Tell whether the values of a dataset mean the same in another file: none are references, or all to whole objects.
+
+    Lists of references are not copied: HDF5 does not tell what size an element claims, and makes room for it.
+    """
+    kind = item.get_type()
+    return not refers(kind) or (_plain_references(kind) and not _lists_references(kind))
+
+
+def _lists_references(kind: Any) -> bool:
+    """Tell whether values of a type hold lists, of variable length, of references."""
+    group = kind.get_class()
+    if group == h5t.COMPOUND:
+        return any(_lists_references(kind.get_member_type(i)) for i in range(kind.get_nmembers()))
+    if group == h5t.ARRAY:
+        return _lists_references(kind.get_super())
+    return bool(group == h5t.VLEN and refers(kind))
 
 
 def copied_by_value(item: h5d.DatasetID) -> bool:

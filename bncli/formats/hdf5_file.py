@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import h5py
@@ -28,6 +29,7 @@ MARKED = (
     "is open for writing by another process (SWMR, or not closed); run again when that has closed it. If it has died: "
     "h5clear -s"
 )
+MOST_CLAIMS = 1 << 12  # texts or lists in a value
 SHARED_TYPE, SHARED_SPACE = 1, 2  # flags of an attribute message
 STRUCTURES = 1 << 16  # most reads of structures to remember
 STRING_LIMIT = 64 << 20  # bytes of strings, or of references to them
@@ -70,11 +72,23 @@ class Watched(io.RawIOBase):
         name, shape and kind in what HDF5 has read is checked. Layout: HDF5 file format specification, IV.A.2.m (the
         attribute message) and VI.B (references into heaps).
         """
-        unit, name = element_bytes(attribute.get_type()), bytes(attribute.name) + b"\0"
-        if not unit:
+        kind, name = attribute.get_type(), bytes(attribute.name) + b"\0"
+        address, word = h5i.get_file_id(attribute).get_create_plist().get_sizes()
+        layout = Layout.of(kind, 8 + address)
+        if not layout.claims:
             return
-        word = h5i.get_file_id(attribute).get_create_plist().get_sizes()[1]
-        width = 8 + h5i.get_file_id(attribute).get_create_plist().get_sizes()[0]
+        for flags, coded, space, place in self._messages(name):
+            if _may_be(flags, coded, kind, space, attribute.shape, word):
+                values = os.pread(self.raw.fd, math.prod(attribute.shape) * layout.size, place)
+                self.check_texts(values, layout)
+                if (
+                    element_bytes(kind) and not flags & SHARED_TYPE
+                ):  # HDF5 mends the size of a reference, and converts so
+                    unit = int.from_bytes(coded[12:16], "little")
+                    self.check_texts(values, Layout(layout.size, ((0, unit),)))
+
+    def _messages(self, name: bytes) -> Iterator[tuple[int, bytes, bytes, int]]:
+        """Yield flags, type, dataspace and place of the values of what may be a message of an attribute of this name."""
         for start, count in self._structures.items():
             first = max(0, start - len(name) - HEAD)
             content = os.pread(self.raw.fd, count + len(name) + start - first, first)
@@ -84,21 +98,19 @@ class Watched(io.RawIOBase):
                     version, flags, *sizes = struct.unpack("<BBHHH", fields.ljust(8))
                     if version in versions and sizes[0] == len(name):
                         padded = 8 if version == 1 else 1
-                        type_at, space_at, place = (
-                            first + match.start() + sum(-(-size // padded) * padded for size in sizes[:i])
-                            for i in (1, 2, 3)
-                        )
-                        kind, space = (
-                            os.pread(self.raw.fd, n, p) for n, p in ((sizes[1], type_at), (sizes[2], space_at))
-                        )
-                        if _may_be(flags, kind, space, attribute.shape, word):
-                            references = os.pread(self.raw.fd, math.prod(attribute.shape) * width, place)
-                            self.check_texts(references, width, unit)
+                        ends = [first + match.start()]
+                        for size in sizes:
+                            ends.append(ends[-1] + -(-size // padded) * padded)
+                        coded, space = (os.pread(self.raw.fd, sizes[i], ends[i]) for i in (1, 2))
+                        yield flags, coded, space, ends[3]
 
-    def check_texts(self, references: bytes, width: int, unit: int) -> None:
-        """Raise ValueError when these references into heaps claim more bytes than the file can hold."""
-        whole = np.frombuffer(references, np.uint8)[: len(references) // width * width].reshape(-1, width)
-        claimed = unit * int(np.ascontiguousarray(whole[:, :4]).view("<u4").sum(dtype=np.int64))
+    def check_texts(self, content: bytes, layout: Layout) -> None:
+        """Raise ValueError when the references into heaps in values, as stored, claim more bytes than the file can hold."""
+        whole = np.frombuffer(content, np.uint8)[: len(content) // layout.size * layout.size].reshape(-1, layout.size)
+        claimed = 0
+        for place, unit in layout.claims:
+            counts = np.ascontiguousarray(whole[:, place : place + 4]).view("<u4")
+            claimed += unit * int(counts.sum(dtype=np.int64))
         if claimed > self.raw.size:
             raise ValueError(f"its texts claim {claimed} bytes")
 
@@ -127,19 +139,57 @@ class Watched(io.RawIOBase):
             check_heap(os.pread(self.raw.fd, min(size, self.raw.size - place), place))
 
 
-def _may_be(flags: int, kind: bytes, space: bytes, shape: tuple[int, ...], word: int) -> bool:
-    """Tell whether type and dataspace of an attribute's message are of variable length and of this shape.
+def _may_be(flags: int, coded: bytes, kind: Any, space: bytes, shape: tuple[int, ...], word: int) -> bool:
+    """Tell whether type and dataspace of an attribute's message are of this class and shape.
 
     What is shared with other messages (so its flags say) lies elsewhere, and is not compared. Layout: HDF5 file format
     specification, IV.A.2.b (dataspace, versions 1 and 2) and IV.A.2.d (datatype).
     """
-    if not flags & SHARED_TYPE and kind[:1] and kind[0] & 15 != h5t.VLEN:
+    group = h5t.VLEN if element_bytes(kind) else kind.get_class()  # texts of variable length are stored as class 9
+    if not flags & SHARED_TYPE and coded[:1] and coded[0] & 15 != group:
         return False
     if flags & SHARED_SPACE or len(space) < 4:
         return True
     head = 8 if space[0] == 1 else 4
     lengths = [space[head + word * i :][:word] for i in range(space[1])]
     return tuple(int.from_bytes(n, "little") for n in lengths) == shape
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How values of a type lie in the file, as far as it matters where they refer to heaps.
+
+    Attributes
+    ----------
+    size : int
+        Bytes of a value.
+    claims : tuple of (int, int)
+        Where in a value the number of elements of a text or list stands (4 bytes), and the size of an element in memory.
+    """
+
+    size: int
+    claims: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of(cls, kind: Any, width: int) -> Layout:
+        """Return the layout of a type, of which a reference into a heap takes `width` bytes in the file."""
+        unit, group = element_bytes(kind), kind.get_class()
+        if unit:
+            return cls(width, ((0, unit),))
+        if group == h5t.ARRAY:
+            inner, count = cls.of(kind.get_super(), width), math.prod(kind.get_array_dims())
+            if len(inner.claims) * count > MOST_CLAIMS:
+                raise ValueError(f"a value of it holds {count} texts or lists")
+            at = range(count if inner.claims else 0)
+            return cls(count * inner.size, tuple((i * inner.size + p, u) for i in at for p, u in inner.claims))
+        claims: list[tuple[int, int]] = []
+        longer = 0  # in the file than in memory, so far
+        for i in range(kind.get_nmembers() if group == h5t.COMPOUND else 0):
+            member, start = kind.get_member_type(i), kind.get_member_offset(i) + longer
+            inner = cls.of(member, width)
+            claims += [(start + p, u) for p, u in inner.claims]
+            longer += inner.size - member.get_size()
+        return cls(kind.get_size() + longer, tuple(claims))
 
 
 def element_bytes(kind: Any) -> int:

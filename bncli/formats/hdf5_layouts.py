@@ -12,7 +12,7 @@ from h5py import h5d, h5i, h5s, h5z
 
 from bncli.errors import InputError
 from bncli.formats.hdf5_chunks import ChunkCache, ChunkTable, Decoder
-from bncli.formats.hdf5_file import Watched, element_bytes, hdf5_errors
+from bncli.formats.hdf5_file import Layout, Watched, hdf5_errors
 from bncli.formats.hdf5_vetting import filters_of
 from bncli.formats.source import RegularFile
 from bncli.kernels import Place
@@ -211,12 +211,12 @@ def check_strings(item: h5d.DatasetID, watched: Watched, where: str, budget: int
 
     The references are read as any values are, with the same checks; a compact dataset has them in its header, and few.
     """
-    unit, plist = element_bytes(item.get_type()), item.get_create_plist()
-    if not unit or plist.get_layout() == h5d.COMPACT:
+    plist, width = item.get_create_plist(), 8 + h5i.get_file_id(item).get_create_plist().get_sizes()[0]
+    layout = Layout.of(item.get_type(), width)
+    if not layout.claims or plist.get_layout() == h5d.COMPACT:
         return
     shape = tuple(item.get_space().get_simple_extent_dims())
-    width = 8 + h5i.get_file_id(item).get_create_plist().get_sizes()[0]
-    stored = np.dtype(f"V{width}")
+    stored = np.dtype(f"V{layout.size}")
     reader: Reader | None = None
     if plist.get_layout() == h5d.CHUNKED:
         table = ChunkTable(item, shape, tuple(plist.get_chunk()))
@@ -227,4 +227,4 @@ def check_strings(item: h5d.DatasetID, watched: Watched, where: str, budget: int
         for first in range(0, math.prod(shape), AT_ONCE):
             references = np.empty(min(AT_ONCE, math.prod(shape) - first), stored)
             reader.read(first, references)
-            watched.check_texts(references.tobytes(), width, unit)
+            watched.check_texts(references.tobytes(), layout)

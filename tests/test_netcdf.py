@@ -152,12 +152,34 @@ def test_the_peers_open_both_outputs(nc: Any, make: Callable[[Any], None], varia
     opened_by_all(nc, "whole.nc")
 
 
+def test_netcdf_masks_no_normalized_value(nc: Any) -> None:
+    """What was valid or missing before says nothing of the values afterwards."""
+    with nc.Dataset("in.nc", "w") as file:
+        file.createDimension("n", 50)
+        file.createDimension("c", 3)
+        for name, attributes in (
+            ("a", {"valid_range": np.array([200, 350], "f4")}),
+            ("b", {"valid_min": np.float32(200), "missing_value": np.float32(0)}),
+            ("d", {"valid_max": np.float32(350), "_Unsigned": "true"}),
+        ):
+            variable = file.createVariable(name, "f4", ("n", "c"))
+            variable.setncatts(attributes | {"units": "K"})
+            variable[:] = np.random.default_rng(1).normal(280, 10, (50, 3))
+    for name in "abd":
+        good("fit", f"in.nc::/{name}", "-o", f"{name}.bn.h5", "-q")
+        good("apply", f"{name}.bn.h5", f"in.nc::/{name}", "-o", f"{name}.nc", "-q")
+        with nc.Dataset(f"{name}.nc") as file, h5py.File(f"{name}.nc") as raw:
+            assert not np.ma.is_masked(file[name][:])
+            assert np.array_equal(np.ma.getdata(file[name][:]), raw[name][()])
+            assert file[name].ncattrs() == ["units"]
+
+
 def normalized(wanted: dict[str, Any], found: dict[str, Any], path: str) -> None:
     """Take out what is to differ: the values of a variable, and the attributes that speak of the stored ones."""
     *way, name = path.split("/")
     for group in way:
         wanted, found = wanted[group], found[group]
-    stored = ("_FillValue", "scale_factor", "add_offset")
+    stored = ("_FillValue", "scale_factor", "add_offset", "missing_value")
     wanted[name][2] = [(n, v) for n, v in wanted[name][2] if n not in stored]
     assert found[name][3] != wanted[name][3]
     found[name][3] = wanted[name][3]

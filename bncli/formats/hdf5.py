@@ -23,7 +23,7 @@ from bncli.errors import BnError, InputError, printable
 from bncli.formats.hdf5_attributes import copy_attributes, dimensions_of
 from bncli.formats.hdf5_chunks import ENTRY_BYTES, ChunkTable, boxes, encode, encodes
 from bncli.formats.hdf5_file import STRING_LIMIT, hdf5_errors, open_file, reason
-from bncli.formats.hdf5_fills import SCALING, marks_of, scaling
+from bncli.formats.hdf5_fills import OF_STORED, marks_of, scaling
 from bncli.formats.hdf5_layouts import Chunked, Constant, Contiguous, Memory, Reader, check_strings
 from bncli.formats.hdf5_sparse import note as sparse_note
 from bncli.formats.hdf5_vetting import (
@@ -64,7 +64,6 @@ __all__ = [
     "versions",
 ]
 
-OF_STORED = (*SCALING, "_FillValue")  # attributes that do not hold for what bn writes
 WRITE_BYTES = 8 << 20
 NAME_ATTRIBUTES = ("feature_names", "columns")
 
@@ -259,7 +258,7 @@ class Hdf5Sink:
         Of the whole dataset.
     like : Hdf5Source or None
         Whose attributes, chunks, maxshape and filters to keep. Lossy filters and what describes only the stored
-        numbers of the input (`scale_factor`, `add_offset`, `_FillValue`) are left out. None: a contiguous dataset.
+        numbers of the input (`hdf5_fills.OF_STORED`) are left out. None: a contiguous dataset.
     budget : int
         Bytes to buffer at most.
     workers : int
@@ -375,7 +374,7 @@ class Hdf5Sink:
     def _take_attributes(self, like: Hdf5Source) -> list[str]:
         """Copy what does not speak of other objects; return the names (/path@name) of what does."""
         item = like.dataset_id()
-        lost = copy_attributes(item, self._id, like.watched, skip=(*SCALING, *dimensions_of(item)))
+        lost = copy_attributes(item, self._id, like.watched, skip=(*OF_STORED, *dimensions_of(item)))
         lost += [name for name in dimensions_of(item) if name in like.attributes]
         return [f"{self.dataset}@{name}" for name in lost]
 
@@ -449,7 +448,7 @@ def copy_others(source_path: str, dataset: str, sink: Hdf5Sink) -> tuple[list[st
     with sink.writing(), hdf5_errors(printable(source_path), UNREADABLE), open_file(source_path) as (file, watched):
         main = open_dataset(file, source_path, dataset)
         root, target = h5g.open(file.id, b"/"), h5g.open(sink.file.id, b"/")
-        return copy_objects(root, target, main, sink.dataset, watched, SCALING)
+        return copy_objects(root, target, main, sink.dataset, watched, OF_STORED)
 
 
 def other_datasets(path: str, dataset: str) -> list[str]:

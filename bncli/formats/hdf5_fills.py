@@ -9,11 +9,13 @@ import numpy as np
 from h5py import h5a, h5d, h5g, h5i, h5s
 
 from bncli.formats.fills import Mark, Number
-from bncli.formats.hdf5_vetting import type_of
+from bncli.formats.hdf5_types import type_of
 
 MOST = 64  # values in an attribute that lists fill values
 SCALING = ("scale_factor", "add_offset")  # the stored values are not the real ones
 FILLS = ("_FillValue", "missing_value")
+RANGE = ("valid_range", "valid_min", "valid_max")
+OF_STORED = (*SCALING, *FILLS, *RANGE, "_Unsigned")  # attributes that do not hold for normalized values
 NETCDF_FILE = ("_NCProperties", "_nc3_strict")
 NETCDF_VARIABLE = ("DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates")
 # NC_FILL_* of netCDF's netcdf.h; it has values for types of one byte too, all of whose values are common data
@@ -50,8 +52,7 @@ def marks_of(item: h5d.DatasetID, dtype: np.dtype[Any]) -> tuple[Mark, ...]:
 
 def _range(item: h5d.DatasetID, dtype: np.dtype[Any]) -> list[Mark]:
     """The valid range, where it is one of the stored values: they may be packed, or unsigned behind a signed type."""
-    names = ("valid_range", "valid_min", "valid_max")
-    (both, kind), (low, kind_of_low), (high, kind_of_high) = (_numbers(item, name) for name in names)
+    (both, kind), (low, kind_of_low), (high, kind_of_high) = (_numbers(item, name) for name in RANGE)
     kinds = {k for k in (kind, kind_of_low, kind_of_high) if k is not None}
     if h5a.exists(item, b"_Unsigned") or (scaling(item) and kinds != {dtype}):
         return []

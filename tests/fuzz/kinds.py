@@ -21,6 +21,18 @@ import bncli
 from bncli import exchange
 from bncli.errors import UsageError
 
+# attributes that speak of the stored numbers
+OF_STORED = (
+    "scale_factor",
+    "add_offset",
+    "_FillValue",
+    "missing_value",
+    "valid_range",
+    "valid_min",
+    "valid_max",
+    "_Unsigned",
+)
+
 LIES = (
     0,
     1,
@@ -293,7 +305,7 @@ def altered(source: str, output: str, dataset: str, *, everything: bool) -> list
 
     Those of the stored numbers (`scale_factor` and the like) have to be missing, no others.
     """
-    found, skip = [], ("scale_factor", "add_offset", "_FillValue")
+    found, skip = [], OF_STORED
     with h5py.File(source, "r") as before, h5py.File(output, "r") as after:
         paths = ["/"]
         before.visit(paths.append)

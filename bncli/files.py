@@ -10,6 +10,7 @@ import os
 import re
 import stat
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from bncli.errors import InputError, OutputExistsError, ResultBesideError, Write
 SUFFIX = ".tmp"
 BEGUN_BYTES = 32 << 20  # that the system is asked to write to disk at a time
 MOST_LOCKED = 256  # of the outputs of one run; every lock is an open file
+_umask = threading.Lock()  # it can only be read by setting it, and two threads would keep each other's 0
 
 
 class Outputs:
@@ -319,8 +321,9 @@ def _set_mode(temporary: str, target: str) -> None:
     try:
         mode = os.stat(target).st_mode & 0o7777
     except FileNotFoundError:
-        mask = os.umask(0)
-        os.umask(mask)
+        with _umask:
+            mask = os.umask(0)
+            os.umask(mask)
         mode = 0o666 & ~mask
     os.chmod(temporary, mode)
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import struct
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,7 @@ def pack(arrays: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, Value]
     attributes : name -> int, float, str or tuple of int
         Kept on the root, beside `digest`.
     """
-    with h5py.File("stats", "w", driver="core", backing_store=False) as file:
+    with in_memory() as file:
         for name, array in arrays.items():
             is_text = array.dtype.kind == "S"
             values = array.astype(h5py.string_dtype("utf-8", array.dtype.itemsize)) if is_text else array
@@ -49,6 +50,14 @@ def pack(arrays: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, Value]
         file.flush()
         image: bytes = file.id.get_file_image()
     return sealed(image)
+
+
+def in_memory() -> h5py.File:
+    """A new HDF5 file in memory alone.
+
+    HDF5 knows such a file by its name, of which there must be no second one open: another thread may be making one.
+    """
+    return h5py.File(uuid.uuid4().hex, "w", driver="core", backing_store=False)
 
 
 def unpack(image: bytes, where: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Value]]:

@@ -31,7 +31,7 @@ SAVE_WEIGHTS = 'load it in Keras 3 and save the weights alone: model.save_weight
 def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, inputs: Sequence[str] = ()) -> Exported:
     """Write weights that `Model.load_weights` takes, for a model whose only weights are one BatchNormalization's."""
     stats = chosen(stats, use)
-    with h5py.File("weights", "w", driver="core", backing_store=False) as file:
+    with store.in_memory() as file:
         variables = file.create_group(f"layers/{LAYER}/vars")
         variables.attrs["name"] = LAYER
         for key, name in VARIABLES.items():

@@ -46,6 +46,16 @@ class WriteError(BnError):
     exit_code = 74
 
 
+def reason_of(error: object) -> str:
+    """What an error of Python or of a library says about a file, less what only a programmer understands."""
+    if isinstance(error, (TypeError, AttributeError)):
+        return "it is not laid out as such files are"
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    text = str(error)
+    return "it holds a number of thousands of digits" if "set_int_max_str_digits" in text else text
+
+
 def printable(text: object) -> str:
     r"""Text from a file, safe to show: control characters and escape codes become ``\x1b`` and the like.
 

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from bncli import __version__, batchnorm, files, store
 from bncli.arrays import to_array
-from bncli.errors import BnError, InputError, MismatchError, UsageError, printable
+from bncli.errors import BnError, InputError, MismatchError, UsageError, printable, reason_of
 from bncli.layout import feature_axis
 from bncli.moments import Moments, Running
 
@@ -196,6 +197,7 @@ class Stats:
                 raise MismatchError(f"{name} has shape {array.shape}, the running mean {shape}")
         if self.names is not None and len(self.names) != shape[0]:
             raise MismatchError(f"{len(self.names)} feature names for {shape[0]} features")
+        check_names(self.names or ())
         if (self.running_var < 0).any() or (self.population.m2 < 0).any():
             raise MismatchError("a variance is negative")
         check_conventions(self.momentum, self.eps, self.ddof, self.init)
@@ -435,7 +437,7 @@ class Stats:
             "population/m2": self.population.m2,
         }
         if self.names is not None:
-            arrays["feature_names"] = np.array([name.encode() for name in self.names])
+            arrays |= store.text_arrays("feature_names", self.names)
         if self.running is not None:
             arrays |= {
                 "state/k": np.broadcast_to(self.running.k[0], self.num_features).astype(np.int64),
@@ -476,7 +478,9 @@ class Stats:
         try:
             return cls._from_parts(arrays, attributes)
         except (LookupError, ValueError, TypeError, AttributeError, BnError) as error:
-            raise InputError(f"{printable(where)}: not a stats file of this format: {printable(error)}") from None
+            raise InputError(
+                f"{printable(where)}: not a stats file of this format: {printable(reason_of(error))}"
+            ) from None
 
     @classmethod
     def _from_parts(cls, arrays: dict[str, npt.NDArray[Any]], attributes: dict[str, Any]) -> Stats:
@@ -491,7 +495,6 @@ class Stats:
             if has_state
             else None
         )
-        names = arrays.get("feature_names")
         momentum = attributes["momentum"]
         plain: dict[str, Any] = {name: attributes[name] for name in PLAIN_ATTRIBUTES}
         return cls(
@@ -502,7 +505,7 @@ class Stats:
             population,
             running,
             momentum=None if math.isnan(momentum) else momentum,
-            names=None if names is None else tuple(name.decode() for name in names.tolist()),
+            names=store.texts_of("feature_names", arrays, len(count)),
             options=json.loads(attributes["options"]),
             provenance=json.loads(attributes["provenance"]),
             learned=Learned.from_parts(arrays, attributes),
@@ -549,6 +552,15 @@ def check_conventions(momentum: float | None, eps: float, ddof: int, init: str) 
         raise UsageError(f"ddof {ddof} is neither 0 nor 1")
     if init not in INITS:
         raise UsageError(f"init {init!r} is not one of {', '.join(INITS)}")
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise MismatchError for a name that no file could keep."""
+    for i, name in enumerate(names):
+        if name[-1:] == "\0":  # which fixed lengths are padded with
+            raise MismatchError(f"the name of feature {i}, {printable(name)!r}, ends in a NUL character; take it out")
+        if not name.isascii() and name.encode(errors="replace").decode() != name:
+            raise MismatchError(f"the name of feature {i}, {printable(name)!r}, holds half a character")
 
 
 def provenance(sources: list[dict[str, Any]]) -> dict[str, Any]:

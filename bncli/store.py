@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import struct
+import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import h5py
 import numpy as np
 import numpy.typing as npt
+from h5py import h5i
 
-from bncli.errors import InputError, printable
+from bncli.errors import InputError, printable, reason_of
 
 Value = int | float | str | tuple[int, ...]
 DIGEST = "digest"
+ENDS = "_ends"
+HEAD = 9  # bytes of an attribute message before its name, at most
 SEAL = b"\nbn sha256 "
 SEAL_BYTES = len(SEAL) + 64 + 1
 LARGE = 64 << 20  # bytes; a smaller file is read before it is looked at
+PADDING, SPARE = 4, 1 << 20  # texts are padded to one length up to this many times their bytes, and these beside
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 NO_HDF5 = "it is no HDF5 file; make one with 'bn fit' or 'bn import'"
 HEAP = re.compile(rb"GCOL\x01\0\0\0")  # signature and version of a heap of texts
@@ -74,10 +80,12 @@ def unpack(image: bytes, where: str) -> tuple[dict[str, npt.NDArray[Any]], dict[
         check_heaps(image)
         with h5py.File(h5py.h5f.open_file_image(image, flags=h5py.h5f.ACC_RDONLY)) as file:
             _check_digest_is_there(file, where)
-            arrays = _arrays(file, where)
+            arrays = _arrays(file, len(image), where)
+            for name in file.attrs:
+                check_text(image, file.attrs.get_id(name))
             attributes = {printable(name): _attribute(file, name, where) for name in file.attrs}
     except UNREADABLE as error:
-        reason = printable(error)[:200] if SIGNATURE in image else NO_HDF5
+        reason = printable(reason_of(error))[:200] if SIGNATURE in image else NO_HDF5
         raise InputError(f"{where}: not a readable stats file: {reason}") from None
     found = attributes.pop(DIGEST)
     if found != digest(arrays, attributes):
@@ -179,6 +187,82 @@ def check_heap(heap: bytes) -> None:
         place += step
 
 
+def check_text(content: bytes, attribute: Any) -> None:
+    """Raise ValueError when an attribute (h5py's AttrID) claims more bytes than the file has: HDF5 would make room first.
+
+    Layout: HDF5 file format specification, IV.A.2.m (the attribute message: 8 or 9 bytes with the sizes of what follows,
+    name, type, shape, values) and VI.B (a text among the values: the bytes that it claims, and where it lies).
+    """
+    kind, count = attribute.get_type(), math.prod(attribute.shape)
+    claims = [count * kind.get_size()]
+    if kind.get_class() == h5py.h5t.STRING and kind.is_variable_str():
+        width = 8 + h5i.get_file_id(attribute).get_create_plist().get_sizes()[0]
+        references = list(_values(content, bytes(attribute.name) + b"\0", count * width))
+        claims = [sum(int.from_bytes(r[i : i + 4], "little") for i in range(0, len(r), width)) for r in references]
+    if not claims or max(claims) > len(content):
+        raise ValueError("an attribute claims more than the file holds")
+
+
+def _values(content: bytes, name: bytes, size: int) -> Iterator[bytes]:
+    """The values of every attribute message of this name, which ends in a NUL."""
+    start = content.find(name, HEAD)
+    while start >= 0:
+        for head, versions in ((HEAD - 1, (1, 2)), (HEAD, (3,))):
+            version, _, *sizes = struct.unpack_from("<BBHHH", content, start - head)
+            if version in versions and sizes[0] == len(name):
+                unit = 8 if version == 1 else 1  # each part is padded to it
+                place = start + sum(-(-s // unit) * unit for s in sizes)
+                yield content[place : place + size]
+        start = content.find(name, start + 1)
+
+
+def text_arrays(name: str, texts: Sequence[str], kind: str = "S") -> dict[str, npt.NDArray[Any]]:
+    """Texts as one array, padded to one length (kind S: UTF-8, U: NumPy's letters of 4 bytes).
+
+    Where padding would take far more room than the texts, as one long name among thousands has it: their UTF-8 bytes, one
+    text behind the other, as `name`, and where each ends as `name_ends`.
+    """
+    encoded = [text.encode() for text in texts]
+    sizes = [len(text) for text in encoded]
+    if len(sizes) * max(sizes, default=0) <= PADDING * sum(sizes) + SPARE:
+        return {name: np.array(encoded if kind == "S" else list(texts))}
+    return {name: np.frombuffer(b"".join(encoded), np.uint8), name + ENDS: np.cumsum(sizes)}
+
+
+def texts_of(name: str, arrays: Mapping[str, npt.NDArray[Any]], count: int) -> tuple[str, ...] | None:
+    """Texts from the arrays of `text_arrays`; None where there are none.
+
+    Raises
+    ------
+    ValueError
+        When they are no such arrays, or not of `count` texts: found out before any text is made.
+    """
+    if name not in arrays:
+        return None
+    values, ends = arrays[name], arrays.get(name + ENDS)
+    if (values if ends is None else ends).shape != (count,):
+        raise ValueError(f"there are not {count} texts in {name}")
+    if ends is None:
+        if values.dtype.kind not in "SU":
+            raise ValueError(f"{name} holds no texts")
+        if values.dtype.kind == "U" and values.size and letters(values).max() > sys.maxunicode:
+            raise ValueError(f"{name} holds a number that is no letter")
+        return tuple(text.decode() if isinstance(text, bytes) else text for text in values.tolist())
+    starts = np.concatenate([[0], ends[:-1]])
+    if values.dtype != np.uint8 or values.ndim != 1 or ends.dtype != np.int64 or (starts > ends).any():
+        raise ValueError(f"{name} holds no texts")
+    content = values.tobytes()
+    if count and ends[-1] != len(content):
+        raise ValueError(f"the texts in {name} are not all there")
+    return tuple(content[start:end].decode() for start, end in zip(starts.tolist(), ends.tolist(), strict=True))
+
+
+def letters(texts: npt.NDArray[np.str_]) -> npt.NDArray[np.uint32]:
+    """The numbers of the letters of an array of texts (kind U), in one dimension; NumPy does not look whether there are such."""
+    whole = np.ascontiguousarray(texts).reshape(-1)
+    return whole.view(np.dtype(np.uint32).newbyteorder(whole.dtype.byteorder))
+
+
 def _check_digest_is_there(file: h5py.File, where: str) -> None:
     if DIGEST not in file.attrs:
         raise InputError(
@@ -186,15 +270,18 @@ def _check_digest_is_there(file: h5py.File, where: str) -> None:
         )
 
 
-def _arrays(file: h5py.File, where: str) -> dict[str, npt.NDArray[Any]]:
+def _arrays(file: h5py.File, size: int, where: str) -> dict[str, npt.NDArray[Any]]:
     arrays: dict[str, npt.NDArray[Any]] = {}
+    left = size  # bytes of a file: several datasets may claim the same
 
     def visit(name: str | bytes, item: h5py.Dataset | h5py.Group) -> None:
         if isinstance(name, bytes):  # not UTF-8
             raise InputError(f"{where}: damaged: it holds {printable(name)}; use a copy, or fit again")
+        nonlocal left
         if isinstance(item, h5py.Dataset):
+            left -= item.nbytes
             # pack writes plain datasets; anything else could claim more memory than the file has bytes
-            if item.chunks or item.is_virtual or item.external or item.id.get_storage_size() != item.nbytes:
+            if item.chunks or item.is_virtual or item.external or item.id.get_storage_size() != item.nbytes or left < 0:
                 raise InputError(f"{where}: its dataset {printable(name)} is not stored as bn stores it; fit again")
             arrays[name] = item[...].astype(item.dtype, copy=False)
 

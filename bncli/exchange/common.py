@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from bncli import store
 from bncli.advice import BnWarning
-from bncli.errors import InputError, MismatchError, UsageError, printable
+from bncli.errors import InputError, MismatchError, UsageError, printable, reason_of
 from bncli.exchange.names import KNOWN
 from bncli.moments import Moments
 from bncli.stats import PRESETS, Preset, Stats, check_conventions, provenance
@@ -166,7 +166,7 @@ def check_readable(path: str) -> None:
 
 def unreadable(path: str, kind: str, error: object) -> InputError:
     """The error for a file that its own library does not read; the library's words are cut to one sentence."""
-    reason = printable(" ".join(str(error).split()).split(". ")[0])[:200]
+    reason = printable(" ".join(reason_of(error).split()).split(". ")[0])[:200]
     return InputError(
         f"{printable(path)}: not a readable {kind}: {reason or type(error).__name__}; write or copy it again"
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ INDEX = "index"
 CHECKSUM = "bncli_sha256"
 COUNT = "num_features"  # the last column, so that a cut file shows
 NONE = "none"
+_limit = threading.Lock()
 
 
 def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, inputs: Sequence[str] = ()) -> Exported:
@@ -49,7 +52,8 @@ def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> S
     content = files.read_bytes(path, LARGEST)
     try:
         text = content.decode("utf-8-sig")
-        columns = _columns(text)
+        with _long_fields(len(text)):
+            columns = _columns(text)
         fields.check_there(columns, path)
         _check_whole(columns, text)
         held = {name: _convention(name, columns[name]) for name in KINDS if name in columns}
@@ -60,6 +64,18 @@ def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> S
     names = columns.get(fields.NAMES)
     given = names if names and any(names) else None
     return to_stats(path, "csv", numbers, held, names=given, eps=eps, momentum=momentum, told=told)
+
+
+@contextlib.contextmanager
+def _long_fields(size: int) -> Iterator[None]:
+    """Let a field have this many letters: Python's limit of 131,072 is less than a name may have, and one for all threads."""
+    with _limit:
+        before = csv.field_size_limit()
+        csv.field_size_limit(max(size, before))
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
 
 
 def _columns(text: str) -> dict[str, list[str]]:

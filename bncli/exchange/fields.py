@@ -18,7 +18,7 @@ NAMES = "name"
 def columns(stats: Stats) -> dict[str, npt.NDArray[Any]]:
     """One array of shape (C,) per field; names only where there are some. Raises as `Stats.scale_shift` does."""
     scale, shift = stats.scale_shift()
-    found: dict[str, npt.NDArray[Any]] = {} if stats.names is None else {NAMES: np.array(stats.names)}
+    found: dict[str, npt.NDArray[Any]] = {} if stats.names is None else {NAMES: np.array(stats.names, object)}
     found |= {name: stats.population_count if name == "count" else getattr(stats, name) for name in COLUMNS}
     return found | {"scale": scale, "shift": shift}
 

@@ -50,8 +50,7 @@ def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> S
         ]
         json.dumps(sources, allow_nan=False)  # elsewhere a NaN or an infinity has no meaning
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        missing = f"it has no {error}" if isinstance(error, KeyError) else error
-        raise unreadable(path, "JSON of 'bn inspect --json'", missing) from None
+        raise unreadable(path, "JSON of 'bn inspect --json'", error) from None
     given = None if all(name is None for name in names) else names
     return to_stats(path, "json", columns, held, names=given, sources=sources, eps=eps, momentum=momentum)
 
@@ -67,15 +66,17 @@ def _features(record: Any) -> list[Any]:
         raise ValueError(f"bn knows no key {unknown[0]!r} in it")
     if record["format"] != FORMAT or record["version"] != FORMAT_VERSION:
         raise ValueError(f"its format is {record['format']!r} {record['version']!r}, not {FORMAT!r} {FORMAT_VERSION}")
-    found = [feature["index"] for feature in record["features"]]
-    if found != list(range(record["num_features"])):
-        raise ValueError(f"its features are not 0 to {record['num_features'] - 1}, all of them and in order")
-    return list(record["features"])
+    features, claimed = record["features"], record["num_features"]
+    if claimed != len(features):  # before a list of as many is made
+        raise ValueError(f"it holds {len(features)} features, and says that there are {str(claimed)[:20]}")
+    if [feature["index"] for feature in features] != list(range(len(features))):
+        raise ValueError(f"its features are not 0 to {len(features) - 1}, all of them and in order")
+    return list(features)
 
 
 def _number(value: Any) -> Any:
     if isinstance(value, bool):
-        raise TypeError(f"{value} is no number")
+        raise ValueError(f"{value} is no number")
     return math.nan if value is None else value
 
 

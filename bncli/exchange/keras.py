@@ -60,11 +60,11 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
         store.check_heaps(content)
         with h5py.File(io.BytesIO(content), "r") as file:
             _refuse_other_kinds(file, path)
-            groups, also = _layers(file, VARIABLES, layer)
-            _refuse_incomplete(_layers(file, ("0", "1", "2"), layer)[0], layer, len(groups), path)
+            groups, also = _layers(file, VARIABLES, layer, content)
+            _refuse_incomplete(_layers(file, ("0", "1", "2"), layer, content)[0], layer, len(groups), path)
             sizes = {name: group["0"].shape[0] for name, group in groups.items()}
             name = pick(sizes, layer, path, "no vars 0, 1, 2, 3 of one length", also)
-            columns = {column: _read(groups[name][key], len(content), path) for key, column in VARIABLES.items()}
+            columns = {column: _read(groups[name][key], content, path) for key, column in VARIABLES.items()}
     except store.UNREADABLE as error:
         raise unreadable(path, "HDF5 file of Keras weights", error) from None
     return to_stats(path, "keras", columns, {}, layer=name, eps=eps, momentum=momentum)
@@ -89,7 +89,7 @@ def _refuse_other_kinds(file: h5py.File, path: str) -> None:
 
 
 def _layers(
-    file: h5py.File, variables: Iterable[str], asked: str | None
+    file: h5py.File, variables: Iterable[str], asked: str | None, content: bytes
 ) -> tuple[dict[str, h5py.Group], dict[str, set[str]]]:
     """Groups of these variables, all of one length, under the layer's own name; and its other names.
 
@@ -102,7 +102,7 @@ def _layers(
     def visit(path: str, item: h5py.Dataset | h5py.Group) -> None:  # no link out of the file is followed
         at, _, last = path.rpartition("/")
         if last == "vars" and isinstance(item, h5py.Group):
-            names[at] = str(item.attrs.get("name", at))
+            names[at] = str(_attribute(item, "name", content) or at)
             if _is_layer(item, set(variables)):
                 groups[at] = item
 
@@ -117,6 +117,14 @@ def _layers(
             break
     also = {chosen[at]: {own[at], full[at], at} for at in groups}
     return {chosen[at]: group for at, group in groups.items()}, also
+
+
+def _attribute(item: h5py.Dataset | h5py.Group, name: str, content: bytes) -> Any:
+    """An attribute, if it is there; raises ValueError where it claims more than the file holds."""
+    if name not in item.attrs:
+        return None
+    store.check_text(content, item.attrs.get_id(name))
+    return item.attrs[name]
 
 
 def _ancestors(path: str) -> list[str]:
@@ -144,13 +152,13 @@ def _is_layer(group: h5py.Group, variables: set[str]) -> bool:
     return len(shapes) == 1 and len(shapes.pop() or ()) == 1
 
 
-def _read(dataset: h5py.Dataset, size: int, path: str) -> npt.NDArray[Any]:
+def _read(dataset: h5py.Dataset, content: bytes, path: str) -> npt.NDArray[Any]:
     """A small plain dataset; Keras writes no other, and another could claim more than the file has."""
     where = f"{printable(path)}: {printable(dataset.name)}"
-    narrow = dataset.dtype == "V2" and dataset.attrs.get("dtype") == "bfloat16"
+    narrow = dataset.dtype == "V2" and _attribute(dataset, "dtype", content) == "bfloat16"
     plain = not (dataset.chunks or dataset.is_virtual or dataset.external) and (dataset.dtype.kind == "f" or narrow)
     offset = dataset.id.get_offset() if plain else None
-    if offset is None or offset + dataset.nbytes > size:
+    if offset is None or offset + dataset.nbytes > len(content):
         raise InputError(
             f"{where} is not stored as Keras stores it (float numbers in one piece); save the weights again"
         )

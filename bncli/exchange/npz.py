@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 import tokenize
 import zipfile
 import zlib
@@ -13,14 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncli import files
+from bncli import files, store
 from bncli.exchange import fields, names, state_dict
 from bncli.exchange.common import KINDS, Exported, Momentum, chosen, conventions, to_stats, unreadable
 from bncli.stats import Stats
 
 LARGEST = 4 << 30  # of the file
 POPULATION = ("count", "population_mean", "population_var")
-FIELDS = {*POPULATION, fields.NAMES, *KINDS}
+FIELDS = {*POPULATION, fields.NAMES, fields.NAMES + store.ENDS, *KINDS}
 INFLATED, RATIO = 16 << 20, 4  # bytes of all fields, and beside them times the file's; a real file has half its RATIO
 DAMAGED = (  # what zipfile and NumPy's reader of headers raise over damaged or hostile bytes
     *(ValueError, LookupError, TypeError, SyntaxError, EOFError, OSError, RuntimeError, ArithmeticError, MemoryError),
@@ -36,7 +37,9 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
     held = conventions(stats)
     single = held | {"momentum": math.nan if stats.momentum is None else stats.momentum}
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **fields.columns(stats), **{k: np.array(v) for k, v in single.items()})
+    names = {} if stats.names is None else store.text_arrays(fields.NAMES, stats.names, "U")
+    columns = fields.columns(stats) | names
+    np.savez(buffer, allow_pickle=False, **columns, **{k: np.array(v) for k, v in single.items()})
     files.write_bytes(path, buffer.getvalue(), force=force, inputs=inputs)
     return Exported("npz", path, use, stats.num_features, held, fields.advice(use))
 
@@ -60,10 +63,10 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
     found = state_dict.read_layer(shapes, arrays.__getitem__, layer, path)
     given = {name: arrays[key] for name, key in found.keys.items() if name in FIELDS}
     try:
-        held = {name: given[name].item() for name in KINDS if name in given}
+        held = {name: _single(given[name], name) for name in KINDS if name in given}
         if math.isnan(held.get("momentum") or 0):
             held["momentum"] = None
-        names = given[fields.NAMES].tolist() if fields.NAMES in given else None
+        names = store.texts_of(fields.NAMES, given, found.columns["running_mean"].size)
     except DAMAGED as error:
         raise unreadable(path, ".npz archive", error) from None
     columns = {name: given[name] for name in POPULATION if name in given} | found.columns
@@ -71,6 +74,15 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
     return to_stats(
         path, "npz", columns, held, layer=name, names=names, eps=eps, momentum=momentum, tracked=found.tracked
     )
+
+
+def _single(array: npt.NDArray[Any], name: str) -> Any:
+    """A convention as a plain value."""
+    if array.dtype.kind not in "biufU" or array.size != 1:
+        raise ValueError(f"{name} is of type {array.dtype} and shape {array.shape}, not one value")
+    if array.dtype.kind == "U" and store.letters(array).max(initial=0) > sys.maxunicode:
+        raise ValueError(f"{name} holds a number that is no letter")
+    return array.item()
 
 
 def _of_layers(keys: Iterable[str]) -> set[str]:
@@ -124,6 +136,8 @@ def _array(content: bytes, member: str) -> npt.NDArray[Any]:
     start = stream.tell()
     if dtype.hasobject:
         raise ValueError(f"{member} holds Python objects (a pickle, which bn never opens)")
+    if not dtype.itemsize:  # any number of them takes no bytes
+        raise ValueError(f"{member} is of the type {dtype}, whose values have no size")
     if math.prod(shape) * dtype.itemsize != len(content) - start:
         raise ValueError(f"{member}: shape {shape} of {dtype} does not have {len(content) - start} bytes")
     return np.ndarray(shape, dtype, content, start, order="F" if by_column else "C")

@@ -31,6 +31,9 @@ PROGRAMS = {  # kind: a member that only it has, and Python that loads it, and t
         "models/model.json", "c = torch.export.load({})", "dict(c.state_dict)",
     ),
 }  # fmt: skip
+# of what `weights_only` allows, those that make as much memory as the file claims; by their line in a pickle
+SWELLING = (b"\nbytearray\n", b"\n_rebuild_device_tensor_from_cpu_tensor\n")
+PIECE = 1 << 20  # bytes of a file to search at a time
 ROOM, VISIT = 64 << 20, 64  # bytes for the keys in them, and beside each: a million of usual length
 
 
@@ -58,6 +61,7 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
     check_readable(path)
     try:
         _check_sums(path)
+        _check_calls(path)
         tensors = _tensors(torch, torch.load(path, map_location="cpu", weights_only=True))
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
@@ -108,6 +112,17 @@ def _check_kind(members: list[str], path: str) -> None:
                 f"{printable(path)}: {kind}, which holds a program and not only weights. If you trust the file, save its "
                 f"tensors alone:\n  {line}"
             )
+
+
+def _check_calls(path: str) -> None:
+    """Raise ValueError where a pickle calls what makes memory of any size. Members of a zip are stored, so they lie open."""
+    with open(path, "rb") as file:
+        tail = b""
+        while piece := file.read(PIECE):
+            for name in SWELLING:
+                if name in tail + piece:
+                    raise ValueError(f"it calls {name.decode().strip()}, which no state_dict needs")
+            tail = piece[-max(map(len, SWELLING)) :]
 
 
 def _torch() -> Any:

@@ -167,7 +167,7 @@ def test_cut_files(here: Path, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", ["pt", "safetensors", "onnx", "weights.h5"])
 def test_sample_data_there_and_back(here: Path, suffix: str) -> None:
     """Fit the images of the samples, train on in the framework, import that and apply it to the images held out."""
-    folder = Path(bncli.__file__).parent.parent / "sample_data"
+    folder = Path(__file__).parent.parent / "sample_data"
     with h5py.File(folder / "images.h5") as file:
         train = np.asarray(next(iter(file.values()))[:64], np.float32)
     heldout = np.load(folder / "images_heldout.npy").astype(np.float32)

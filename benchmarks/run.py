@@ -302,6 +302,17 @@ def accuracy() -> None:
         print(f"  {name:30}{worst:9.1e}")
 
 
+def check_kernels() -> None:
+    """Leave where bn would compute with another kernel than its label says."""
+    for label, kernel, asked in (("bn", "c", {}), ("bn, NumPy kernel", "numpy", {"BN_KERNEL": "numpy"})):
+        done = subprocess.run([*BN, "doctor", "--json"], env=os.environ | asked, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr.strip())
+        found = json.loads(done.stdout)
+        if found["kernel"] != kernel:
+            sys.exit(f"{label!r} would run the kernel {found['kernel']}: {found['kernel_note']}")
+
+
 def main() -> None:
     """Run the tasks asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -310,6 +321,7 @@ def main() -> None:
     )
     parser.add_argument("--only", metavar="NAME", default="", help="only the tasks whose name holds this")
     options = parser.parse_args()
+    check_kernels()
     rounds = 1 if options.quick else 5
     print(f"{os.cpu_count()} CPUs, Python {sys.version.split()[0]}, NumPy {np.__version__}, h5py {h5py.__version__}")
     for task in tasks(1 / 64 if options.quick else 1):

@@ -1,38 +1,60 @@
 """The compiled kernel (`_blocks.c`, `_normalizing.c`, `_learning.c`), when it was built: the same arithmetic in one pass instead of many.
 
 It is a plain shared library without Python in it, called through ctypes, which lets go of the interpreter's lock.
-`BN_KERNEL=numpy` in the environment does without it.
+`BN_KERNEL=numpy` in the environment does without it, `BN_KERNEL=c` insists on it.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import math
 import os
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bncli.errors import UsageError, printable
+
 READ_BYTES = 256 << 10  # read and summed at a time; stays in the second cache
+CHOICES = ("c", "numpy")  # for BN_KERNEL
 TOGETHER = 8  # samples, as in `_learning.c`
 
 Floats = npt.NDArray[np.float64]
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    """The library, and why it is not there or what it is."""
-    spec = importlib.util.find_spec("bncli._blocks")
-    if os.environ.get("BN_KERNEL") == "numpy":
+    """The library, and why it is not there or what it is; raises UsageError when BN_KERNEL asks for what there is not."""
+    asked = os.environ.get("BN_KERNEL", "")
+    if asked not in ("", *CHOICES):
+        raise UsageError(
+            f"BN_KERNEL={printable(asked)} is not one of {', '.join(CHOICES)}; unset it for the best there is"
+        )
+    if asked == "numpy":
         return None, "BN_KERNEL=numpy asks for it"
-    if spec is None or spec.origin is None:
-        return None, "the faster kernel was not built: there was no C compiler when bncli was installed"
+    library, note = _library_of(os.path.dirname(os.path.abspath(__file__)))
+    if asked and library is None:
+        raise UsageError(f"BN_KERNEL={asked}: {note}")
+    return library, note
+
+
+def _library_of(package: str) -> tuple[ctypes.CDLL | None, str]:
+    """The library in this folder and no other: Python's own search may find that of another bncli."""
+    built = [p for suffix in EXTENSION_SUFFIXES if os.path.exists(p := os.path.join(package, f"_blocks{suffix}"))]
+    folder = os.path.dirname(package)
+    if not built and os.path.exists(os.path.join(folder, "setup.py")):  # a checkout, perhaps beside an installation
+        return None, (
+            f"the compiled kernel was not built in this folder, {printable(folder)}: run 'pip install -e .' there, or an "
+            "installed bn from elsewhere"
+        )
+    if not built:
+        return None, "the compiled kernel was not built: there was no C compiler when bncli was installed"
     try:
-        return ctypes.CDLL(spec.origin), "compiled"
+        return ctypes.CDLL(built[0]), "compiled"
     except OSError:
-        return None, "the faster kernel was built for another machine; install bncli again"
+        return None, "the compiled kernel was built for another machine; install bncli again"
 
 
 _library, NOTE = _load()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -44,16 +47,55 @@ def test_the_kernel_and_why() -> None:
     assert (record["kernel"], record["kernel_note"]) == ("numpy", "BN_KERNEL=numpy asks for it")
 
 
-def test_a_kernel_that_was_not_built_or_is_of_another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.delenv("BN_KERNEL", raising=False)
-    monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: None)
-    assert compiled._load()[0] is None
-    assert "not built" in compiled._load()[1]
-    (tmp_path / "k.so").write_bytes(b"of another machine")
-    spec = type("Spec", (), {"origin": str(tmp_path / "k.so")})
-    monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: spec)
-    assert compiled._load()[0] is None
-    assert "another machine" in compiled._load()[1]
+def test_a_kernel_that_was_not_built_or_is_of_another_machine(tmp_path: Path) -> None:
+    assert compiled._library_of(str(tmp_path))[0] is None
+    assert "not built" in compiled._library_of(str(tmp_path))[1]
+    (tmp_path / f"_blocks{EXTENSION_SUFFIXES[0]}").write_bytes(b"of another machine")
+    assert compiled._library_of(str(tmp_path))[0] is None
+    assert "another machine" in compiled._library_of(str(tmp_path))[1]
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def unbuilt(tmp_path: Path) -> Path:
+    """A checkout in which no kernel was built, as an installation that is not editable leaves it."""
+    shutil.copytree(ROOT / "bncli", tmp_path / "bncli", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    return tmp_path
+
+
+def run_in(folder: Path, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python there, as a person would type it: the folder's own package comes first."""
+    variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "BN_KERNEL")} | environment
+    return subprocess.run([sys.executable, *args], cwd=folder, env=variables, capture_output=True, text=True)
+
+
+def test_a_checkout_without_a_kernel_says_so(unbuilt: Path) -> None:
+    record = json.loads(run_in(unbuilt, "-m", "bncli", "doctor", "--json").stdout)
+    assert record["kernel"] == "numpy"
+    assert f"was not built in this folder, {unbuilt}" in record["kernel_note"]
+    assert "C compiler" not in record["kernel_note"]
+    (unbuilt / "setup.py").unlink()  # then it is an installation
+    record = json.loads(run_in(unbuilt, "-m", "bncli", "doctor", "--json").stdout)
+    assert "there was no C compiler when bncli was installed" in record["kernel_note"]
+
+
+def test_the_benchmark_refuses_a_label_that_is_wrong(unbuilt: Path) -> None:
+    done = run_in(unbuilt, str(ROOT / "benchmarks" / "run.py"), "--quick", "--only", "start-up of nothing")
+    assert done.returncode == 1
+    assert done.stderr.startswith("'bn' would run the kernel numpy: the compiled kernel was not built in this folder")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_kernel_that_is_none_is_refused(unbuilt: Path) -> None:
+    done = run_in(unbuilt, "-m", "bncli", "doctor", BN_KERNEL="nunpy")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "bn: error: BN_KERNEL=nunpy is not one of c, numpy; unset it for the best there is\n"
+    done = run_in(unbuilt, "-m", "bncli", "doctor", BN_KERNEL="c")
+    assert done.returncode == 2
+    assert "BN_KERNEL=c: the compiled kernel was not built in this folder" in done.stderr
 
 
 def test_plugins_are_off_unless_asked_for() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -290,3 +292,34 @@ def test_what_click_says_keeps_its_lines(args: list[str]) -> None:
     assert result.code == 2
     assert "\\n" not in result.err
     assert len(result.err.splitlines()) > (10 if not args else 1)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_that_completes(shell: str) -> None:
+    result = run_child([], env=os.environ | {"_BN_COMPLETE": f"{shell}_source"})
+    assert (result.code, result.err) == (0, "")
+    assert "_bn_completion" in result.out
+    assert "Usage" not in result.out
+
+
+def test_completing_of_what_there_is_not() -> None:
+    result = run_child([], env=os.environ | {"_BN_COMPLETE": "tcsh_source"})
+    assert (result.code, result.out) == (2, "")
+    assert "_BN_COMPLETE=tcsh_source is not one of bash_source, zsh_source, fish_source" in result.err
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+def test_bash_completes_what_it_has_sourced(tmp_path: Path) -> None:
+    program = tmp_path / "bn"
+    program.write_text("#!/bin/sh\nexec " + shlex.join(BN) + ' "$@"\n')
+    program.chmod(0o755)
+    words = {"bn ex": ["export"], "bn fit --pre": ["--preset"], "bn fit --preset ke": ["keras"]}
+    for line, expected in words.items():
+        script = (
+            "source <(_BN_COMPLETE=bash_source bn); "
+            f"COMP_WORDS=({line}); COMP_CWORD={len(line.split()) - 1}; _bn_completion bn; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        )
+        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == expected
+        assert done.stderr == ""

@@ -15,8 +15,9 @@ from typing import Any, NoReturn
 import click
 
 from bncli import __version__, interrupts
-from bncli.errors import BnError, InputError, WriteError, printable
+from bncli.errors import BnError, InputError, UsageError, WriteError, printable
 
+COMPLETE = "_BN_COMPLETE"  # in the environment, as click's scripts for completion have it
 REPORT = "please report it with the command, the versions and what --debug prints"
 
 
@@ -88,6 +89,8 @@ def _run(args: list[str]) -> int:
     debug = "--debug" in args
     try:
         try:
+            if asked := os.environ.get(COMPLETE):
+                return _complete(asked)
             with cli.make_context("bn", args) as context:
                 cli.invoke(context)
         finally:
@@ -121,6 +124,16 @@ def _run(args: list[str]) -> int:
         )
     except Exception as error:
         return _said(f"internal error: {type(error).__name__}: {error}; {REPORT}", 70, debug)
+    return 0
+
+
+def _complete(asked: str) -> int:
+    """Print the script for a shell ("bash_source"), or what completes a line as that script asks ("bash_complete")."""
+    from click.shell_completion import shell_complete
+
+    if shell_complete(cli, {}, "bn", COMPLETE, asked):
+        known = ", ".join(f"{shell}_source" for shell in ("bash", "zsh", "fish"))
+        raise UsageError(f"{COMPLETE}={printable(asked)} is not one of {known}")
     return 0
 
 

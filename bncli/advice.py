@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.errors import printable
-from bncli.stats import DRIFT_MEAN, DRIFT_VARIANCE, EPS_SHARE, Stats
+from bncli.stats import DRIFT_MEAN, DRIFT_VARIANCE, EPS_SHARE, Stats, complement
 
 NAMED = 3  # worst features named in a warning
 
@@ -22,6 +22,17 @@ class BnNote(BnWarning):
 def advice(stats: Stats) -> list[str]:
     """Warnings about a fit, most important first; an empty list when all is well."""
     return [text for text in (_drift(stats), _constant(stats), _eps(stats), _missing(stats), _left_out(stats)) if text]
+
+
+def momentum_advice(momentum: float | None, origin: str | None) -> str:
+    """What to say where a momentum is given beside a preset or format of PyTorch's, and may be PyTorch's own; else ""."""
+    if origin not in ("torch", "safetensors") or momentum is None or not 0 < momentum < 0.5:
+        return ""
+    meant = complement(momentum)
+    return (
+        f"momentum {momentum:g} is the weight of the OLD value here, so that each batch replaces {meant:.0%} of the running "
+        f"statistics; if PyTorch's momentum={momentum:g} is meant, type --momentum {meant:g}"
+    )
 
 
 def _drift(stats: Stats) -> str:

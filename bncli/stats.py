@@ -10,6 +10,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
@@ -197,7 +198,7 @@ class Stats:
                 raise MismatchError(f"{name} has shape {array.shape}, the running mean {shape}")
         if self.names is not None and len(self.names) != shape[0]:
             raise MismatchError(f"{len(self.names)} feature names for {shape[0]} features")
-        check_names(self.names or ())
+        check_storable(self.names or ())
         if (self.running_var < 0).any() or (self.population.m2 < 0).any():
             raise MismatchError("a variance is negative")
         check_conventions(self.momentum, self.eps, self.ddof, self.init)
@@ -209,9 +210,9 @@ class Stats:
             raise MismatchError(f"the start has shape {self.start.shape}, not {(2, *shape)}")
         if self.learned is not None:
             self.learned.check(shape[0])
-        for name in ("momentum", "eps"):  # they may have been given as whole numbers
+        for name in ("momentum", "eps"):  # they may have been given as whole numbers, or as -0.0
             value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else float(value))
+            object.__setattr__(self, name, None if value is None else float(value) + 0.0)
 
     @property
     def num_features(self) -> int:
@@ -554,7 +555,16 @@ def check_conventions(momentum: float | None, eps: float, ddof: int, init: str) 
         raise UsageError(f"init {init!r} is not one of {', '.join(INITS)}")
 
 
-def check_names(names: Sequence[str]) -> None:
+def complement(momentum: float) -> float:
+    """1 - m, the weight of the new value, in decimal digits.
+
+    >>> complement(0.9), 1 - 0.9
+    (0.1, 0.09999999999999998)
+    """
+    return float(1 - Decimal(repr(float(momentum))))
+
+
+def check_storable(names: Sequence[str]) -> None:
     """Raise MismatchError for a name that no file could keep."""
     for i, name in enumerate(names):
         if name[-1:] == "\0":  # which fixed lengths are padded with

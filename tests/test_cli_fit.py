@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +15,8 @@ from cli_helpers import bn, check_refused, contents, good, no_controls, save, sa
 from helpers import advised, check_same_bytes, cut, exact
 
 import bncli
+from bncli.advice import BnWarning
+from bncli.engine.plan import FitSpec
 
 
 @pytest.fixture
@@ -636,3 +639,55 @@ def test_an_empty_output_is_a_mistake(here: Path, args: list[str]) -> None:
     good("fit", "x.npy", "-o", "s.bn.h5")
     with untouched(here):
         check_refused(2, [*args, "-o", "", "-f"], "an empty name; give a path", lines=4)
+
+
+def test_a_momentum_that_may_be_pytorchs(here: Path) -> None:
+    """With PyTorch's preset 0.1 is likely meant as there: 1 - 0.1 weighs the old value."""
+    save(here / "x.npy", table(40))
+    said = good("fit", "x.npy", "--preset", "torch", "--momentum", "0.1", "-f").err
+    assert "bn: warning: momentum 0.1 is the weight of the OLD value here, so that each batch replaces 90% of" in said
+    assert "if PyTorch's momentum=0.1 is meant, type --momentum 0.9\n" in said
+    for options in (["--preset", "torch"], ["--preset", "torch", "--momentum", "0.9"], ["--momentum", "0.1"]):
+        assert "OLD value here" not in good("fit", "x.npy", "-f", *options).err
+    assert "OLD value here" not in good("fit", "x.npy", "-f", "--preset", "keras", "--momentum", "0.1").err
+    with pytest.warns(BnWarning, match=r"type --momentum 0\.95"):
+        FitSpec(preset="torch", momentum=0.05)
+
+
+EMPTY = [
+    ["fit", "x.npy", "--gamma", ""],
+    ["fit", "x.npy", "--beta", ""],
+    ["fit", "x.npy", "--names", ""],
+    ["fit", "x.npy", "-d", ""],
+    ["fit", "x.npy", "--like", ""],
+    ["fit", "x.npy", "--target", ""],
+    ["fit", ""],
+    ["fit", "x.npy", ""],
+    ["fit", "::/x"],
+    ["fit", "x.npy", "--gamma", "::/g"],
+    ["apply", "", "x.npy", "-o", "y.npy"],
+    ["apply", "x.bn.h5", "", "-o", "y.npy"],
+    ["apply", "x.bn.h5", "x.npy", "-o", "y.npy", "-d", ""],
+    ["inspect", ""],
+    ["merge", "", "-o", "m.bn.h5"],
+    ["merge", "x.bn.h5", "-o", "m.bn.h5", "--gamma", ""],
+    ["export", "", "-o", "y.json"],
+    ["export", "x.bn.h5", "-o", "y.npz", "--to", "fold", "--into", ""],
+    ["import", "", "-o", "m.bn.h5"],
+    ["ls", ""],
+]
+
+
+@pytest.mark.parametrize("args", EMPTY, ids=" ".join)
+def test_an_empty_path_is_a_usage_error(here: Path, args: list[str]) -> None:
+    save(here / "x.npy", table(40))
+    good("fit", "x.npy", "-f")
+    with untouched(here):
+        check_refused(2, args, "Invalid value for", lines=4)
+
+
+@pytest.mark.parametrize("eps", ["-0.0", "-0"])
+def test_an_eps_of_minus_zero_is_zero(here: Path, eps: str) -> None:
+    save(here / "x.npy", table(40))
+    record = json.loads(good("fit", "x.npy", "-f", "--eps", eps, "--json").out)
+    assert math.copysign(1, record["eps"]) == math.copysign(1, bncli.load("x.bn.h5").eps) == 1

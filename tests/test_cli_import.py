@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 from cli_helpers import bn, check_refused, good, no_controls, on_terminal, plain, save, temporaries, untouched
-from exchange_helpers import check_agrees, check_no_population, data, features, keras_with_torch
+from exchange_helpers import check_agrees, check_no_population, data, features, fitted, keras_with_torch
 from helpers import peer
 
 import bncli
@@ -67,9 +67,11 @@ def test_what_the_file_does_not_hold_is_said(here: Path) -> None:
 def test_momentum_none(here: Path) -> None:
     """Statistics that no recurrence made; PyTorch's None is another thing."""
     result = good("import", "m.weights.h5", "-o", "s.bn.h5", "--momentum", "none")
-    assert "momentum none: the running statistics are the population's" in result.out
-    assert "no population statistics" not in result.out
-    assert "of how many values is not known" in result.out
+    assert "momentum none: how the running statistics were folded is not known" in result.out
+    assert "population's" not in result.out
+    assert "; no population statistics" in result.out
+    shown = plain(on_terminal(["inspect", "s.bn.h5"], 200).out)
+    assert "momentum none: how the running statistics were folded is not known" in shown
     assert "momentum" not in result.err
     assert bncli.load("s.bn.h5").momentum is None
     check_refused(2, ["import", "m.weights.h5", "-o", "t.bn.h5", "--momentum", "nine"], "--momentum 'nine'")
@@ -217,3 +219,38 @@ def in_keras(train: Any, heldout: Any, folder: Path) -> Any:
         model(train[first : first + 16], training=True)
     model.save_weights("trained.weights.h5")
     return model(heldout, training=False).detach().numpy()
+
+
+def test_momentum_none_of_a_file_with_its_population(here: Path) -> None:
+    """It is said to be the population where it is, and not where the file says otherwise."""
+    x = np.arange(40.0).reshape(20, 2) ** 2
+    for momentum, same in ((0.5, False), ("none", True)):
+        exchange.write(fitted(x, momentum=momentum), "p.json")
+        out = good("import", "p.json", "-o", "p.bn.h5", "-f", "--momentum", "none").out
+        assert ("the running statistics are the population's" in out) == same
+        assert ("is not known" in out) != same
+
+
+def test_json_is_what_inspect_prints(here: Path) -> None:
+    result = good("import", "m.weights.h5", "-o", "s.bn.h5", "--json")
+    assert json.loads(result.out) == json.loads(good("inspect", "s.bn.h5", "--json").out)
+    assert "not in the file" in result.err
+    quiet = good("import", "m.weights.h5", "-o", "s.bn.h5", "--json", "-q", "-f")
+    assert (quiet.out, quiet.err) == (result.out, "")
+
+
+@pytest.mark.parametrize(("momentum", "meant"), [("0.1", "0.9"), ("0.01", "0.99"), ("0.3", "0.7")])
+def test_a_momentum_that_may_be_pytorchs(tmp_path: Path, momentum: str, meant: str) -> None:
+    """Of a format that only PyTorch has; whoever means it has a warning more."""
+    peer("safetensors")
+    path, stats = tmp_path / "m.safetensors", tmp_path / "m.bn.h5"
+    exchange.write(bncli.fit(np.arange(40.0).reshape(20, 2)), str(path))
+    said = good("import", path, "-o", stats, "--momentum", momentum).err
+    assert f"bn: warning: momentum {momentum} is the weight of the OLD value here" in said
+    assert f"type --momentum {meant}\n" in said
+    assert bncli.load(str(stats)).momentum == float(momentum)
+    np.save(tmp_path / "x.npy", np.arange(40.0).reshape(20, 2))
+    said = good("fit", tmp_path / "x.npy", "--like", stats, "--momentum", momentum, "-o", tmp_path / "y.bn.h5").err
+    assert f"type --momentum {meant}\n" in said
+    for silent in (meant, "none", "0"):
+        assert "OLD value here" not in good("import", path, "-o", stats, "-f", "--momentum", silent).err

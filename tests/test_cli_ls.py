@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -202,3 +203,32 @@ def test_what_cannot_be_listed(here: Path) -> None:
     os.mkfifo("pipe.h5")
     check_refused(3, ["ls", "pipe.h5"], "pipe.h5", "not a regular file")
     check_refused(2, ["ls"], "FILE")
+
+
+def test_json(here: Path) -> None:
+    """The same as the table, as values."""
+    with h5py.File("d\x1b.h5", "w") as file:
+        file.create_dataset("x", data=np.zeros((50, 3), "f4"), chunks=(10, 3), compression="gzip")
+        file["c"] = np.zeros((2, 2), complex)
+        file["one"] = 1.0
+    result = good("ls", "d\x1b.h5", "--json")
+    assert no_controls(result.out)
+    listed_, table = json.loads(result.out), listed("d\x1b.h5")
+    assert [sorted(array) for array in listed_] == [
+        ["address", "chunks", "compression", "dtype", "problem", "shape"]
+    ] * 3
+    by_address = {array.pop("address"): array for array in listed_}
+    assert list(by_address) == [f"d\x1b.h5::/{name}" for name in ("c", "one", "x")]
+    x = by_address["d\x1b.h5::/x"]
+    with h5py.File("d\x1b.h5") as file:
+        assert (tuple(x["shape"]), x["dtype"]) == (file["x"].shape, file["x"].dtype.name)
+        assert tuple(x["chunks"]) == file["x"].chunks
+    assert "gzip" in x["compression"]
+    assert x["problem"] is None
+    one = by_address["d\x1b.h5::/one"]
+    assert (one["shape"], one["chunks"], one["compression"]) == ([], None, None)
+    for name in ("c", "one"):
+        assert by_address[f"d\x1b.h5::/{name}"]["problem"] == table[f"d\\x1b.h5::/{name}"][4]
+    save(here / "f.npy", np.asfortranarray(np.zeros((5, 3))))
+    expected = {"address": "f.npy", "shape": [5, 3], "dtype": "float64", "chunks": None, "problem": None}
+    assert json.loads(good("ls", "f.npy", "--json").out) == [expected | {"compression": "Fortran order"}]

@@ -87,8 +87,8 @@ def test_names_and_momentum_none(torch: Any, tmp_path: Path) -> None:
 
 def test_options_win_over_the_metadata(torch: Any, tmp_path: Path) -> None:
     exchange.write(features(3), str(tmp_path / "x.safetensors"))
-    back = exchange.read(str(tmp_path / "x.safetensors"), eps=0.5, momentum=0.25)
-    assert (back.eps, back.momentum) == (0.5, 0.25)
+    back = exchange.read(str(tmp_path / "x.safetensors"), eps=0.5, momentum=0.75)
+    assert (back.eps, back.momentum) == (0.5, 0.75)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ from bncli.cli import options
 @click.option(
     "--rank", type=int, metavar="N", help="onnx: dimensions of the model's input.  [default: the fit's, or 2]"
 )
-@click.option("--into", metavar="FILE", help="fold: weights to fold into, .safetensors or .npz.")
+@click.option(
+    "--into", callback=options.named, metavar="FILE", help="fold: weights to fold into, .safetensors or .npz."
+)
 @click.option("--layer", metavar="NAME", help="fold: the layer of FILE before the normalization.")
 @click.option(
     "--transposed/--no-transposed",

@@ -38,12 +38,28 @@ from bncli.errors import UsageError
 )
 @click.option(
     "--like",
+    callback=options.named,
     metavar="STATS",
     help="Conventions, gamma and beta of another fit, new statistics. For AdaBN or precise BN add --momentum none.",
 )
-@click.option("--gamma", metavar="X", help="Scale: a number, an address of C values, or a stats file.  [default: 1]")
-@click.option("--beta", metavar="X", help="Shift: a number, an address of C values, or a stats file.  [default: 0]")
-@click.option("--names", metavar="ADDRESS|FILE", help="Feature names: a text file, one a line, or FILE.h5::/path.")
+@click.option(
+    "--gamma",
+    callback=options.named,
+    metavar="X",
+    help="Scale: a number, an address of C values, or a stats file.  [default: 1]",
+)
+@click.option(
+    "--beta",
+    callback=options.named,
+    metavar="X",
+    help="Shift: a number, an address of C values, or a stats file.  [default: 0]",
+)
+@click.option(
+    "--names",
+    callback=options.named,
+    metavar="ADDRESS|FILE",
+    help="Feature names: a text file, one a line, or FILE.h5::/path.",
+)
 @click.option(
     "--nan", type=click.Choice(["error", "omit"]), default="error", show_default=True, help="NaN and infinity."
 )
@@ -54,7 +70,12 @@ from bncli.errors import UsageError
     help="Draw the samples in a seeded order.  [default: only when learning]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="Of everything that is drawn.")
-@click.option("--target", metavar="ADDRESS", help="Learn gamma and beta from this; ::/y is in every input.")
+@click.option(
+    "--target",
+    callback=options.named,
+    metavar="ADDRESS",
+    help="Learn gamma and beta from this; ::/y is in every input.",
+)
 @click.option("--loss", type=click.Choice(["cross-entropy", "mse"]), help="[default: by the target's type]")
 @click.option("--activation", type=click.Choice(["identity", "sigmoid", "tanh", "relu"]), help="[default: by the loss]")
 @click.option("--optimizer", type=click.Choice(["adam", "sgd"]), help="[default: adam]")

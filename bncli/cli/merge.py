@@ -8,14 +8,20 @@ from bncli.cli import options
 
 
 @click.command(short_help="Make one stats file of several.")
-@click.argument("stats", metavar="STATS...", nargs=-1, required=True)
+@click.argument("stats", callback=options.named, metavar="STATS...", nargs=-1, required=True)
 @click.option("-o", "--output", callback=options.named, metavar="STATS", required=True, help="Stats file.")
 @click.option("--population-only", is_flag=True, help="Merge the population; the running statistics become it.")
 @click.option(
-    "--gamma", metavar="X", help="Scale: a number, an address of C values, or a stats file.  [default: the files']"
+    "--gamma",
+    callback=options.named,
+    metavar="X",
+    help="Scale: a number, an address of C values, or a stats file.  [default: the files']",
 )
 @click.option(
-    "--beta", metavar="X", help="Shift: a number, an address of C values, or a stats file.  [default: the files']"
+    "--beta",
+    callback=options.named,
+    metavar="X",
+    help="Shift: a number, an address of C values, or a stats file.  [default: the files']",
 )
 @options.force
 @options.as_json

@@ -13,13 +13,17 @@ if TYPE_CHECKING:
     from bncli.engine.apply import ApplySpec
     from bncli.engine.plan import FitSpec
 
+WITHOUT_FILE = ("target", "dataset")  # what may name a path that is in every input
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def named(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Refuse an empty path: what an unset variable of a shell gives."""
-    if value == "":
-        raise click.BadParameter("an empty name; give a path", ctx, param)
+def named(ctx: click.Context, param: click.Parameter, value: str | tuple[str, ...] | None) -> Any:
+    """Refuse an empty path or address, or one without a file: what an unset variable of a shell gives."""
+    for text in (value,) if isinstance(value, str) else value or ():
+        if not text:
+            raise click.BadParameter("an empty name; give a path", ctx, param)
+        if text.startswith("::") and param.name not in WITHOUT_FILE:
+            raise click.BadParameter(f"{text!r} names no file before the ::", ctx, param)
     return value
 
 
@@ -84,9 +88,11 @@ def stack(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-inputs = click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
-stats_file = click.argument("stats", metavar="STATS")
-dataset = click.option("-d", "--dataset", metavar="PATH", help="Dataset in every input that names none.")
+inputs = click.argument("inputs", callback=named, metavar="INPUT...", nargs=-1, required=True)
+stats_file = click.argument("stats", callback=named, metavar="STATS")
+dataset = click.option(
+    "-d", "--dataset", callback=named, metavar="PATH", help="Dataset in every input that names none."
+)
 rows = click.option("--rows", metavar="A:B", help="Only these samples: a Python slice of the joined inputs.")
 max_memory = click.option(
     "--max-memory", metavar="SIZE", default="128M", show_default=True, help="Most bytes of buffers, such as 64M or 1G."

@@ -30,7 +30,7 @@ from bncli.formats.joined import DataSet, Input, Joined
 from bncli.formats.values import read_names, read_vector
 from bncli.kernels import Missing
 from bncli.layout import Layout
-from bncli.stats import Stats, check_names, load, provenance
+from bncli.stats import Stats, check_storable, load, provenance
 
 ROOM, ROOM_PER_FEATURE = 64 << 10, 256  # bytes of a stats file, at most, without long names
 FREE = ("workers", "max_memory", "dataset")  # options that do not change the result, or are part of an input's record
@@ -469,7 +469,7 @@ def _affine_and_names(
             stacklevel=4,
         )
         names = None
-    check_names(names or ())
+    check_storable(names or ())
     if spec.reference:
         spec.reference.check_names(names, "the data")
     return gamma, beta, names

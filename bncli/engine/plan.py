@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,6 +13,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from bncli.advice import BnWarning, momentum_advice
 from bncli.affine import ACTIVATIONS, LOSSES, OPTIMIZERS
 from bncli.errors import UsageError
 from bncli.layout import Layout
@@ -148,7 +150,11 @@ class FitSpec:
             raise UsageError(f"--workers {self.workers}: at least 1, or 0 for all CPUs")
         if self.max_memory < 1 << 20:
             raise UsageError("--max-memory must be at least 1M")
-        self.conventions()
+        found = self.conventions()
+        like = self.reference.provenance.get("imported", {}) if self.reference else {}
+        given = None if self.momentum is None else found.momentum
+        if advice := momentum_advice(given, self.preset or like.get("format")):
+            warnings.warn(advice, BnWarning, stacklevel=4)
 
     @cached_property
     def reference(self) -> Stats | None:

@@ -66,7 +66,7 @@ def read(path: str, format: str | None = None, **options: Any) -> Stats:
     format : str, optional
         A key of FORMATS.
     options
-        eps, momentum (weight of the OLD value, or "none": they are the population's), and layer where a file can hold several. None is an option not given.
+        eps, momentum (weight of the OLD value, or "none": it is not known), and layer where a file can hold several. None is an option not given.
 
     Raises
     ------

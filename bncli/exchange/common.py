@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli import store
-from bncli.advice import BnWarning
+from bncli.advice import BnWarning, momentum_advice
 from bncli.errors import InputError, MismatchError, UsageError, printable, reason_of
 from bncli.exchange.names import KNOWN
 from bncli.moments import Moments
@@ -74,23 +74,13 @@ def chosen(stats: Stats, use: str) -> Stats:
     return stats if use == "running" else replace(stats, running_mean=mean, running_var=var, running=None, ddof=0)
 
 
-def complement(momentum: float) -> float:
-    """1 - m, the weight of the new value, in decimal digits.
-
-    >>> complement(0.9), 1 - 0.9
-    (0.1, 0.09999999999999998)
-    """
-    return float(1 - Decimal(repr(float(momentum))))
-
-
 def notes(stats: Stats, preset: str, layout: str) -> list[str]:
     """What matters on the other side: the variance's ddof, the layout, and values that come out differently there."""
     ddof = PRESETS[preset].ddof
     differs = "" if stats.ddof == ddof else f" (where it trains on, {preset} folds with ddof {ddof})"
     texts = [f"the running variance was folded with ddof {stats.ddof}{differs}"]
     if stats.momentum is None:
-        divided = f" with ddof {stats.ddof}" if stats.ddof else ""
-        texts.append(f"momentum is none here (running = population{divided}): choose one where training goes on")
+        texts.append("momentum is none here: choose one where training goes on")
     if layout and stats.axis != 1 and (stats.axis + len(stats.sample_shape) + 1 != 1 or not stats.sample_shape):
         texts.append(f"the features were on axis {stats.axis}, the other side expects them on axis 1: {layout}")
     return texts + _exceptions(stats)
@@ -286,6 +276,8 @@ def to_stats(
     check_conventions(weight, DEFAULTS.eps if eps is None else eps, 0, "debias")
     given = (("eps", eps, eps), ("momentum", momentum, weight))
     options = {name: value for name, said, value in given if said is not None}
+    if advice := momentum_advice(weight, format):
+        warnings.warn(advice, BnWarning, stacklevel=4)
     known = {**held, **options}
     preset = vars(PRESETS.get({"safetensors": "torch"}.get(format, format), DEFAULTS))
     assumed = {name: value for name, value in preset.items() if name not in known}

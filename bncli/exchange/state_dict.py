@@ -14,8 +14,8 @@ from bncli.advice import BnNote, BnWarning
 from bncli.batchnorm import deviation
 from bncli.errors import InputError, printable
 from bncli.exchange import names, shards
-from bncli.exchange.common import KINDS, ROUNDED, complement, notes, pick
-from bncli.stats import Stats
+from bncli.exchange.common import KINDS, ROUNDED, notes, pick
+from bncli.stats import Stats, complement
 
 KEYS = {"running_mean": "running_mean", "running_var": "running_var", "weight": "gamma", "bias": "beta"}
 DEFAULTS = {"gamma": 1, "beta": 0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from bncli.formats.address import SEPARATOR, kind_of, split
 from bncli.formats.npy import NpySource
@@ -19,6 +20,10 @@ class Listed:
     chunks: tuple[int, ...] | None
     compression: str
     problem: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: what there is not, a problem too, is None."""
+        return vars(self) | {"compression": self.compression or None, "problem": self.problem or None}
 
 
 def listing(address: str) -> list[Listed]:

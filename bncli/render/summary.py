@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bncli.errors import printable
@@ -15,11 +16,12 @@ if TYPE_CHECKING:  # `bn inspect` shows a record without loading what makes one
     from bncli.exchange.common import Exported
     from bncli.stats import Learned, Stats
 
+NOT_FOLDED = "momentum none: how the running statistics were folded is not known"
 
 MOST_CHOSEN = 3  # lines about datasets that were taken unasked
 
 
-def json_text(record: dict[str, Any]) -> str:
+def json_text(record: dict[str, Any] | list[dict[str, Any]]) -> str:
     """JSON on one line; floats keep every digit, NaN never occurs, and names are in ASCII, control characters too."""
     return json.dumps(record, allow_nan=False)
 
@@ -60,11 +62,24 @@ def import_summary(stats: Stats, path: str) -> str:
     """What was read, what is not known of it, and where the stats went."""
     imported = stats.provenance["imported"]
     layer = f" of {printable(imported['layer'])}" if imported["layer"] else ""
-    absent = "of how many values is not known" if stats.momentum is None else "no population statistics"
-    population = "" if stats.population.count.any() else f"; {absent}"
+    population = "" if stats.population.count.any() else "; no population statistics"
+    means = zip(stats.running_mean.tolist(), stats.population_mean.tolist(), strict=True)
+    if stats.momentum is None and not same_means(means):
+        return (
+            f"{_count(stats.num_features, 'feature')}{layer} imported from {printable(imported['file'])}{population}\n"
+            f"{NOT_FOLDED}\nstats in {printable(path)}"
+        )
     return (
         f"{_count(stats.num_features, 'feature')}{layer} imported from {printable(imported['file'])}{population}\n"
         f"{momentum_in_words(stats.momentum, stats.ddof)}\nstats in {printable(path)}"
+    )
+
+
+def same_means(pairs: Iterable[tuple[float | None, float | None]]) -> bool:
+    """Whether running means are the population's: imported ones without a momentum need not be."""
+    known = ((running, population) for running, population in pairs if running is not None and running == running)
+    return all(
+        population is not None and math.isclose(running, population, rel_tol=1e-9) for running, population in known
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bncli.errors import UsageError, printable
-from bncli.render.summary import batches_in_words, json_text, momentum_in_words
+from bncli.render.summary import NOT_FOLDED, batches_in_words, json_text, momentum_in_words, same_means
 
 if TYPE_CHECKING:
     from bncli.formats.listing import Listed
@@ -219,6 +219,9 @@ def _header(record: Row, path: str, kernel: str) -> list[str]:
         f"{record['num_parameters']:,} parameters (gamma and beta of each feature)",
         "apply uses the running statistics, the population's with --use population",
     ]
+    means = ((f["running_mean"], f["population_mean"]) for f in record["features"])
+    if record["momentum"] is None and not same_means(means):
+        lines[1] = NOT_FOLDED
     if "learning" in record:
         lines.append(_learning(record["learning"]))
     if sources:

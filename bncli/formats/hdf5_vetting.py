@@ -17,6 +17,7 @@ from h5py import h5d, h5g, h5l, h5o, h5p, h5s, h5z
 from bncli.errors import InputError, UsageError, printable
 from bncli.formats.hdf5_chunks import Filter
 from bncli.formats.hdf5_file import hdf5_errors, open_file
+from bncli.formats.hdf5_matlab import mark_of_empty
 from bncli.formats.hdf5_sparse import MAIN, is_sparse, parts_marked, refusal, sparse_groups
 from bncli.formats.hdf5_types import COMPOUND, type_of
 from bncli.formats.source import check_shape
@@ -24,6 +25,7 @@ from bncli.formats.source import check_shape
 UNREADABLE = "cannot be opened; the file is damaged or the disk failed to read it"
 MOST_LINKS = 40  # as many soft links in a row as Linux follows
 NO_SAMPLES, NO_FEATURES = "no samples", "no features"
+EMPTY = "an empty array"
 NO_VALUES, VIRTUAL, EXTERNAL = "without values", "virtual", "stored in an external file"
 SHOWN = 20  # candidates in a message
 
@@ -324,6 +326,8 @@ def describe(item: h5d.DatasetID, at: str, where: str) -> DatasetInfo:
         numeric = dtype is not None and extent == h5s.SIMPLE
         problem = "" if dtype is not None else words
         problem = problem or _extent_problem(extent, shape) or storage_problem(item) or missing_filter(filters)
+        if mark := mark_of_empty(item):
+            problem, numeric = f"{EMPTY} ({mark}): the numbers in it are its shape, not values", False
     return DatasetInfo(at, shape, words, chunks, _compression(filters), problem, numeric)
 
 
@@ -359,6 +363,8 @@ def vet(item: h5d.DatasetID, at: str, where: str, allow_virtual: bool = False) -
             f"{where}: is {VIRTUAL}: its values lie in other datasets, where bn does not look unasked; copy them "
             "into one dataset, or give --allow-virtual (whose sources must not be virtual themselves)"
         )
+    if info.problem.startswith(EMPTY):
+        raise InputError(f"{where}: is {info.problem}; name another dataset")
     if info.problem and info.problem != VIRTUAL:
         raise InputError(f"{where}: {info.problem}")
     return info, stored

@@ -81,7 +81,9 @@ def test_features(here: Path, chosen: str, expected: list[int]) -> None:
     assert indices("--features", chosen) == expected
 
 
-@pytest.mark.parametrize("chosen", ["12", "0-12", "5-3", "elbow", "", "-1", "1.5", "\x1b[31m"])
+@pytest.mark.parametrize(
+    "chosen", ["12", "0-12", "5-3", "elbow", "", "-1", "1.5", "\x1b[31m", "9" * 5000, "1-" + "9" * 5000]
+)
 def test_features_that_are_not_there(here: Path, chosen: str) -> None:
     check_refused(2, ["inspect", "s.bn.h5", f"--features={chosen}"], "--features")
 

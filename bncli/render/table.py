@@ -308,7 +308,7 @@ def _indices(text: str, stats: Stats) -> list[int]:
     """Indices for a list of indices, ranges with both ends, and name patterns."""
     found: list[int] = []
     for part in (p.strip() for p in text.split(",")):
-        ends = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        ends = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part)  # Python reads no number of thousands of digits
         if ends:
             first, last = int(ends[1]), int(ends[2] or ends[1])
             if not first <= last < stats.num_features:

@@ -17,9 +17,9 @@ RUN = Path(__file__).parent / "fuzz" / "run.py"
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="its limits need Linux")
 
 
-def check_round(seed: int, first: int, count: int) -> None:
+def check_round(seed: int, first: int, count: int, kinds: str = "") -> None:
     """In a process of its own, which forks for every file and so must have no threads."""
-    args = ["--seed", str(seed), "--first", str(first), "--count", str(count)]
+    args = ["--seed", str(seed), "--first", str(first), "--count", str(count), *(["--kinds", kinds] if kinds else [])]
     done = subprocess.run([sys.executable, RUN, *args], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{count:,} files" in done.stdout
@@ -28,6 +28,11 @@ def check_round(seed: int, first: int, count: int) -> None:
 
 def test_a_short_round() -> None:
     check_round(seed=0, first=0, count=250)
+
+
+@pytest.mark.parametrize("kinds", ["texts,same-named,netcdf", "exchange"])
+def test_a_short_round_of_other_kinds(kinds: str) -> None:
+    check_round(seed=0, first=0, count=100, kinds=kinds)
 
 
 @pytest.mark.parametrize(("seed", "number"), [(1, 3918), (1, 10391), (1, 14019), (2, 3007), (3, 4895), (41, 115)])

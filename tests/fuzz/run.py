@@ -256,9 +256,12 @@ def _copied_wrongly(args: list[str], *, damaged: bool) -> str:
         return ""
 
     def look() -> int:
+        source = args[2].partition("::")[0]
         problems = kinds.dangling("out.h5")
         try:
-            problems += kinds.altered(args[2].partition("::")[0], "out.h5", "g/x", everything="--copy-others" in args)
+            there = kinds.dangling(source) if "--copy-others" in args and damaged else []  # damage is copied as it is
+            problems = [problem for problem in problems if problem not in there]
+            problems += kinds.altered(source, "out.h5", "g/x", everything="--copy-others" in args)
         except Exception as error:
             problems += [f"attributes cannot be compared: {error}"] * (not damaged)
         print("; ".join(problems), file=sys.stderr)

@@ -256,14 +256,13 @@ def _copied_wrongly(args: list[str], *, damaged: bool) -> str:
         return ""
 
     def look() -> int:
-        source = args[2].partition("::")[0]
-        problems = kinds.dangling("out.h5")
+        source, everything, problems = args[2].partition("::")[0], "--copy-others" in args, list[str]()
         try:
-            there = kinds.dangling(source) if "--copy-others" in args and damaged else []  # damage is copied as it is
-            problems = [problem for problem in problems if problem not in there]
-            problems += kinds.altered(source, "out.h5", "g/x", everything="--copy-others" in args)
-        except Exception as error:
-            problems += [f"attributes cannot be compared: {error}"] * (not damaged)
+            there = kinds.dangling(source) if everything and damaged else []  # damage is copied as it is
+            problems += [problem for problem in kinds.dangling("out.h5") if problem not in there]
+            problems += kinds.altered(source, "out.h5", "g/x", everything=everything)
+        except Exception as error:  # of what h5py itself cannot read
+            problems += [f"the copy cannot be compared: {error}"] * (not damaged)
         print("; ".join(problems), file=sys.stderr)
         return 0
 

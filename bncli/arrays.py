@@ -33,8 +33,8 @@ def to_array(values: Any, what: str = "the array") -> npt.NDArray[Any]:
             "a masked array is refused; fill it with NaN (x.filled(np.nan)), and leave those out of a fit with nan='omit'"
         )
     try:
-        if hasattr(values, "detach"):
-            values = values.detach()
+        for step in ("detach", "resolve_conj", "resolve_neg"):  # a tensor that is a view in another sign, say
+            values = getattr(values, step)() if hasattr(values, step) else values
         if str(getattr(values, "dtype", "")) in BFLOAT16:
             values = values.float() if hasattr(values, "float") else values.astype(np.float32)
         return np.asarray(values)

@@ -96,7 +96,7 @@ class Outputs:
                 _set_mode(new.temporary, new.target)
                 _sync(new.temporary)
                 if not self._force and os.path.lexists(new.target):  # it came into being meanwhile
-                    new.target = _free_name(new.target)
+                    new.target = _free_name(new.target, {other.target for other in self._pending})
                     taken.append(
                         f"{printable(new.path)}: was made by another program during the run and was not replaced; "
                         f"the result is in {printable(_beside(new))}"
@@ -189,10 +189,11 @@ def _prefix(name: str) -> str:
     return f".{name[:80]}.bn-"
 
 
-def _free_name(target: str) -> str:
-    """A name beside `target` that no file has: train.bn.1.h5 for train.bn.h5."""
+def _free_name(target: str, spoken_for: set[str]) -> str:
+    """A name beside `target` that no file has, and no other output gets: train.bn.1.h5 for train.bn.h5."""
     stem, suffix = os.path.splitext(target)
-    return next(name for i in itertools.count(1) if not os.path.lexists(name := f"{stem}.{i}{suffix}"))
+    names = (f"{stem}.{i}{suffix}" for i in itertools.count(1))
+    return next(name for name in names if name not in spoken_for and not os.path.lexists(name))
 
 
 def _beside(new: _Pending) -> str:

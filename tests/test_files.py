@@ -116,16 +116,16 @@ def test_a_result_beside_what_came_into_being(tmp_path: Path) -> None:
 
     def run() -> None:
         with files.Outputs() as outputs:
-            for name in ("a.bn.h5", "b.bn.h5"):
+            for name in ("a.bn.h5", "a.bn.2.h5", "b.bn.h5"):
                 Path(outputs.add(str(tmp_path / name))).write_bytes(name.encode())
             (tmp_path / "a.bn.h5").write_bytes(b"another's")
             (tmp_path / "a.bn.1.h5").symlink_to("nowhere")
 
-    with pytest.raises(OutputExistsError, match=r"result is in .*a\.bn\.2\.h5"):
+    with pytest.raises(OutputExistsError, match=r"result is in .*a\.bn\.3\.h5"):
         run()
     found = contents(tmp_path)
     del found["a.bn.1.h5"]
-    assert found == {"a.bn.h5": b"another's", "a.bn.2.h5": b"a.bn.h5", "b.bn.h5": b"b.bn.h5"}
+    assert found == {"a.bn.h5": b"another's", "a.bn.2.h5": b"a.bn.2.h5", "a.bn.3.h5": b"a.bn.h5", "b.bn.h5": b"b.bn.h5"}
 
 
 @pytest.mark.parametrize("how", ["same", "dots", "hard", "symbolic", "link to the input"])

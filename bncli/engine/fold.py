@@ -244,6 +244,14 @@ def finish(fold: Fold, conventions: Conventions, *, names: tuple[str, ...] | Non
             f"{_feature(names, feature)}: its values are too large or too close together for their squares to fit a float64; rescale them"
         )
     mean, var = statistics(fold, conventions)
+    if conventions.start is not None and (unknown := np.isnan(conventions.start).any(axis=0) & ~np.isnan(mean)).any():
+        first = _feature(names, int(np.flatnonzero(unknown)[0]))
+        warnings.warn(
+            f"--like has no running statistics of {int(unknown.sum())} of {len(mean)} features ({first} is the first); those "
+            "start afresh",
+            BnWarning,
+            stacklevel=4,
+        )
     stats = Stats(
         mean,
         var,

@@ -88,7 +88,7 @@ def fit(
     if kind in ("File", "Group"):
         raise UsageError(f"cannot fit an h5py {kind}; give one of its datasets, such as file['x']")
     nested = isinstance(source, (list, tuple)) and not any(hasattr(item, "shape") for item in source)
-    if nested or hasattr(source, "__array__"):
+    if nested or hasattr(source, "__array__") or isinstance(source, memoryview):
         array = ArraySource(cast("npt.ArrayLike", source)).array
         data = Joined(array, rows=spec.rows, budget=spec.max_memory, fill=spec.fill_value)
         return _fitted(Task.of(drawn(data, spec), spec), progress)

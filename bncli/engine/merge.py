@@ -89,9 +89,10 @@ def merge(
         text = "what was learned beside gamma and beta (head, optimiser, history) is of one part and is not merged"
         warnings.warn(text, BnWarning, stacklevel=3)
     affine = {name: _affine(name, given, parts, names) for name, given in (("gamma", gamma), ("beta", beta))}
-    conventions = Conventions(
-        None if population_only else first.momentum, first.eps, first.ddof, first.init, first.start
-    )
+    momentum = None if population_only else first.momentum
+    conventions = Conventions(momentum, first.eps, first.ddof, first.init, first.start)
+    if momentum is None and first.init == "like":  # nothing starts anywhere
+        conventions = replace(conventions, init="debias", start=None)
     fold = functools.reduce(lambda before, after: before.join(after, conventions.momentum), map(_fold, parts))
     if population_only:
         fold = replace(fold, running=_as_one_batch(fold.population, first.ddof))

@@ -325,6 +325,8 @@ def _row_range(rows: Any) -> tuple[int | None, int | None]:
 def _texts(names: Any) -> tuple[str, ...]:
     """Feature names as texts, whatever sequence they come in."""
     try:
+        if isinstance(names, bytes) or any(name is None for name in names):
+            raise TypeError
         return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
     except (TypeError, UnicodeDecodeError):
         raise UsageError(f"names {names!r:.60} is neither an address nor a sequence of names") from None

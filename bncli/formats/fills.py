@@ -48,7 +48,10 @@ class Mark:
         fill = fill_in(dtype, value)
         if fill is None or not math.isfinite(fill):
             return None
-        return cls(name, str(dtype.type(fill)).removesuffix(".0"), fill)
+        text = (
+            str(int(fill)) if dtype.kind == "b" else str(dtype.type(fill)).removesuffix(".0")
+        )  # as the option takes it
+        return cls(name, text, fill)
 
     def hits(self, values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Tell which values these are; NaN and infinities are none of them."""
@@ -118,7 +121,9 @@ def remarks(data: DataSet, counts: Sequence[int], *, fill: Number | None, verb: 
     if fills:
         said = " and ".join(f"{_values(count)} {mark.text} ({mark.name})" for mark, count in fills)
         texts.append(f"{_where(data, fills[0][0])}: {said} {_taken(fills)}; {_cure(data, fills, fill, verb)}")
-    how = {"fit": "make them NaN and give --nan omit", "learn": "leave those samples out", "apply": "make them NaN"}
+    copy = "" if data.dtype.kind == "f" else "in a copy of type float "
+    how = {"fit": f"{copy}make them NaN and give --nan omit", "learn": "leave those samples out"}
+    how["apply"] = f"{copy}make them NaN"
     for mark, count in found:
         if mark.fill is None:
             said = f"{count:,} value{' lies' if count == 1 else 's lie'} outside {mark.text} ({mark.name})"

@@ -12,10 +12,10 @@ from bncli.formats.fills import Mark, Number
 from bncli.formats.hdf5_types import type_of
 
 MOST = 64  # values in an attribute that lists fill values
-SCALING = ("scale_factor", "add_offset")  # the stored values are not the real ones
+SCALING = ("scale_factor", "add_offset", "_Unsigned")  # the stored values are not the real ones
 FILLS = ("_FillValue", "missing_value")
 RANGE = ("valid_range", "valid_min", "valid_max")
-OF_STORED = (*SCALING, *FILLS, *RANGE, "_Unsigned")  # attributes that do not hold for normalized values
+OF_STORED = (*SCALING, *FILLS, *RANGE)  # attributes that do not hold for normalized values
 NETCDF_FILE = ("_NCProperties", "_nc3_strict")
 NETCDF_VARIABLE = ("DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates")
 # NC_FILL_* of netCDF's netcdf.h; it has values for types of one byte too, all of whose values are common data
@@ -54,7 +54,8 @@ def _range(item: h5d.DatasetID, dtype: np.dtype[Any]) -> list[Mark]:
     """The valid range, where it is one of the stored values: they may be packed, or unsigned behind a signed type."""
     (both, kind), (low, kind_of_low), (high, kind_of_high) = (_numbers(item, name) for name in RANGE)
     kinds = {k for k in (kind, kind_of_low, kind_of_high) if k is not None}
-    if h5a.exists(item, b"_Unsigned") or (scaling(item) and kinds != {dtype}):
+    scaled = scaling(item)
+    if "_Unsigned" in scaled or (scaled and kinds != {dtype}):
         return []
     if len(both) == 2:
         return [Mark("valid_range", f"{both[0]:g} to {both[1]:g}", low=both[0], high=both[1])]

@@ -63,8 +63,10 @@ def import_summary(stats: Stats, path: str) -> str:
     imported = stats.provenance["imported"]
     layer = f" of {printable(imported['layer'])}" if imported["layer"] else ""
     population = "" if stats.population.count.any() else "; no population statistics"
-    means = zip(stats.running_mean.tolist(), stats.population_mean.tolist(), strict=True)
-    if stats.momentum is None and not same_means(means):
+    ran = [*stats.running_mean.tolist(), *stats.running_var.tolist()]
+    if stats.momentum is None and not same(
+        ran, [*stats.population_mean.tolist(), *stats.population.variance(stats.ddof).tolist()]
+    ):
         return (
             f"{_count(stats.num_features, 'feature')}{layer} imported from {printable(imported['file'])}{population}\n"
             f"{NOT_FOLDED}\nstats in {printable(path)}"
@@ -75,12 +77,10 @@ def import_summary(stats: Stats, path: str) -> str:
     )
 
 
-def same_means(pairs: Iterable[tuple[float | None, float | None]]) -> bool:
-    """Whether running means are the population's: imported ones without a momentum need not be."""
-    known = ((running, population) for running, population in pairs if running is not None and running == running)
-    return all(
-        population is not None and math.isclose(running, population, rel_tol=1e-9) for running, population in known
-    )
+def same(running: Iterable[float | None], population: Iterable[float | None]) -> bool:
+    """Whether running statistics are the population's, where there are any: imported ones without a momentum need not be."""
+    known = [(r, p) for r, p in zip(running, population, strict=True) if r is not None and r == r]
+    return bool(known) and all(p is not None and math.isclose(r, p, rel_tol=1e-9) for r, p in known)
 
 
 def assumed_in_words(stats: Stats) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bncli.errors import UsageError, printable
-from bncli.render.summary import NOT_FOLDED, batches_in_words, json_text, momentum_in_words, same_means
+from bncli.render.summary import NOT_FOLDED, batches_in_words, json_text, momentum_in_words, same
 
 if TYPE_CHECKING:
     from bncli.formats.listing import Listed
@@ -207,6 +207,19 @@ def _show_table(record: Row, rows: list[Row], path: str, chosen_rows: bool, kern
         console.print(Text(line, style="dim"))
 
 
+def _is_population(record: Row) -> bool:
+    """Whether the running statistics are the population's, its variance divided by count - ddof."""
+    features, ddof = record["features"], record["ddof"]
+    running = [f[name] for name in ("running_mean", "running_var") for f in features]
+    variances = [
+        None
+        if f["population_var"] is None or f["count"] <= ddof
+        else f["population_var"] * (f["count"] / (f["count"] - ddof))
+        for f in features
+    ]
+    return same(running, [*(f["population_mean"] for f in features), *variances])
+
+
 def _header(record: Row, path: str, kernel: str) -> list[str]:
     """What the numbers mean, in words."""
     sources = [s["name"] + (f"::{s['dataset']}" if s["dataset"] else "") for s in record["sources"]]
@@ -219,8 +232,7 @@ def _header(record: Row, path: str, kernel: str) -> list[str]:
         f"{record['num_parameters']:,} parameters (gamma and beta of each feature)",
         "apply uses the running statistics, the population's with --use population",
     ]
-    means = ((f["running_mean"], f["population_mean"]) for f in record["features"])
-    if record["momentum"] is None and not same_means(means):
+    if record["momentum"] is None and not _is_population(record):
         lines[1] = NOT_FOLDED
     if "learning" in record:
         lines.append(_learning(record["learning"]))

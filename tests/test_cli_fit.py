@@ -281,6 +281,19 @@ def test_init_like_goes_on_from_the_statistics_of_the_other_fit(here: Path) -> N
         assert after.running_var[c] == pytest.approx(float(var), rel=1e-14)
 
 
+def test_features_that_start_afresh_are_named(here: Path) -> None:
+    save(here / "new.npy", table(seed=2))
+    x = table(seed=1)
+    x[:, 1] = np.nan
+    save(here / "old.npy", x)
+    good("fit", "old.npy", "--nan", "omit", "-q")
+    said = good("fit", "new.npy", "--like", "old.bn.h5", "--init", "like").err
+    assert "--like has no running statistics of 1 of 3 features (feature 1 is the first)" in said
+    found, alone = bncli.load("new.bn.h5"), bncli.fit(table(seed=2))
+    assert found.running_mean[1] == alone.running_mean[1]
+    assert found.running_mean[0] != alone.running_mean[0]
+
+
 def test_parts_that_start_alike_merge(here: Path) -> None:
     save(here / "old.npy", table(seed=1))
     save(here / "new.npy", table(seed=2))
@@ -293,6 +306,10 @@ def test_parts_that_start_alike_merge(here: Path) -> None:
     whole, merged = bncli.load("whole.bn.h5"), bncli.load("merged.bn.h5")
     np.testing.assert_allclose(merged.running_mean, whole.running_mean, rtol=1e-14)
     np.testing.assert_allclose(merged.running_var, whole.running_var, rtol=1e-14)
+    good("merge", "--population-only", "a.bn.h5", "b.bn.h5", "-o", "population.bn.h5", "-q")
+    population = bncli.load("population.bn.h5")
+    np.testing.assert_allclose(population.running_mean, table(seed=2).mean(axis=0), rtol=1e-13)
+    assert population.init == "debias"
     good("fit", "new.npy", "-o", "other.bn.h5", "-q")
     good("fit", "new.npy", "--like", "other.bn.h5", "--init", "like", "-o", "c.bn.h5", "-q")
     check_refused(4, ["merge", "a.bn.h5", "c.bn.h5", "-o", "no.bn.h5"], "started from different statistics")

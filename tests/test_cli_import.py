@@ -64,6 +64,15 @@ def test_what_the_file_does_not_hold_is_said(here: Path) -> None:
     assert result.err == ""
 
 
+def test_other_variances_are_not_the_populations(here: Path) -> None:
+    columns = {name: np.ones(3) for name in ("running_mean", "population_mean", "population_var")}
+    np.savez("c.npz", running_var=np.full(3, 5.0), count=np.full(3, 100), **columns)
+    assert "are the population's" not in good("import", "c.npz", "--momentum", "none", "-o", "c.bn.h5").out
+    assert "are the population's" not in good("inspect", "c.bn.h5").out
+    np.savez("d.npz", running_var=np.ones(3), count=np.full(3, 100), **columns)
+    assert "are the population's" in good("import", "d.npz", "--momentum", "none", "-o", "d.bn.h5").out
+
+
 def test_momentum_none(here: Path) -> None:
     """Statistics that no recurrence made; PyTorch's None is another thing."""
     result = good("import", "m.weights.h5", "-o", "s.bn.h5", "--momentum", "none")

@@ -684,6 +684,9 @@ class TestWhatPythonUsersPass:
         stats = fit([[1.0, 2.0], [3.0, 6.0]])
         assert stats.population_mean.tolist() == [2.0, 4.0]
 
+    def test_a_memoryview_is_an_array(self) -> None:
+        assert fit(memoryview(np.array([[1.0, 2.0], [3.0, 6.0]]))).population_mean.tolist() == [2.0, 4.0]
+
     def test_momentum_none_means_none(self) -> None:
         stats = fit(np.array([[1.0], [3.0], [8.0]]), momentum=None, batch_size=2)
         assert stats.momentum is None
@@ -811,6 +814,8 @@ class TestWhatPythonUsersPass:
             {"batch_size": 10**30},
             {"epsilon": 1},
             {"names": 5},
+            {"names": ["a", None]},
+            {"names": b"ab"},
             {"dataset": 5},
             {"init": 3},
             {"preset": ["torch"]},
@@ -844,6 +849,8 @@ def test_tensors_that_require_grad_and_bfloat16() -> None:
     stats = fit(x, eps=0.5)
     y = torch.nn.functional.batch_norm(x.double(), None, None, training=True, eps=0.5).numpy()
     np.testing.assert_allclose(stats.normalize(x.double().requires_grad_()), y, rtol=1e-14)
+    assert fit(torch._neg_view(-x)).population_mean.tolist() == [5.0, 6.0]
+    assert fit((x + 1j * x).conj().imag).population_mean.tolist() == [-5.0, -6.0]
     with pytest.raises(InputError, match="complex64"):
         fit(x.to(torch.complex64))
 

@@ -221,6 +221,25 @@ def test_the_count_is_that_of_the_samples_taken(here: Path, options: dict[str, A
     assert f"{np.count_nonzero(x[100:-300] == -999):,} values equal -999" in line
 
 
+def test_bools_and_integers_get_words_that_work(here: Path) -> None:
+    with h5py.File("b.h5", "w") as file:
+        file["x"] = np.eye(4, dtype=bool)
+        file["x"].attrs["_FillValue"] = 1
+        file["y"] = np.array([[1, 500], [2, 3]], "i2")
+        file["y"].attrs["valid_max"] = np.int16(100)
+    said = good("fit", "b.h5::/x", "-q", "-o", "s.bn.h5", "-f").err + good("fit", "b.h5::/x", "-o", "s.bn.h5", "-f").err
+    assert "leave them out with --fill-value 1\n" in said
+    assert (
+        "4 values equal" not in good("fit", "b.h5::/x", "--fill-value", "1", "--nan", "omit", "-o", "s.bn.h5", "-f").err
+    )
+    assert "in a copy of type float make them NaN" in good("fit", "b.h5::/y", "-o", "s.bn.h5", "-f").err
+
+
+def test_unsigned_behind_a_signed_type_warns(here: Path) -> None:
+    write("x.h5", values("i2"), _Unsigned="true")
+    assert "has _Unsigned: the statistics are of the stored values" in good("fit", "x.h5").err
+
+
 @pytest.mark.parametrize("shape", [(20, 4, 9, 9), (20, 4, 16, 16), (6, 300, 2)])
 def test_images(here: Path, shape: tuple[int, ...]) -> None:
     x = np.random.default_rng(4).normal(size=shape).astype("f4")

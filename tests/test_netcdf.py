@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from cli_helpers import good
+from cli_helpers import check_refused, good
 from helpers import Array, peer
 
 pytestmark = pytest.mark.peer
@@ -152,6 +152,18 @@ def test_the_peers_open_both_outputs(nc: Any, make: Callable[[Any], None], varia
     opened_by_all(nc, "whole.nc")
 
 
+def test_a_dimension_is_not_shortened_under_other_variables(nc: Any) -> None:
+    climate(nc)
+    good("fit", "in.nc::/time", "-o", "s.bn.h5", "-q")
+    args = ["apply", "s.bn.h5", "in.nc::/time", "--rows", "0:4", "--copy-others", "-o", "out.nc"]
+    check_refused(2, args, "is a dimension of other datasets", "leave out --rows or --copy-others")
+    assert not Path("out.nc").exists()
+    for left_out in (["--rows", "0:4"], ["--copy-others"]):
+        good(*[a for a in args if a not in left_out])
+        opened_by_all(nc, "out.nc")
+        Path("out.nc").unlink()
+
+
 def test_netcdf_masks_no_normalized_value(nc: Any) -> None:
     """What was valid or missing before says nothing of the values afterwards."""
     with nc.Dataset("in.nc", "w") as file:
@@ -187,8 +199,8 @@ def normalized(wanted: dict[str, Any], found: dict[str, Any], path: str) -> None
 
 @pytest.mark.parametrize(
     ("make", "variable"),
-    # lat: h5netcdf fails where some variables of a file have dimensions and others, of the same lengths, have none
-    [(m, v) for m, names in CASES.values() for v in names if v != "lat"],
+    # the dimensions themselves are refused, see below
+    [(m, v) for m, names in CASES.values() for v in names if v not in ("lat", "time")],
 )
 def test_fewer_rows_than_the_dimension_has(nc: Any, make: Callable[[Any], None], variable: str) -> None:
     make(nc)

@@ -216,6 +216,12 @@ def plan(stats: Stats, inputs: Sequence[str], out: str, spec: ApplySpec) -> list
 def _job(stats: Stats, source: Source, output: str, kind: str, entry: Input, spec: ApplySpec) -> Job:
     axis = stats.check_shape(source.shape, spec.axis, printable(source.address))
     stats.check_names(source.names, printable(source.address))
+    shortened = entry.stop - entry.start < source.shape[0]
+    if spec.copy_others and shortened and getattr(source, "is_dimension", lambda: False)():
+        raise UsageError(
+            f"{printable(source.address)}: is a dimension of other datasets, which would be longer than it; leave out --rows or "
+            "--copy-others"
+        )
     dtype = np.dtype(spec.dtype) if spec.dtype else output_type(source.dtype)
     file_shape: tuple[int, ...] = getattr(source, "file_shape", source.shape)
     rows, shape = (entry.start, entry.stop), (entry.stop - entry.start, *file_shape[1:])

@@ -149,6 +149,10 @@ class Hdf5Source(Source):
         with hdf5_errors(self._where, "cannot be closed"):
             self._opened.close()
 
+    def is_dimension(self) -> bool:
+        """Tell whether other datasets name this one as a dimension (netCDF's coordinate variables)."""
+        return "REFERENCE_LIST" in self.attributes
+
     def maxshape(self) -> tuple[int | None, ...]:
         """Return how far each axis may grow; None is without end."""
         dims = self._id.get_space().get_simple_extent_dims(True)

@@ -684,6 +684,13 @@ class TestWhatPythonUsersPass:
         stats = fit([[1.0, 2.0], [3.0, 6.0]])
         assert stats.population_mean.tolist() == [2.0, 4.0]
 
+    def test_a_list_of_rows_or_of_batches_is_not_guessed(self) -> None:
+        x = np.arange(12.0).reshape(4, 3)
+        with pytest.raises(UsageError, match=r"numpy\.stack\(rows\)"):
+            fit(list(x))
+        assert fit(np.stack(list(x))).population_mean.tolist() == [4.5, 5.5, 6.5]
+        assert fit(iter([x[0], x[1]])).population_mean.tolist() == [2.5]
+
     def test_a_memoryview_is_an_array(self) -> None:
         assert fit(memoryview(np.array([[1.0, 2.0], [3.0, 6.0]]))).population_mean.tolist() == [2.0, 4.0]
 

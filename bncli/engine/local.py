@@ -87,6 +87,11 @@ def fit(
         return fit_files([address_of(source)], spec, progress=progress)
     if kind in ("File", "Group"):
         raise UsageError(f"cannot fit an h5py {kind}; give one of its datasets, such as file['x']")
+    if isinstance(source, (list, tuple)) and len(source) > 1 and all(getattr(item, "ndim", 0) == 1 for item in source):
+        raise UsageError(
+            "a list of arrays of one dimension: give numpy.stack(rows) where each is a sample, or numpy.concatenate(batches) "
+            "where each holds values of one feature"
+        )
     nested = isinstance(source, (list, tuple)) and not any(hasattr(item, "shape") for item in source)
     if nested or hasattr(source, "__array__") or isinstance(source, memoryview):
         array = ArraySource(cast("npt.ArrayLike", source)).array

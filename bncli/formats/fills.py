@@ -119,8 +119,11 @@ def remarks(data: DataSet, counts: Sequence[int], *, fill: Number | None, verb: 
     fills = sorted((pair for pair in found if pair[0].fill is not None), key=lambda pair: -pair[1])
     texts = []
     if fills:
-        said = " and ".join(f"{_values(count)} {mark.text} ({mark.name})" for mark, count in fills)
-        texts.append(f"{_where(data, fills[0][0])}: {said} {_taken(fills)}; {_cure(data, fills, fill, verb)}")
+        by_place: dict[str, list[str]] = {}
+        for mark, count in fills:
+            by_place.setdefault(_where(data, mark), []).append(f"{_values(count)} {mark.text} ({mark.name})")
+        said = ", ".join(f"{place}: {' and '.join(words)}" for place, words in by_place.items())
+        texts.append(f"{said} {_taken(fills)}; {_cure(data, fills, fill, verb)}")
     copy = "" if data.dtype.kind == "f" else "in a copy of type float "
     how = {"fit": f"{copy}make them NaN and give --nan omit", "learn": "leave those samples out"}
     how["apply"] = f"{copy}make them NaN"

@@ -56,6 +56,12 @@ def net(torch: Any) -> Any:
     return model.eval()
 
 
+def plain(model: Any) -> Any:
+    """A module of PyTorch's own classes alone."""
+    nn = peer("torch").nn
+    return nn.Sequential(collections.OrderedDict(conv=model.conv, bn1=model.bn1))
+
+
 CHECKPOINTS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "NumPy scalar": (lambda m: {"best": np.float64(0.9), "state_dict": m.state_dict()}, "multiarray.scalar"),
     "NumPy array": (lambda m: {"history": np.arange(3.0), "model": m.state_dict()}, "multiarray._reconstruct"),
@@ -68,8 +74,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda m: {"args": argparse.Namespace(model="model"), "name": "model", "model": dict(m.state_dict())},
         "argparse.Namespace",
     ),
-    "whole module": (lambda m: m, "whole pickled module (small_net.Net"),
-    "module under a key": (lambda m: {"epoch": -1, "ema": None, "model": m.half()}, "whole pickled module (small_net.Net"),
+    "PyTorch's module under a key": (lambda m: {"model": plain(m)}, "whole pickled module (torch.nn.modules"),
 }  # fmt: skip
 
 
@@ -103,6 +108,48 @@ class Evaluated:
         return eval, ("__import__('os').mkdir('ran')",)
 
 
+@pytest.mark.parametrize("form", ["zip", "old"])
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code:UserWarning")
+def test_a_module_of_somebodys_own_is_named_without_a_line(torch: Any, tmp_path: Path, form: str) -> None:
+    for content in (net(torch), {"epoch": -1, "ema": None, "model": net(torch).half()}):
+        torch.save(content, "x.pt", _use_new_zipfile_serialization=form == "zip")
+        said = r"whole pickled module \(small_net\.Net.*save model\.state_dict\(\) where the model's code is$"
+        with pytest.raises(InputError, match=said):
+            exchange.read("x.pt")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "commands Popen", "torch.storage _load_from_bytes", "io open", "_codecs decode", "pathlib os", "collections namedtuple",
+        "torch.serialization load", "torch.nn.modules.module functools", "torch set_printoptions", "numpy load",
+        "functools partial", "builtins getattr", "copyreg _reconstructor", "torch.hub load",
+    ],
+)  # fmt: skip
+def test_a_line_only_for_what_is_known_to_be_inert(torch: Any, tmp_path: Path, name: str) -> None:
+    """By whatever name it goes; `commands` is what protocol 2 calls subprocess."""
+    content = b"\x80\x02}(X\x05\x00\x00\x00modelccollections\nOrderedDict\n)RX\x01\x00\x00\x00x"
+    with zipfile.ZipFile("x.pt", "w") as archive:
+        archive.writestr("x/data.pkl", content + f"c{name.replace(' ', chr(10))}\n)Ru.".encode())
+        archive.writestr("x/version", "3")
+    with pytest.raises(InputError, match=re.escape(f"({name.replace(' ', '.')})")) as error:
+        exchange.read("x.pt")
+    assert "python -c" not in str(error.value)
+
+
+def test_no_line_for_a_file_that_torch_reads_in_another_place(torch: Any, tmp_path: Path) -> None:
+    """Two contents in one zip, and a zip behind something else."""
+    torch.save({"a": argparse.Namespace(), "model": net(torch).state_dict()}, "x.pt")
+    content = Path("x.pt").read_bytes()
+    with zipfile.ZipFile("x.pt", "a") as archive:
+        archive.writestr("x/other/data.pkl", b"N.")
+    Path("y.pt").write_bytes(pickle.dumps(argparse.Namespace(), 2) + content)
+    for path in ("x.pt", "y.pt"):
+        with pytest.raises(InputError) as error:
+            exchange.read(path)
+        assert "python -c" not in str(error.value)
+
+
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize(("evil", "name"), [(Command, f"{os.name}.mkdir"), (Evaluated, "eval")])
@@ -113,7 +160,7 @@ def test_a_command_is_named_and_no_line_runs_it(
     content = {"args": argparse.Namespace(), "x": evil(), "state_dict": torch.nn.BatchNorm1d(3).state_dict()}
     torch.save(content, "x.pt", _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
     with pytest.raises(
-        InputError, match=rf"x\.pt: refused: to load it is to call \w*\.?{name}, and could run"
+        InputError, match=rf"x\.pt: refused: it holds more than tensors \(\w*\.?{name}, .*\), which could run"
     ) as error:
         exchange.read("x.pt")
     assert "python -c" not in str(error.value)

@@ -9,6 +9,7 @@ import os
 import pickletools
 import re
 import shlex
+import tarfile
 import zipfile
 from typing import Any, NamedTuple
 
@@ -20,17 +21,23 @@ OPCODES = 200_000  # that are looked at, of some 30 per tensor
 NAMED = 3  # classes in a message
 # what `weights_only=True` rebuilds
 TENSORS = re.compile(
-    r"torch\.(\w*Storage|Size|device|strided|per_\w+_affine\w*|\w*(float|int|bool|complex|bits)\w*|_utils\._rebuild_\w+|_tensor\.\w+|Tensor"
-    r"|storage\.\w+|nn\.parameter\.\w+|serialization\._get_layout)|collections\.(OrderedDict|Counter)|_codecs\.encode"
-    r"|(builtins|__builtin__)\.(set|complex|bytearray)"
+    r"torch\.([A-Z]\w*Storage|Size|device|Tensor|strided|sparse_\w+|per_(tensor|channel)_affine\w*"
+    r"|(b?float|complex|u?int|qu?int|bits)\d+(x\d+)?(_e\w+)?|bool|half|float|double|long|int|short)"
+    r"|torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state|sparse_tensor|qtensor|nested_tensor"
+    r"|meta_tensor_no_storage|device_tensor_from_numpy|wrapper_subclass)"
+    r"|torch\.(_tensor\._rebuild_from_type_v2|storage\.(Typed|Untyped)Storage|nn\.parameter\.(Parameter|Buffer)"
+    r"|serialization\._get_layout)"
+    r"|collections\.(OrderedDict|Counter)|_codecs\.encode|(builtins|__builtin__)\.(set|complex|bytearray)"
+)
+# what does no harm when it is rebuilt: exact names, since a module's other names lead anywhere (`pathlib.os`)
+INERT = re.compile(
+    r"numpy\.(_?core\.(multiarray\.(scalar|_reconstruct)|numeric\._frombuffer)|dtype|ndarray|dtypes\.\w+DType"
+    r"|bool_?|u?int\d+|float\d+|complex\d+|str_|bytes_)"
+    r"|argparse\.Namespace|pathlib\.(_local\.)?(Pure)?(Posix|Windows)?Path|collections\.(defaultdict|deque)"
+    r"|datetime\.(date|time|datetime|timedelta|timezone)|torch\.nn\.modules\.\w+\.[A-Z]\w*"
+    r"|(builtins|__builtin__)\.(frozenset|list|dict|tuple|int|float|str|bool|bytes|slice|range)"
 )
 STATE_DICTS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "params", "ema")
-# modules of the standard library that a checkpoint has no use for, and an attack has
-COMMANDS = re.compile(
-    r"(os|posix|nt|subprocess|sys|shutil|socket|runpy|importlib|pty|ctypes|webbrowser|pickle|_pickle|marshal|urllib"
-    r"|asyncio|multiprocessing|timeit|pdb|bdb|cProfile)(\..*)?"
-    r"|(builtins|__builtin__)\.(eval|exec|execfile|compile|open|input|breakpoint|__import__|apply)"
-)
 KEEP_WEIGHTS = "give the file of torch.save(model.state_dict(), ...)"
 
 
@@ -39,33 +46,30 @@ class Pickle(NamedTuple):
 
     opcodes: list[tuple[str, Any]]
     names: list[str]
+    ended: int  # pickles in a row that were followed to their end
 
 
 def refusal(path: str, reason: str) -> InputError:
     """The error for a file that `torch.load` does not read with `weights_only=True`, for a reason in its own words."""
-    where, found = printable(path), _disassemble(_content(path))
+    where, (content, pickles) = printable(path), _content(path)
+    found = _disassemble(content)
     strange = [name for name in found.names if not TENSORS.fullmatch(name)] or re.findall(r"GLOBAL (\S+)", reason)
     if not strange:
         return InputError(
             f"{where}: refused: it is damaged, or holds Python objects beyond tensors, which could run code; {KEEP_WEIGHTS}"
         )
-    commands = [name for name in strange if COMMANDS.fullmatch(name)]
-    if commands:
-        return InputError(
-            f"{where}: refused: to load it is to call {_listed(commands)}, and could run code that does harm; {KEEP_WEIGHTS}"
-        )
+    strange.sort(key=lambda name: INERT.fullmatch(name) is not None)
     module = any(name.startswith("torch.nn.modules.") for name in strange)
     holds = f"it holds {'a whole pickled module' if module else 'more than tensors'} ({_listed(strange)})"
-    weights = _weights(found.opcodes, module)
+    followed = 0 < pickles <= found.ended
+    weights = _weights(found.opcodes, module) if followed and INERT.fullmatch(strange[0]) else None
     if weights is None:
-        return InputError(f"{where}: refused: {holds}, which could run code; {KEEP_WEIGHTS}")
-    package, _, name = strange[0].partition(".")
-    needs = f"{printable(name)!r} is defined" if package == "__main__" else f"{printable(package)!r} can be imported"
-    there = f", where {needs}" if module and package != "torch" else ""
+        where_made = "save model.state_dict() where the model's code is" if module else KEEP_WEIGHTS
+        return InputError(f"{where}: refused: {holds}, which could run code; {where_made}")
     line = command(path, 'c = torch.load({}, map_location="cpu", weights_only=False)', weights)
     return InputError(
         f"{where}: refused: {holds}, and rebuilding that could run code. If you trust the file, save its tensors "
-        f"alone{there}:\n  {line}"
+        f"alone:\n  {line}"
     )
 
 
@@ -80,16 +84,21 @@ def _listed(names: list[str]) -> str:
     return ", ".join(printable(name)[:80] for name in names[:NAMED]) + more
 
 
-def _content(path: str) -> bytes:
-    """The pickle in a zip of torch.save, else the file."""
+def _content(path: str) -> tuple[bytes, int]:
+    """The pickle in a zip of torch.save, else the file; and how many pickles torch.load runs, 0 where that may be others.
+
+    A file can be several things at once, and torch.load goes by its start.
+    """
+    with open(path, "rb") as file:
+        content = file.read(LARGEST)
+    is_zip, is_tar = content.startswith(b"PK\x03\x04"), tarfile.is_tarfile(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            member = next(name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl")
-            with archive.open(member) as file:
-                return file.read(LARGEST)
-    except (zipfile.BadZipFile, StopIteration, OSError, ValueError, RuntimeError, NotImplementedError):
-        with open(path, "rb") as file:
-            return file.read(LARGEST)
+            members = [name for name in archive.namelist() if name.rpartition("/")[2].lower() == "data.pkl"]
+            with archive.open(members[0]) as member:
+                return member.read(LARGEST), int(is_zip and not is_tar and len(members) == 1)
+    except (zipfile.BadZipFile, LookupError, OSError, ValueError, RuntimeError, NotImplementedError):
+        return content, 0 if is_zip or is_tar else PICKLES
 
 
 def _disassemble(content: bytes) -> Pickle:
@@ -124,9 +133,9 @@ def _disassemble(content: bytes) -> Pickle:
     except (ValueError, LookupError, AttributeError, TypeError, OverflowError):  # of bytes that are no pickle
         pass
     if len(pickles) <= PICKLES - 1:
-        return Pickle(pickles[0], list(names))
+        return Pickle(pickles[0], list(names), len(pickles) - 1)
     old = itertools.pairwise([("", None), *pickles[3]])  # there ("module", class, ...) stands before a module
-    return Pickle([op for before, op in old if before[0] != "MARK" or op[1] != "module"], list(names))
+    return Pickle([op for before, op in old if before[0] != "MARK" or op[1] != "module"], list(names), len(pickles) - 1)
 
 
 def _weights(opcodes: list[tuple[str, Any]], module: bool) -> str | None:

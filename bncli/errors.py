@@ -5,6 +5,8 @@ A message says what, where (file, dataset, sample, feature), what was found and 
 
 from __future__ import annotations
 
+import json
+
 
 class BnError(Exception):
     """An error whose message is written for the person who typed the command."""
@@ -54,6 +56,11 @@ def reason_of(error: object) -> str:
         return f"it has no {error}"
     text = str(error)
     return "it holds a number of thousands of digits" if "set_int_max_str_digits" in text else text
+
+
+def literal(text: str) -> str:
+    """Python for a text, for a line of code in a message: in double quotes where it can be, which a shell leaves readable."""
+    return json.dumps(text, ensure_ascii=False) if text.isprintable() else repr(text)
 
 
 def printable(text: object) -> str:

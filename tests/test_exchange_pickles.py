@@ -56,6 +56,9 @@ def net(torch: Any) -> Any:
     return model.eval()
 
 
+NAMESPACE = argparse.Namespace(lr=0.1)
+
+
 def plain(model: Any) -> Any:
     """A module of PyTorch's own classes alone."""
     nn = peer("torch").nn
@@ -74,6 +77,10 @@ CHECKPOINTS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda m: {"args": argparse.Namespace(model="model"), "name": "model", "model": dict(m.state_dict())},
         "argparse.Namespace",
     ),
+    "nested": (lambda m: {"args": NAMESPACE, "model": {"state_dict": m.state_dict()}}, "argparse.Namespace"),
+    "weights": (lambda m: {"args": NAMESPACE, "weights": m.state_dict(), "n": {1: None}}, "argparse.Namespace"),
+    "tuple": (lambda m: (NAMESPACE, [3, m.state_dict()]), "argparse.Namespace"),
+    "PyTorch's module": (lambda m: plain(m), "whole pickled module (torch.nn.modules"),
     "PyTorch's module under a key": (lambda m: {"model": plain(m)}, "whole pickled module (torch.nn.modules"),
 }  # fmt: skip
 
@@ -86,14 +93,24 @@ def test_the_line_saves_what_can_be_read(torch: Any, tmp_path: Path, kind: str, 
     model = net(torch)
     content, name = CHECKPOINTS[kind]
     options: dict[str, Any] = {"protocol 4": {"pickle_protocol": 4}}.get(form, {})
-    torch.save(content(model), "it's $a.ckpt", _use_new_zipfile_serialization=form != "old", **options)
+    torch.save(
+        content(model),
+        "it's $a \N{SMILING FACE WITH SUNGLASSES}.ckpt",
+        _use_new_zipfile_serialization=form != "old",
+        **options,
+    )
     with untouched(tmp_path):
         check_refused(
-            3, ["import", "it's $a.ckpt", "-o", "s.bn.h5"], "it's $a.ckpt: refused: ", name, "could run code", "trust"
+            3,
+            ["import", "it's $a \N{SMILING FACE WITH SUNGLASSES}.ckpt", "-o", "s.bn.h5"],
+            "it's $a \N{SMILING FACE WITH SUNGLASSES}.ckpt: refused: ",
+            name,
+            "could run code",
+            "trust",
         )
     with pytest.raises(InputError) as error:
-        exchange.read("it's $a.ckpt")
-    check_line(str(error.value), model, "it's $a.state_dict.pt")
+        exchange.read("it's $a \N{SMILING FACE WITH SUNGLASSES}.ckpt")
+    check_line(str(error.value), model, "it's $a \N{SMILING FACE WITH SUNGLASSES}.state_dict.pt")
 
 
 class Command:
@@ -180,7 +197,7 @@ def test_what_cannot_be_followed(torch: Any, tmp_path: Path) -> None:
 
 def test_opcodes_are_kept_up_to_a_number(torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the weights lie behind them no line is made up, and PyTorch's own word names the object."""
-    assert len(pickles._disassemble(b"(" * 10_000_000).opcodes) == pickles.OPCODES
+    assert pickles._disassemble(b"(" * pickles.OPCODES + b"0" * pickles.OPCODES + b"N.").ended == 0
     monkeypatch.setattr(pickles, "OPCODES", 100)
     torch.save({"h": list(range(1000)), "args": argparse.Namespace(), "state_dict": net(torch).state_dict()}, "x.pt")
     with pytest.raises(

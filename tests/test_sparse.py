@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shlex
 from pathlib import Path
@@ -87,6 +88,17 @@ def test_the_command_that_makes_a_dense_file(here: Path, path: str, code: str) -
         compile(program, "command", "exec")
         assert program.startswith('import anndata; a = anndata.read_h5ad("it\'s.h5ad"); ')
         assert code in program
+
+
+def test_a_name_in_the_command_is_the_files(here: Path) -> None:
+    """Also one beyond 16 bits, of which JSON makes two halves that no file is called by."""
+    name = "\N{SMILING FACE WITH SUNGLASSES}.h5ad"
+    with h5py.File(name, "w") as file:
+        sparse(file, "X")
+    program = shlex.split(check_refused(3, ["fit", name], "is a sparse matrix").err.splitlines()[1])[2]
+    assert {name, name.replace(".h5ad", ".dense.h5ad")} <= {
+        node.value for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Constant)
+    }
 
 
 @pytest.mark.parametrize("path", ["matrix", "/", "a/b/c"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import os
 import pickletools
 import re
@@ -13,7 +12,7 @@ import tarfile
 import zipfile
 from typing import Any, NamedTuple
 
-from bncli.errors import InputError, printable
+from bncli.errors import InputError, literal, printable
 
 LARGEST = 16 << 20  # bytes of a pickle that are looked at: it holds no tensors' values, some 100 bytes per tensor
 PICKLES = 5  # in a file of before PyTorch 1.6: a number, a version, the system, the content, the keys of its storages
@@ -37,14 +36,18 @@ INERT = re.compile(
     r"|datetime\.(date|time|datetime|timedelta|timezone)|torch\.nn\.modules\.\w+\.[A-Z]\w*"
     r"|(builtins|__builtin__)\.(frozenset|list|dict|tuple|int|float|str|bool|bytes|slice|range)"
 )
-STATE_DICTS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "params", "ema")
+# Python for the tensors in `v` at any depth, under their keys joined by dots; MODULES makes a state_dict of a module first
+COLLECT = (
+    'f = lambda v, p="": {p[:-1]: v} if torch.is_tensor(v) else {k: t for n, x in (v.items() if isinstance(v, dict) else '
+    'enumerate(v) if isinstance(v, (list, tuple)) else ()) for k, t in f(x, f"{p}{n}.").items()}'
+)
+MODULES = 'g, f = f, lambda v, p="": g(v.state_dict() if isinstance(v, torch.nn.Module) else v, p)'
 KEEP_WEIGHTS = "give the file of torch.save(model.state_dict(), ...)"
 
 
 class Pickle(NamedTuple):
-    """Opcodes of a pickle by name, with their arguments, and the classes and functions that it refers to, in order."""
+    """The classes and functions that pickles in a row refer to, in order."""
 
-    opcodes: list[tuple[str, Any]]
     names: list[str]
     ended: int  # pickles in a row that were followed to their end
 
@@ -62,11 +65,11 @@ def refusal(path: str, reason: str) -> InputError:
     module = any(name.startswith("torch.nn.modules.") for name in strange)
     holds = f"it holds {'a whole pickled module' if module else 'more than tensors'} ({_listed(strange)})"
     followed = 0 < pickles <= found.ended
-    weights = _weights(found.opcodes, module) if followed and INERT.fullmatch(strange[0]) else None
-    if weights is None:
+    if not (followed and INERT.fullmatch(strange[0])):
         where_made = "save model.state_dict() where the model's code is" if module else KEEP_WEIGHTS
         return InputError(f"{where}: refused: {holds}, which could run code; {where_made}")
-    line = command(path, 'c = torch.load({}, map_location="cpu", weights_only=False)', weights)
+    collect = f"{COLLECT}; {MODULES}" if module else COLLECT
+    line = command(path, f'{collect}; c = torch.load({{}}, map_location="cpu", weights_only=False)', "f(c)")
     return InputError(
         f"{where}: refused: {holds}, and rebuilding that could run code. If you trust the file, save its tensors "
         f"alone:\n  {line}"
@@ -75,7 +78,7 @@ def refusal(path: str, reason: str) -> InputError:
 
 def command(path: str, load: str, weights: str) -> str:
     """A line for a shell that loads a file in a way of one's own and saves a plain state_dict."""
-    source, target = (json.dumps(name) for name in (path, os.path.splitext(path)[0] + ".state_dict.pt"))
+    source, target = (literal(name) for name in (path, os.path.splitext(path)[0] + ".state_dict.pt"))
     return "python -c " + shlex.quote(f"import torch; {load.replace('{}', source)}; torch.save({weights}, {target})")
 
 
@@ -102,7 +105,7 @@ def _content(path: str) -> tuple[bytes, int]:
 
 
 def _disassemble(content: bytes) -> Pickle:
-    """Every pickle in a row, as far as it can be followed; the opcodes are those of the content.
+    """Every pickle in a row, as far as it can be followed.
 
     An opcode that fetches what was kept before stands as what was kept, and one that takes a name from two texts before it
     stands for them: so that all protocols look alike.
@@ -132,31 +135,4 @@ def _disassemble(content: bytes) -> Pickle:
             pickles.append([])
     except (ValueError, LookupError, AttributeError, TypeError, OverflowError):  # of bytes that are no pickle
         pass
-    if len(pickles) <= PICKLES - 1:
-        return Pickle(pickles[0], list(names), len(pickles) - 1)
-    old = itertools.pairwise([("", None), *pickles[3]])  # there ("module", class, ...) stands before a module
-    return Pickle([op for before, op in old if before[0] != "MARK" or op[1] != "module"], list(names), len(pickles) - 1)
-
-
-def _weights(opcodes: list[tuple[str, Any]], module: bool) -> str | None:
-    """Python for the state_dict in the content, called `c`: under the first of the usual keys, or of a module; None where unknown."""
-    plain = [op for op in opcodes if op[0] not in ("PROTO", "FRAME", "MARK")]
-    after: dict[str, list[tuple[str, Any]]] = {}  # what follows each text
-    for (name, text), following in itertools.pairwise(plain):
-        if isinstance(text, str) and name != "GLOBAL":
-            after.setdefault(text, []).append(following)
-    for key in STATE_DICTS:
-        if any(_is_dictionary(op) for op in after.get(key, [])):
-            return f'c["{key}"]'
-        if module and any(name == "GLOBAL" for name, _ in after.get(key, [])):
-            return f'c["{key}"].state_dict()'
-    if opcodes[-1:] != [("STOP", None)]:
-        return None
-    first = next((op for op in plain if op[0] in ("EMPTY_DICT", "GLOBAL")), ("", None))
-    if _is_dictionary(first):
-        return None if module else "{k: v for k, v in c.items() if torch.is_tensor(v)}"
-    return "c.state_dict()" if module else None
-
-
-def _is_dictionary(opcode: tuple[str, Any]) -> bool:
-    return opcode[0] == "EMPTY_DICT" or opcode[1] == "collections OrderedDict"
+    return Pickle(list(names), len(pickles) - 1)

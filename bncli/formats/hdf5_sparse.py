@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bncli.errors import InputError, printable
+from bncli.errors import InputError, literal, printable
 
 if TYPE_CHECKING:
     from bncli.formats.hdf5_vetting import DatasetInfo
@@ -64,12 +63,9 @@ def _dense(path: str, group: str) -> str:
     if folders == ["raw"] and name == "X":
         raw = "a = a.raw.to_adata(); "
     elif len(folders) == 1 and folders[0] in ("layers", "obsm", "varm", "obsp", "varp"):
-        target = f"a.{folders[0]}[{json.dumps(name)}]"
+        target = f"a.{folders[0]}[{literal(name)}]"
     elif folders or name != "X":
         return "Read it with scipy.sparse and store what its toarray() gives, with numpy.save"
     dense = os.path.splitext(os.path.basename(path))[0] + ".dense.h5ad"
-    code = (
-        f"import anndata; a = anndata.read_h5ad({json.dumps(path)}); {raw}{target} = {target}.toarray(); "
-        f"a.write_h5ad({json.dumps(dense)})"
-    )
+    code = f"import anndata; a = anndata.read_h5ad({literal(path)}); {raw}{target} = {target}.toarray(); a.write_h5ad({literal(dense)})"
     return f"Where it fits memory, make it dense:\n  python -c {printable(shlex.quote(code))}"

@@ -135,6 +135,26 @@ def test_bns_own_scale_and_shift_are_not_gamma_and_beta(tmp_path: Path) -> None:
     assert (stats.gamma.tolist(), stats.beta.tolist()) == (gamma.tolist(), beta.tolist())
 
 
+def test_a_layers_running_deviation_goes_before_a_bare_variance(tmp_path: Path) -> None:
+    mean, var, *_ = numbers()
+    np.savez(tmp_path / "x.npz", running_mean=mean, running_std=np.full(C, 3.0), mean=var, var=var)
+    with advised("is a standard deviation"):
+        stats = exchange.read(str(tmp_path / "x.npz"))
+    assert (stats.running_mean.tolist(), stats.running_var.tolist()) == (mean.tolist(), [9.0] * C)
+
+
+def test_weight_and_scale(tmp_path: Path) -> None:
+    """Two names for gamma; but the scale of a quantized layer is one number, of its output."""
+    mean, var, gamma, beta = numbers()
+    layer = {"running_mean": mean, "running_var": var, "weight": gamma, "bias": beta}
+    for name in ("scale", "shift", "offset"):
+        np.savez(tmp_path / "x.npz", **layer, **{name: var})
+        with pytest.raises(InputError, match=rf"holds both (weight|bias) and {name}; take out"):
+            exchange.read(str(tmp_path / "x.npz"))
+    np.savez(tmp_path / "x.npz", **layer, scale=np.float32(0.1), zero_point=np.int64(3))
+    assert exchange.read(str(tmp_path / "x.npz")).gamma.tolist() == gamma.tolist()
+
+
 @pytest.mark.peer
 @pytest.mark.parametrize("suffix", SAVERS)
 def test_two_names_for_one_thing(tmp_path: Path, suffix: str) -> None:

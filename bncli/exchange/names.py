@@ -26,11 +26,7 @@ STEMS = (
 VARIANCES = ("var", "variance")
 DEVIATIONS = ("std", "stddev", "sd")  # which are squared
 PAIRS = (
-    *(
-        (f"{stem}mean", stem + spread)
-        for spreads in (VARIANCES, DEVIATIONS)
-        for stem, spread in product(STEMS, spreads)
-    ),
+    *((f"{stem}mean", stem + spread) for stem, spread in product(STEMS, (*VARIANCES, *DEVIATIONS))),
     ("mean_", "var_"),  # scikit-learn
     ("mean_", "scale_"),  # which is sqrt(var_), or 1 for a constant
 )
@@ -38,7 +34,8 @@ PLAIN = {"mean", "mean_"}  # a layer's, or those of any data
 # the first that is there; scale and shift are also what bn writes beside gamma and beta, of y = scale * x + shift
 AFFINE = {"gamma": ("weight", "gamma", "scale"), "beta": ("bias", "beta", "offset", "shift")}
 KNOWN = {TRACKED, *chain.from_iterable((*PAIRS, *AFFINE.values()))}
-RIVALS = (("weight", "gamma"), ("bias", "beta"))  # two names for one thing, so that nobody can say which is meant
+# two names for one thing, so that nobody can say which is meant
+RIVALS = (("weight", "gamma"), ("weight", "scale"), ("bias", "beta"), ("bias", "offset"), ("bias", "shift"))
 STATE, PARAMETERS = "batch_stats", "params"  # Flax keeps the statistics apart from scale and bias
 
 

@@ -139,7 +139,7 @@ def _affine(
     """Keys of gamma and beta; raises InputError where they are in another file or go by two names, warns where by an unknown."""
     group, found = groups[prefix], names.affine(prefix, groups)
     for pair in names.RIVALS:
-        if set(pair) <= set(group):
+        if set(pair) <= set(group) and shapes[group[pair[0]]] == shapes[group[pair[1]]]:  # a quantizer's scale is one
             one, other = (printable(group[name]) for name in pair)
             raise InputError(f"{printable(path)}: holds both {one} and {other}; take out the one that does not count")
     absent = [column for column in names.AFFINE if column not in found]

@@ -166,7 +166,7 @@ def test_two_names_for_one_thing(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("suffix", SAVERS)
 def test_a_scale_by_a_name_that_nobody_knows(tmp_path: Path, suffix: str) -> None:
     mean, var, gamma, beta = numbers()
     path = tmp_path / f"x{suffix}"
@@ -174,6 +174,14 @@ def test_a_scale_by_a_name_that_nobody_knows(tmp_path: Path, suffix: str) -> Non
     SAVERS[suffix](layer | {"b.amplitude": gamma, "b.count": gamma, "b.other": gamma[:2], "c.amplitude": gamma}, path)
     with pytest.warns(BnWarning, match=r"x\.\w+: no name that bn knows for gamma, taken as 1; not used: b\.amplitude$"):
         assert exchange.read(str(path)).gamma.tolist() == [1.0] * C
+
+
+def test_what_is_no_number_is_no_scale_in_an_archive(tmp_path: Path) -> None:
+    """Labels, and Python objects, which are not opened."""
+    mean, var, *_ = numbers()
+    labels, objects = np.array(list("abcde")), np.array([{}] * C, object)
+    np.savez(tmp_path / "x.npz", running_mean=mean, running_var=var, labels=labels, objects=objects)
+    assert exchange.read(str(tmp_path / "x.npz")).gamma.tolist() == [1.0] * C
 
 
 @pytest.mark.parametrize(

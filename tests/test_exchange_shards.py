@@ -120,3 +120,10 @@ def test_a_file_of_an_index_is_never_opened(tmp_path: Path, monkeypatch: pytest.
         check_refused(
             3, ["import", "x.npz", "-o", "s.bn.h5"], "bn.weight is in /dev/zero", r"bn.bias is in ../\x1b[31m"
         )
+
+
+def test_half_a_layer_of_an_archive(tmp_path: Path) -> None:
+    path = tmp_path / "model-00001-of-00002.npz"
+    np.savez(path, **{"bn.running_mean": np.ones(3), "bn.weight": np.ones(3)})
+    with pytest.raises(InputError, match=r"holds only a part of layer 'bn': none of bn\.running_var"):
+        exchange.read(str(path))

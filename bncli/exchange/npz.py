@@ -28,6 +28,7 @@ DAMAGED = (  # what zipfile and NumPy's reader of headers raise over damaged or 
     *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what NumPy writes; others raise errors of their own
+HEADER = 16 << 10  # bytes of a member that its header is looked for in
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -57,11 +58,11 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
     content = files.read_bytes(path, LARGEST)
     try:
         arrays = read_arrays(content, INFLATED + RATIO * len(content), _of_layers)
+        shapes = _shapes(content) | {key: array.shape for key, array in arrays.items()}
     except DAMAGED as error:
         raise unreadable(path, ".npz archive", error) from None
-    shapes = {key: array.shape for key, array in arrays.items()}
     found = state_dict.read_layer(shapes, arrays.__getitem__, layer, path)
-    given = {name: arrays[key] for name, key in found.keys.items() if name in FIELDS}
+    given = {name: arrays[key] for name, key in found.keys.items() if name in FIELDS and key in arrays}
     try:
         held = {name: _single(given[name], name) for name in KINDS if name in given}
         if math.isnan(held.get("momentum") or 0):
@@ -127,6 +128,21 @@ def read_arrays(
         if sum(archive.getinfo(member).file_size for member in wanted.values()) > largest:
             raise ValueError(f"its arrays are larger than {largest} bytes, far more than the file")
         return {name: _array(archive.read(member), member) for name, member in wanted.items()}
+
+
+def _shapes(content: bytes) -> dict[str, tuple[int, ...]]:
+    """The shape of every member that is an array of numbers, by its header alone; () of all else."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for member in archive.namelist():
+            try:
+                with archive.open(member) as file:
+                    stream = io.BytesIO(file.read(HEADER))
+                shape, _, dtype = HEADERS[np.lib.format.read_magic(stream)](stream)
+            except DAMAGED:
+                shape, dtype = (), np.dtype(bool)
+            shapes[member.removesuffix(".npy")] = shape if dtype.kind in "fiu" else ()
+    return shapes
 
 
 def _array(content: bytes, member: str) -> npt.NDArray[Any]:

@@ -176,6 +176,24 @@ def test_a_scale_by_a_name_that_nobody_knows(tmp_path: Path, suffix: str) -> Non
         assert exchange.read(str(path)).gamma.tolist() == [1.0] * C
 
 
+@pytest.mark.peer
+@pytest.mark.parametrize("suffix", SAVERS)
+@pytest.mark.parametrize("shape", [(1, C), (1, C, 1, 1), (C, 1)])
+def test_axes_of_length_1_beside_the_features(tmp_path: Path, suffix: str, shape: tuple[int, ...]) -> None:
+    """rsl_rl keeps (1, C), and arithmetic with images wants (1, C, 1, 1)."""
+    arrays = dict(zip(("_mean", "_var", "weight", "bias"), numbers(), strict=True))
+    path = tmp_path / f"x{suffix}"
+    for keys in (set(arrays), {"_mean", "_var"}):
+        SAVERS[suffix]({key: a.reshape(shape) if key in keys else a for key, a in arrays.items()}, path)
+        stats = exchange.read(str(path))
+        found = (stats.running_mean, stats.running_var, stats.gamma, stats.beta)
+        assert [a.tolist() for a in found] == [a.tolist() for a in arrays.values()]
+    for wrong in ((C, C), (2, C)):
+        SAVERS[suffix]({key: np.ones(wrong, "f4") for key in arrays}, path)
+        with pytest.raises(InputError, match="need one number per feature"):
+            exchange.read(str(path))
+
+
 def test_what_is_no_number_is_no_scale_in_an_archive(tmp_path: Path) -> None:
     """Labels, and Python objects, which are not opened."""
     mean, var, *_ = numbers()

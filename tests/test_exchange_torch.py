@@ -213,7 +213,7 @@ def test_content_that_is_no_layer(torch: Any, tmp_path: Path) -> None:
         {},
         {"running_mean": one},
         {"running_mean": one, "running_var": torch.ones(4)},
-        {"running_mean": torch.ones(3, 1), "running_var": torch.ones(3, 1)},
+        {"running_mean": torch.ones(3, 2), "running_var": torch.ones(3, 2)},
         {"running_mean": one, "running_var": -one},
         {"running_mean": one * np.inf, "running_var": one},
         {"running_mean": one * np.nan, "running_var": one},

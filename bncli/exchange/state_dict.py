@@ -101,18 +101,31 @@ def read_layer(shapes: Mapping[str, tuple[int, ...]], get: Callable[[str], Any],
     if prefix in halves:
         raise shards.refusal(path, name, halves[prefix][1])
     group, (mean, spread) = groups[prefix], pairs[prefix]
-    if shapes[group[mean]] != shapes[group[spread]] or len(shapes[group[mean]]) != 1:
+    shape = _flat(shapes[group[mean]])
+    if shapes[group[mean]] != shapes[group[spread]] or len(shape) != 1:
         raise InputError(
             f"{printable(path)}: {printable(group[mean])} has the shape {shapes[group[mean]]}, {printable(spread)} "
             f"{shapes[group[spread]]}; they need one number per feature each"
         )
-    keys = _affine(prefix, groups, shapes, shapes[group[mean]], path)
-    found = {column: get(key) for column, key in keys.items()}
-    variance = _variance(get(group[spread]), group[spread], path)
+    keys = _affine(prefix, groups, {key: _flat(shapes[key]) for key in shapes}, shape, path)
+    found = {column: _column(get, key, shapes) for column, key in keys.items()}
+    variance = _variance(_column(get, group[spread], shapes), group[spread], path)
     if keys.get("gamma") == group.get("scale", "") and "beta" not in keys and _is_root(found["gamma"], variance):
         del found["gamma"]
-    columns = {names.MEAN: get(group[mean]), names.VAR: variance} | found
+    columns = {names.MEAN: _column(get, group[mean], shapes), names.VAR: variance} | found
     return Layer(columns, _tracked(group.get(names.TRACKED), shapes, get, path), name, group)
+
+
+def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape (C,) for one number per feature among axes of length 1, as (1, C) or (1, C, 1, 1); any other as it is."""
+    length = math.prod(shape)
+    return (length,) if shape and max(shape) == length else shape
+
+
+def _column(get: Callable[[str], Any], key: str, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    """The array of a key, without axes of length 1 beside its features."""
+    array, shape = get(key), shapes[key]
+    return array if len(shape) < 2 else np.reshape(array, _flat(shape))
 
 
 def _halves(groups: Mapping[str, Mapping[str, str]], path: str) -> dict[str, tuple[str, dict[str, str]]]:

@@ -231,7 +231,7 @@ def in_keras(train: Any, heldout: Any, folder: Path) -> Any:
 
 
 def test_momentum_none_of_a_file_with_its_population(here: Path) -> None:
-    """It is said to be the population where it is, and not where the file says otherwise."""
+    """The summary names the population where it is one, and not where the file says otherwise."""
     x = np.arange(40.0).reshape(20, 2) ** 2
     for momentum, same in ((0.5, False), ("none", True)):
         exchange.write(fitted(x, momentum=momentum), "p.json")

@@ -196,7 +196,7 @@ def _groups(where: str, shape: tuple[int, ...], features: int, transposed: bool 
     MismatchError
         When the shape does not fit the features.
     UsageError
-        When it fits both kinds of convolution and `transposed` is None, or a linear layer is said to be transposed.
+        When it fits both kinds of convolution and `transposed` is None, or `transposed` is true of a linear layer.
     """
     groups = features // shape[1] if len(shape) > 2 and shape[1] and features % shape[1] == 0 else 0
     fits = {False: shape[0] == features, True: bool(groups) and shape[0] % groups == 0}

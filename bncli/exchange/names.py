@@ -43,7 +43,8 @@ def groups(keys: Iterable[str]) -> dict[str, dict[str, str]]:
     """Keys by what stands before their last dot or slash, that included, and there by their last part."""
     found: dict[str, dict[str, str]] = {}
     for key in keys:
-        prefix, last = re.fullmatch(r"(.*[./])?([^./]*)", key, re.DOTALL).groups("")  # type: ignore[union-attr]
+        cut = max(key.rfind("."), key.rfind("/")) + 1
+        prefix, last = key[:cut], key[cut:]
         if len(prefix) != 1:  # a key that starts with its only dot belongs to no layer
             found.setdefault(prefix, {})[last.removesuffix(":0")] = key  # TensorFlow numbers the outputs of a variable
     return found

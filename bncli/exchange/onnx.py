@@ -220,7 +220,7 @@ def _named(found: list[Any]) -> dict[str, Any]:
 
 
 def _check_inference_form(node: Any, opset: int, where: str) -> None:
-    """Raise InputError for a node that normalises with the batch, or with a mean per place, as older opsets have it."""
+    """Raise InputError for a node that normalizes with the batch, or with a mean per place, as older opsets have it."""
     given = {attribute.name: attribute.i for attribute in node.attribute}
     if given.get("training_mode") or any(node.output[1:]) or (opset < 7 and not given.get("is_test")):
         raise InputError(

@@ -100,7 +100,7 @@ def _content(path: str) -> tuple[bytes, int]:
             members = [name for name in archive.namelist() if name.rpartition("/")[2].lower() == "data.pkl"]
             with archive.open(members[0]) as member:
                 return member.read(LARGEST), int(is_zip and not is_tar and len(members) == 1)
-    except (zipfile.BadZipFile, LookupError, OSError, ValueError, RuntimeError, NotImplementedError):
+    except (zipfile.BadZipFile, LookupError, OSError, ValueError, RuntimeError):
         return content, 0 if is_zip or is_tar else PICKLES
 
 

@@ -94,22 +94,24 @@ def _copy(attribute: h5a.AttrID, target: Any, watched: Watched, moved: Moved | N
 
 def refers(kind: Any) -> bool:
     """Tell whether values of a type are references, or hold some."""
-    group = kind.get_class()
-    if group in (h5t.VLEN, h5t.ARRAY):
-        return refers(kind.get_super())
-    if group == h5t.COMPOUND:
-        return any(refers(kind.get_member_type(i)) for i in range(kind.get_nmembers()))
-    return bool(group == h5t.REFERENCE)
+    return any(True for _ in _references(kind))
 
 
 def _plain_references(kind: Any) -> bool:
     """Tell whether all references in a type are to whole objects, as the place of its header: those of HDF5 before 1.12."""
+    return all(reference.equal(h5t.STD_REF_OBJ) for reference in _references(kind))
+
+
+def _references(kind: Any) -> Iterator[Any]:
+    """The types of reference that a type is, or holds."""
     group = kind.get_class()
     if group in (h5t.VLEN, h5t.ARRAY):
-        return _plain_references(kind.get_super())
-    if group == h5t.COMPOUND:
-        return all(_plain_references(kind.get_member_type(i)) for i in range(kind.get_nmembers()))
-    return bool(group != h5t.REFERENCE or kind.equal(h5t.STD_REF_OBJ))
+        yield from _references(kind.get_super())
+    elif group == h5t.COMPOUND:
+        for i in range(kind.get_nmembers()):
+            yield from _references(kind.get_member_type(i))
+    elif group == h5t.REFERENCE:
+        yield kind
 
 
 def translate(kind: Any, values: npt.NDArray[Any], moved: Moved) -> npt.NDArray[np.bool_]:

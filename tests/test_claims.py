@@ -150,6 +150,9 @@ def rows_that_are_not_there(path: Path) -> None:
     ],
 )
 def test_counts_are_compared_with_what_is_there(tmp_path: Path, suffix: str, build: Callable[[Path], None]) -> None:
+    needed = {".pt": "torch", ".safetensors": "safetensors", ".onnx": "onnx"}.get(suffix)
+    if needed:
+        peer(needed)
     bad, good, out = (tmp_path / f"{name}{suffix}" for name in ("bad", "good", "out"))
     build(bad)
     if suffix == ".bn.h5":
@@ -180,6 +183,7 @@ def inputs(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.peer
 def test_one_long_name_takes_its_own_length(tmp_path: Path, inputs: dict[str, str]) -> None:
     """In the stats file and in every export, which hold at most a few times the bytes of the names more."""
+    peer("safetensors")
     peaks: dict[str, list[float]] = {"good": [], "long": []}
     sizes: dict[str, list[int]] = {"good": [], "long": []}
     for kind, path in inputs.items():

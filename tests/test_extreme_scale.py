@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from cli_helpers import check_refused, good, save
-from helpers import root
+from helpers import peer, root
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -238,8 +238,11 @@ def test_a_shift_whose_product_does_not_fit(here: Path) -> None:
     assert stats.normalize([[1e300]]).tolist() == [[1.5]]
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("name", WIDE)
 def test_other_frameworks_are_warned_about(here: Path, name: str) -> None:
+    for needed in ("torch", "safetensors", "onnx"):
+        peer(needed)
     for path in ("s.pt", "s.safetensors", "s.weights.h5"):
         result = good("export", f"{name}.bn.h5", "-o", path)
         assert "2 features (the first: 0) have scale, shift or variance + eps beyond float64" in result.err

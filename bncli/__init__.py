@@ -12,9 +12,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bncli import batchnorm as batchnorm
     from bncli.engine.local import fit as fit
     from bncli.engine.merge import merge as merge
+    from bncli.numerics import batchnorm as batchnorm
     from bncli.stats import Stats as Stats
     from bncli.stats import load as load
 
@@ -27,7 +27,7 @@ _HOMES = {"fit": "bncli.engine.local", "merge": "bncli.engine.merge", "load": "b
 def __getattr__(name: str) -> Any:
     """Load a public name on first use, so that `import bncli` costs nothing."""
     if name == "batchnorm":
-        return importlib.import_module("bncli.batchnorm")
+        return importlib.import_module("bncli.numerics.batchnorm")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'bncli' has no attribute {name!r}")

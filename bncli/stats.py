@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncli import __version__, batchnorm, files, store
-from bncli.arrays import to_array
+from bncli import __version__, files, store
 from bncli.errors import BnError, InputError, MismatchError, UsageError, printable, reason_of
-from bncli.layout import feature_axis
-from bncli.moments import Moments, Running
+from bncli.numerics import batchnorm
+from bncli.numerics.arrays import to_array
+from bncli.numerics.layout import feature_axis
+from bncli.numerics.moments import Moments, Running
 
 FORMAT = "bncli-stats"
 FORMAT_VERSION = 1

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pytest
 from helpers import peer
 
-from bncli import affine, batchnorm, compiled
-from bncli.affine import Model, Optimizer, Training
-from bncli.layout import Layout
+from bncli.numerics import batchnorm, compiled, learning
+from bncli.numerics.layout import Layout
+from bncli.numerics.learning import Model, Optimizer, Training
 
 Array = npt.NDArray[Any]
 SHAPES = [((50, 6), -1), ((7, 3, 4, 5), 1), ((9, 4, 5, 3), -1), ((300, 200), -1), ((5, 4, 6), 1)]
@@ -32,10 +32,10 @@ def problem(shape: tuple[int, ...], axis: int, loss: str, outputs: int, activati
     return model, rng.standard_normal(model.size) * 0.5 + 0.6, x, target
 
 
-def judge(model: Model, values: Array, x: Array, target: Array, axis: int) -> affine.Judged:
+def judge(model: Model, values: Array, x: Array, target: Array, axis: int) -> learning.Judged:
     """In training mode: with the batch's own statistics."""
     batch = batchnorm.moments(x, axis)
-    return affine.judge(model, values, x, batch.mean, batch.variance(), target)
+    return learning.judge(model, values, x, batch.mean, batch.variance(), target)
 
 
 class TorchNet:
@@ -80,7 +80,7 @@ def drawn(shape: tuple[int, ...], axis: int, loss: str, outputs: int, activation
     return problem(shape, axis, loss, outputs, activation if outputs else "identity")
 
 
-@pytest.mark.parametrize("activation", affine.ACTIVATIONS)
+@pytest.mark.parametrize("activation", learning.ACTIVATIONS)
 @pytest.mark.parametrize(("loss", "outputs"), CASES)
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
 def test_loss_and_gradient_are_torch_autograds(
@@ -96,7 +96,7 @@ def test_loss_and_gradient_are_torch_autograds(
     np.testing.assert_allclose(found.gradient, gradient, rtol=0, atol=1e-12 * max(1e-3, np.abs(gradient).max()))
 
 
-@pytest.mark.parametrize("activation", affine.ACTIVATIONS)
+@pytest.mark.parametrize("activation", learning.ACTIVATIONS)
 @pytest.mark.parametrize(("loss", "outputs"), CASES)
 def test_gradient_is_the_central_difference(loss: str, outputs: int, activation: str) -> None:
     model, values, x, target = drawn((40, 5), -1, loss, outputs, activation)
@@ -115,7 +115,7 @@ def test_gradient_of_gamma_and_beta_is_that_of_backward(shape: tuple[int, ...], 
     np.testing.assert_allclose(judge(model, values, x, target, axis).gradient, [*dgamma, *dbeta], rtol=1e-9, atol=1e-14)
 
 
-@pytest.mark.parametrize("activation", affine.ACTIVATIONS)
+@pytest.mark.parametrize("activation", learning.ACTIVATIONS)
 @pytest.mark.parametrize(("loss", "outputs"), CASES)
 @pytest.mark.parametrize(("shape", "axis"), SHAPES[:3])
 def test_both_kernels_agree(
@@ -134,12 +134,12 @@ def activations(activation: str, y: Array) -> Array:
     """The activations of y as `judge` has them: the gradient of weights of 0 at an output that is to be -1/2."""
     model = Model(Layout(1, len(y), 1), 1, activation, "mse", 0.0)
     one, zero = np.ones(1), np.zeros(1)
-    values = model.join(affine.Parameters(one, zero, zero[:, None], zero))
-    judged = affine.judge(model, values, y[None], np.zeros(len(y)), np.ones(len(y)), np.array([[-0.5]]))
+    values = model.join(learning.Parameters(one, zero, zero[:, None], zero))
+    judged = learning.judge(model, values, y[None], np.zeros(len(y)), np.ones(len(y)), np.array([[-0.5]]))
     return model.split(judged.gradient).weight[0]
 
 
-@pytest.mark.parametrize("activation", affine.ACTIVATIONS)
+@pytest.mark.parametrize("activation", learning.ACTIVATIONS)
 @pytest.mark.parametrize("available", [True, False])
 def test_activations_are_exact_to_a_few_ulp_anywhere(
     monkeypatch: pytest.MonkeyPatch, activation: str, available: bool
@@ -160,14 +160,14 @@ def test_activations_are_exact_to_a_few_ulp_anywhere(
     np.testing.assert_allclose(activations(activation, y), truth.astype(np.float64), rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("activation", affine.ACTIVATIONS)
+@pytest.mark.parametrize("activation", learning.ACTIVATIONS)
 @pytest.mark.parametrize("outputs", [0, 1])
 def test_nan_is_not_hidden_by_an_activation(activation: str, outputs: int) -> None:
     model = Model(Layout(1, 1, 1), outputs, activation, "mse", 0.0)
     x, one, zero = np.array([[np.nan], [1.0]]), np.ones(1), np.zeros(1)
     for rows, hidden in ((x, True), (x[1:], False)):
         assert (
-            math.isnan(affine.judge(model, np.ones(model.size), rows, zero, one, np.zeros((len(rows), 1))).loss)
+            math.isnan(learning.judge(model, np.ones(model.size), rows, zero, one, np.zeros((len(rows), 1))).loss)
             == hidden
         )
 
@@ -200,18 +200,18 @@ def test_cross_entropy_is_right_to_the_last_digits(
     model = Model(Layout(1, features, 1), outputs, "identity", "cross-entropy", 0.0)
     values = model.join(model.split(rng.standard_normal(model.size))._replace(gamma=np.ones(1), beta=np.zeros(1)))
     x, labels = rng.standard_normal((samples, features)) * spread, rng.integers(outputs, size=samples)
-    found = affine.judge(model, values, x, np.zeros(features), np.ones(features), labels).loss
+    found = learning.judge(model, values, x, np.zeros(features), np.ones(features), labels).loss
     assert found == pytest.approx(exact_loss(model, values, x, labels), rel=1e-14, abs=3e-16 * spread)
 
 
 def test_cross_entropy_of_outputs_that_exp_cannot_hold() -> None:
     outputs = np.array([[1e5, 0.0, -1e5], [1e5, 0.0, -1e5]])
-    loss, slopes = affine.cross_entropy(outputs, np.array([0, 2]))
+    loss, slopes = learning.cross_entropy(outputs, np.array([0, 2]))
     assert loss == 2e5
     assert slopes.tolist() == [[0, 0, 0], [1, 0, -1]]
 
 
-@pytest.mark.parametrize("name", affine.OPTIMIZERS)
+@pytest.mark.parametrize("name", learning.OPTIMIZERS)
 @pytest.mark.parametrize("decay", [0, 50])
 @pytest.mark.parametrize(
     ("loss", "outputs", "activation"),

@@ -11,8 +11,8 @@ from helpers import Array, exact_columns, root
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bncli import batchnorm
 from bncli.errors import InputError, MismatchError, UsageError
+from bncli.numerics import batchnorm
 
 ROUNDING = {"f2": 2**-10, "f4": 2**-23, "f8": 2**-51}  # two units in the last place of 1, in float64 four
 

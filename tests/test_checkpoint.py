@@ -21,12 +21,13 @@ from faults.kills import EAGER, Killed, fit_killed, make_data
 from helpers import ANY_ADVICE, advised, bits, check_same_bytes
 
 import bncli
-from bncli import compiled, files, layout, store
+from bncli import files, store
 from bncli.advice import BnNote, BnWarning
 from bncli.engine import checkpoint, fold
 from bncli.engine.checkpoint import Keeper, differences
 from bncli.engine.local import fit_to_file, make_spec
 from bncli.errors import InputError, MismatchError, OutputExistsError, WriteError
+from bncli.numerics import compiled, layout
 
 KEPT = "x.bn.h5.checkpoint"
 

@@ -11,7 +11,7 @@ import pytest
 from cli_helpers import bn, check_refused, contents, good, no_controls, save, save_h5, table, untouched
 
 import bncli
-from bncli import batchnorm
+from bncli.numerics import batchnorm
 
 
 @pytest.fixture

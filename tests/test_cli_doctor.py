@@ -18,7 +18,7 @@ import pytest
 from cli_helpers import BN, good, no_controls, on_terminal, plain
 
 import bncli
-from bncli import compiled
+from bncli.numerics import compiled
 from bncli.render import doctor
 
 

@@ -13,7 +13,7 @@ import pytest
 from cli_helpers import NUMBER, bn, check_refused, good, no_controls, on_terminal, plain, save, table
 
 import bncli
-from bncli.moments import Moments
+from bncli.numerics.moments import Moments
 from bncli.stats import Stats
 
 COLUMNS = [

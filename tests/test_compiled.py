@@ -12,10 +12,10 @@ import h5py
 import numpy as np
 import pytest
 
-from bncli import compiled
-from bncli.batchnorm import Affine
 from bncli.formats import hdf5_chunks
-from bncli.moments import Moments, Running, reduce_pairs
+from bncli.numerics import compiled
+from bncli.numerics.batchnorm import Affine
+from bncli.numerics.moments import Moments, Running, reduce_pairs
 
 if not compiled.AVAILABLE and os.environ.get("BN_REQUIRE_PEERS") == "1" and os.environ.get("BN_KERNEL") != "numpy":
     pytest.fail("the compiled kernel was not built", pytrace=False)
@@ -90,7 +90,7 @@ def test_running_merges_as_numpy_does(momentum: float | None, missing: bool) -> 
 
 
 def test_without_it_on_request() -> None:
-    code = "from bncli import compiled; print(compiled.NAME)"
+    code = "from bncli.numerics import compiled; print(compiled.NAME)"
     environment = os.environ | {"BN_KERNEL": "numpy"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "numpy\n"

@@ -178,7 +178,7 @@ def test_no_room_for_a_checkpoint_is_no_end(data: Path, mounted: Path) -> None:
     assert done.stderr.count("the run goes on without a checkpoint") == 1
     assert contents(mounted).keys() == {"o.bn.h5"}
     with advised(*ANY_ADVICE), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bncli.layout.PENDING_VALUES", 256)
+        patch.setattr("bncli.numerics.layout.PENDING_VALUES", 256)
         check_same_bytes(bncli.load(f"{mounted}/o.bn.h5"), bncli.fit(str(data / "long.npy"), batch_size=16))
 
 

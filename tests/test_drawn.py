@@ -158,7 +158,7 @@ def test_a_read_that_fails_is_an_error_of_the_input(tmp_path: Path, monkeypatch:
     """Also where samples are read straight to their places."""
     path = tmp_path / "x.npy"
     np.save(path, np.random.default_rng(0).standard_normal((300, 64)))
-    monkeypatch.setattr("bncli.compiled.AVAILABLE", False)  # which reads by itself
+    monkeypatch.setattr("bncli.numerics.compiled.AVAILABLE", False)  # which reads by itself
     with Joined([str(path)], budget=1 << 24) as data:
         source = Drawn(data, lambda first, count: np.arange(first, first + count), 300, 300, 1 << 24)
 

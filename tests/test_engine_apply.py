@@ -14,11 +14,11 @@ from cli_helpers import contents, save, save_h5, temporaries, untouched
 
 import bncli
 import bncli.advice
-from bncli import batchnorm
 from bncli.engine import apply as engine
 from bncli.engine.apply import Applied, ApplySpec, apply
 from bncli.errors import InputError, MismatchError, UsageError
-from bncli.moments import Moments
+from bncli.numerics import batchnorm
+from bncli.numerics.moments import Moments
 from bncli.stats import Stats
 
 Array = npt.NDArray[Any]

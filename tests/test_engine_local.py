@@ -19,12 +19,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import bncli
-from bncli import Stats, layout
+from bncli import Stats
 from bncli.advice import BnWarning
 from bncli.engine import order
 from bncli.engine.plan import segments
 from bncli.errors import InputError, MismatchError, UsageError
-from bncli.layout import Layout
+from bncli.numerics import layout
+from bncli.numerics.layout import Layout
 from bncli.stats import PRESETS
 
 INITS = ("debias", "zeros", "unit", "first")

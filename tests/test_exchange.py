@@ -18,7 +18,7 @@ from bncli import exchange
 from bncli.advice import BnWarning
 from bncli.errors import InputError, UsageError
 from bncli.exchange.common import KINDS, pick
-from bncli.moments import Moments
+from bncli.numerics.moments import Moments
 from bncli.stats import Stats
 
 PACKAGES = {"torch": ".pt", "safetensors": ".safetensors", "onnx": ".onnx"}

@@ -19,7 +19,7 @@ import bncli
 from bncli import Stats
 from bncli.errors import InputError, MismatchError, OutputExistsError, UsageError
 from bncli.exchange import fold
-from bncli.moments import Moments
+from bncli.numerics.moments import Moments
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "float16": 4e-3}
 

@@ -134,7 +134,7 @@ def test_an_eps_that_shows_is_told() -> None:
 
 
 def test_no_population_is_refused() -> None:
-    empty = replace(fit(data()), population=bncli.moments.Moments.empty(4))
+    empty = replace(fit(data()), population=bncli.numerics.moments.Moments.empty(4))
     with pytest.raises(MismatchError, match="no population"):
         write(empty)
 

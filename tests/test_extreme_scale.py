@@ -17,10 +17,11 @@ from helpers import peer, root
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bncli import Stats, batchnorm, compiled, exchange
-from bncli.batchnorm import Affine
+from bncli import Stats, exchange
 from bncli.errors import MismatchError
-from bncli.moments import Moments
+from bncli.numerics import batchnorm, compiled
+from bncli.numerics.batchnorm import Affine
+from bncli.numerics.moments import Moments
 
 Array = npt.NDArray[Any]
 

@@ -282,7 +282,7 @@ def test_the_count_survives_a_resume(here: Path, monkeypatch: pytest.MonkeyPatch
     x = many("x.h5")
     monkeypatch.setattr(checkpoint, "EVERY", 0)
     monkeypatch.setattr(checkpoint, "SHARE", 0)
-    monkeypatch.setattr("bncli.layout.PENDING_VALUES", 64)
+    monkeypatch.setattr("bncli.numerics.layout.PENDING_VALUES", 64)
     spec = make_spec({"batch_size": 16, "workers": 1})
 
     def stop(done: int, *rest: Any) -> None:

@@ -137,7 +137,7 @@ def write_fixtures(folder: Path) -> None:
     (folder / "names.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
     args = ["fit", "x.npy", *OPTIONS, "--names", "names.txt", "--nan", "omit", "--gamma", "2", "--beta", "-0.5", "-q"]
     stopping = (
-        "import os, sys\nfrom bncli import layout\nfrom bncli.engine import checkpoint\nlayout.PENDING_VALUES = 9\n"
+        "import os, sys\nfrom bncli.numerics import layout\nfrom bncli.engine import checkpoint\nlayout.PENDING_VALUES = 9\n"
         "checkpoint.EVERY = checkpoint.SHARE = 0\nsave = checkpoint.Keeper._save\n"
         "checkpoint.Keeper._save = lambda self: (save(self), os._exit(0))\nfrom bncli.cli import main\nmain()\n"
     )

@@ -7,9 +7,9 @@ import zlib
 import numpy as np
 import pytest
 
-from bncli import compiled
 from bncli.formats import hdf5_chunks
 from bncli.formats.hdf5_chunks import DEFLATE, FLETCHER32, SHUFFLE, Decoder, Filter, encode, shuffle, unshuffle
+from bncli.numerics import compiled
 from tests import helpers
 
 

@@ -25,20 +25,17 @@ LEVELS = [
     ["render"],
     ["engine", "exchange"],
     ["formats", "advice"],
-    ["affine"],
     ["stats"],
-    ["batchnorm", "store"],
-    ["layout"],
-    ["moments"],
-    ["files", "kernels"],
-    ["arrays", "compiled", "interrupts"],
+    ["store"],
+    ["files"],
+    ["numerics", "interrupts"],
 ]
 ANYWHERE = {"errors", ""}  # "" is the package itself: its version and the names it loads on first use
 HOMES = {
     "click": {"cli"},
     "rich": {"render", "cli"},
     "h5py": {"formats/hdf5", "store", "exchange/keras"},
-    "ctypes": {"compiled"},
+    "ctypes": {"numerics/compiled"},
     "google": {"exchange/onnx"},
     "safetensors": {"exchange/safetensors"},
 }

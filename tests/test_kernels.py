@@ -12,8 +12,8 @@ from helpers import Array, exact
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bncli import kernels
-from bncli.kernels import Blocks, Missing, block_moments, present, two_sum
+from bncli.numerics import kernels
+from bncli.numerics.kernels import Blocks, Missing, block_moments, present, two_sum
 
 NONE = Missing()
 

@@ -12,11 +12,11 @@ from helpers import Array, exact
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bncli import layout as layout_module
 from bncli.errors import UsageError
-from bncli.kernels import Missing
-from bncli.layout import Layout, Values, feature_axis
-from bncli.moments import Moments
+from bncli.numerics import layout as layout_module
+from bncli.numerics.kernels import Missing
+from bncli.numerics.layout import Layout, Values, feature_axis
+from bncli.numerics.moments import Moments
 
 
 def moments_of(x: Array, axis: int, batches: int, missing: Missing | None = None) -> Moments:

@@ -16,7 +16,7 @@ from cli_helpers import save, save_h5
 from helpers import ANY_ADVICE, advised, peer
 
 import bncli
-from bncli import Stats, affine
+from bncli import Stats
 from bncli.advice import BnWarning
 from bncli.engine import lesson
 from bncli.engine.learn import Classroom, Course
@@ -26,7 +26,8 @@ from bncli.engine.order import Order
 from bncli.engine.workers import ahead
 from bncli.errors import InputError, MismatchError, UsageError
 from bncli.formats.joined import Joined
-from bncli.layout import Layout
+from bncli.numerics import learning
+from bncli.numerics.layout import Layout
 from bncli.render.summary import fit_summary
 
 Array = npt.NDArray[Any]
@@ -67,7 +68,7 @@ def held(stats: Stats, x: Array) -> Array:
 # --- against torch
 
 
-@pytest.mark.parametrize("optimizer", affine.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", learning.OPTIMIZERS)
 @pytest.mark.parametrize("kind", ["labels", "numbers", "distillation"])
 def test_fifty_steps_are_torchs(optimizer: str, kind: str) -> None:
     torch = peer("torch")
@@ -340,10 +341,10 @@ def test_what_was_learned_survives_the_file(tmp_path: Path) -> None:
     assert again.learned.settings == stats.learned.settings
     assert again.learned.classes is not None
     assert again.learned.classes.tolist() == [-3, 2, 7]
-    learning = again.as_dict()["learning"]
-    assert [set(e) for e in learning["epochs"]] == [{"train_loss", "holdout_loss", "accuracy"}] * 2
-    assert learning["holdout_loss"] == stats.learned.holdout_loss[-1]
-    assert learning["holdout_loss_fixed"] == stats.learned.holdout_loss_fixed
+    found = again.as_dict()["learning"]
+    assert [set(e) for e in found["epochs"]] == [{"train_loss", "holdout_loss", "accuracy"}] * 2
+    assert found["holdout_loss"] == stats.learned.holdout_loss[-1]
+    assert found["holdout_loss_fixed"] == stats.learned.holdout_loss_fixed
 
 
 @pytest.mark.parametrize(
@@ -415,9 +416,9 @@ def test_samples_seen_by_those_who_learned_gamma_or_beta_are_told(tmp_path: Path
 
 def test_without_a_hold_out_there_is_no_held_out_loss() -> None:
     x, labels = classified()
-    learning = fit(x, target=labels, epochs=2).as_dict()["learning"]
-    assert learning["holdout_loss"] is learning["holdout_loss_fixed"] is learning["epochs"][0]["holdout_loss"] is None
-    assert 0 <= learning["epochs"][1]["accuracy"] <= 1
+    found = fit(x, target=labels, epochs=2).as_dict()["learning"]
+    assert found["holdout_loss"] is found["holdout_loss_fixed"] is found["epochs"][0]["holdout_loss"] is None
+    assert 0 <= found["epochs"][1]["accuracy"] <= 1
     numbers = fit(x, target=x[:, :2] / 1e5, epochs=2).as_dict()["learning"]
     assert numbers["epochs"][0]["accuracy"] is None
 

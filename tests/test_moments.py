@@ -14,8 +14,8 @@ from helpers import Array, exact, exact_columns
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bncli.kernels import Missing, block_moments
-from bncli.moments import Moments, Running
+from bncli.numerics.kernels import Missing, block_moments
+from bncli.numerics.moments import Moments, Running
 
 INITS = ("debias", "zeros", "unit", "first")
 MOMENTA = [0.0, 1e-30, 1e-3, 0.1, 0.5, 0.9, 0.99, 0.999999, 1 - 1e-9]

@@ -16,8 +16,8 @@ import pytest
 from helpers import Array, advised, cut, peer, save_npy
 
 import bncli
-from bncli import batchnorm
 from bncli.engine.apply import ApplySpec, apply
+from bncli.numerics import batchnorm
 
 DRIFT = "running statistics of"  # few batches from a start of 0 and 1 do differ from the population
 TOLERANCE = {"f4": 1e-6, "f8": 1e-12}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from bncli.engine.apply import Applied, ApplySpec
-from bncli.moments import Moments
+from bncli.numerics.moments import Moments
 from bncli.render import progress as progress_module
 from bncli.render import summary, table
 from bncli.stats import Stats

@@ -20,7 +20,7 @@ import bncli
 from bncli import store
 from bncli.advice import BnWarning
 from bncli.errors import InputError, MismatchError, OutputExistsError, UsageError
-from bncli.moments import Moments, Running
+from bncli.numerics.moments import Moments, Running
 from bncli.stats import PRESETS, Stats, check_conventions, load
 
 

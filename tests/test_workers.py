@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import bncli
-from bncli import layout
 from bncli.engine.apply import ApplySpec, apply
 from bncli.engine.workers import in_order
 from bncli.errors import InputError
+from bncli.numerics import layout
 
 from helpers import check_same_bytes  # isort: skip
 

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from bncli import files, interrupts
 from bncli.advice import BnWarning
-from bncli.batchnorm import Affine, output_type, overflowed
 from bncli.engine.plan import DEFAULT_MEMORY
 from bncli.engine.workers import Readers, available, in_order
 from bncli.errors import InputError, MismatchError, OutputExistsError, UsageError, WriteError, printable
@@ -24,8 +23,9 @@ from bncli.formats.fills import Tally, remarks
 from bncli.formats.joined import Input, Joined
 from bncli.formats.npy import NpySink
 from bncli.formats.source import Source
-from bncli.kernels import Missing, present
-from bncli.layout import Layout
+from bncli.numerics.batchnorm import Affine, output_type, overflowed
+from bncli.numerics.kernels import Missing, present
+from bncli.numerics.layout import Layout
 from bncli.stats import Stats
 
 SUFFIXES = {".npy": "npy", ".h5": "hdf5", ".hdf5": "hdf5", ".hdf": "hdf5"}

@@ -19,9 +19,9 @@ from bncli.errors import InputError, printable
 from bncli.formats.drawn import Drawn
 from bncli.formats.fills import Tally
 from bncli.formats.joined import Joined
-from bncli.kernels import Missing
-from bncli.layout import Values
-from bncli.moments import Moments
+from bncli.numerics.kernels import Missing
+from bncli.numerics.layout import Values
+from bncli.numerics.moments import Moments
 
 AHEAD_BYTES = 16 << 20  # of batches that are read ahead
 

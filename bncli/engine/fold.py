@@ -18,9 +18,9 @@ from bncli.engine.workers import Readers, available, in_order
 from bncli.errors import InputError, printable
 from bncli.formats.fills import Tally
 from bncli.formats.joined import DataSet
-from bncli.kernels import Missing, present
-from bncli.layout import Layout, Values
-from bncli.moments import Moments, Running
+from bncli.numerics.kernels import Missing, present
+from bncli.numerics.layout import Layout, Values
+from bncli.numerics.moments import Moments, Running
 from bncli.stats import Stats
 from bncli.store import Value
 

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.advice import BnWarning
-from bncli.affine import Judged, Training, judge
 from bncli.engine.batches import Batch, Reader
 from bncli.engine.checkpoint import Arrays, Keeper, Parts
 from bncli.engine.fold import Fold, statistics
@@ -22,7 +21,8 @@ from bncli.engine.plan import Conventions, FitSpec, Progress
 from bncli.engine.workers import available
 from bncli.errors import InputError, printable
 from bncli.formats.joined import Joined
-from bncli.layout import Layout
+from bncli.numerics.layout import Layout
+from bncli.numerics.learning import Judged, Training, judge
 from bncli.stats import Learned, load
 from bncli.store import is_packed
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncli.affine import CHUNK_VALUES, Model, Optimizer, Parameters, Training
 from bncli.engine.order import Order
 from bncli.engine.plan import FitSpec
 from bncli.errors import InputError, MismatchError, UsageError, printable
@@ -17,8 +16,9 @@ from bncli.formats.address import SEPARATOR, expand, split
 from bncli.formats.array import ArraySource
 from bncli.formats.drawn import Drawn
 from bncli.formats.joined import Joined
-from bncli.kernels import Missing
-from bncli.layout import Layout, Values
+from bncli.numerics.kernels import Missing
+from bncli.numerics.layout import Layout, Values
+from bncli.numerics.learning import CHUNK_VALUES, Model, Optimizer, Parameters, Training
 from bncli.stats import Learned
 
 STEPS = 1000  # the fewest that the default number of epochs gives

@@ -12,9 +12,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from bncli import __version__, compiled, files, store
+from bncli import __version__, files, store
 from bncli.advice import BnWarning
-from bncli.batchnorm import per_feature
 from bncli.engine.checkpoint import Keeper
 from bncli.engine.fold import Fold, finish, fold_segment, folds
 from bncli.engine.learn import learn
@@ -28,8 +27,10 @@ from bncli.formats.drawn import Drawn
 from bncli.formats.fills import remarks
 from bncli.formats.joined import DataSet, Input, Joined
 from bncli.formats.values import read_names, read_vector
-from bncli.kernels import Missing
-from bncli.layout import Layout
+from bncli.numerics import compiled
+from bncli.numerics.batchnorm import per_feature
+from bncli.numerics.kernels import Missing
+from bncli.numerics.layout import Layout
 from bncli.stats import Stats, check_storable, load, provenance
 
 ROOM, ROOM_PER_FEATURE = 64 << 10, 256  # bytes of a stats file, at most, without long names

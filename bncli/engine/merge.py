@@ -19,8 +19,8 @@ from bncli.engine.local import affine_parameter
 from bncli.engine.plan import DEFAULT_MEMORY, Conventions
 from bncli.errors import MismatchError, UsageError, printable
 from bncli.formats.address import expand, split
-from bncli.layout import feature_axis
-from bncli.moments import Moments, Running
+from bncli.numerics.layout import feature_axis
+from bncli.numerics.moments import Moments, Running
 from bncli.stats import Stats, load, provenance
 
 CONVENTIONS = ("momentum", "eps", "ddof", "init")

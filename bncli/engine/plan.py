@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.advice import BnWarning, momentum_advice
-from bncli.affine import ACTIVATIONS, LOSSES, OPTIMIZERS
 from bncli.errors import UsageError
-from bncli.layout import Layout
+from bncli.numerics.layout import Layout
+from bncli.numerics.learning import ACTIVATIONS, LOSSES, OPTIMIZERS
 from bncli.stats import PRESETS, Stats, check_conventions, load
 
 DEFAULT_MEMORY = 128 << 20

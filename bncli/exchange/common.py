@@ -18,7 +18,7 @@ from bncli import store
 from bncli.advice import BnWarning, momentum_advice
 from bncli.errors import InputError, MismatchError, UsageError, printable, reason_of
 from bncli.exchange.names import KNOWN
-from bncli.moments import Moments
+from bncli.numerics.moments import Moments
 from bncli.stats import PRESETS, Preset, Stats, check_conventions, provenance
 
 Array = npt.NDArray[Any]

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli import files
-from bncli.batchnorm import Affine, overflowed, round_to
 from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.exchange import npz, safetensors
 from bncli.exchange.common import Exported, pick, unreadable
+from bncli.numerics.batchnorm import Affine, overflowed, round_to
 from bncli.stats import Stats
 
 Array = npt.NDArray[Any]

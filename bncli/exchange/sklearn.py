@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bncli.advice import BnWarning
-from bncli.batchnorm import deviation
 from bncli.errors import MismatchError
 from bncli.exchange.common import channels, package
-from bncli.moments import Moments
+from bncli.numerics.batchnorm import deviation
+from bncli.numerics.moments import Moments
 from bncli.stats import EPS_SHARE, Stats, provenance
 
 if TYPE_CHECKING:

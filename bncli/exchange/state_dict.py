@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.advice import BnNote, BnWarning
-from bncli.batchnorm import deviation
 from bncli.errors import InputError, printable
 from bncli.exchange import names, shards
 from bncli.exchange.common import KINDS, ROUNDED, notes, pick
+from bncli.numerics.batchnorm import deviation
 from bncli.stats import Stats, complement
 
 KEYS = {"running_mean": "running_mean", "running_var": "running_var", "weight": "gamma", "bias": "beta"}

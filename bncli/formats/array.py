@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncli.arrays import to_array
 from bncli.errors import InputError
 from bncli.formats.source import REAL_KINDS, Source, check_shape
+from bncli.numerics.arrays import to_array
 
 
 class ArraySource(Source):

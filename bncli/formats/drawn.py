@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.formats.joined import Input, Joined
-from bncli.kernels import Place
+from bncli.numerics.kernels import Place
 
 SPAN_VALUES = 1 << 18  # read at a time
 GAP_VALUES = 1 << 12  # reading so many that are not wanted costs less than another read

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.errors import printable
-from bncli.kernels import Missing, present
+from bncli.numerics.kernels import Missing, present
 
 if TYPE_CHECKING:
     from bncli.formats.joined import DataSet

@@ -48,7 +48,7 @@ from bncli.formats.hdf5_vetting import (
 from bncli.formats.hdf5_virtual import Virtual, mappings
 from bncli.formats.hdf5_writing import Disk, copy_objects, fitting_chunks, keep_filters, new_file
 from bncli.formats.source import Source, check_shape, memory_that_fits
-from bncli.kernels import Place
+from bncli.numerics.kernels import Place
 
 __all__ = [
     "DatasetInfo",

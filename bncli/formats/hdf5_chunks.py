@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bncli import compiled
+from bncli.numerics import compiled
 
 # two to four times as fast as zlib, where it is installed; the format is the same
 libdeflate: Any = importlib.import_module("deflate") if importlib.util.find_spec("deflate") else None

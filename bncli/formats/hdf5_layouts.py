@@ -15,7 +15,7 @@ from bncli.formats.hdf5_chunks import ChunkCache, ChunkTable, Decoder
 from bncli.formats.hdf5_file import Layout, Watched, hdf5_errors
 from bncli.formats.hdf5_vetting import filters_of
 from bncli.formats.source import RegularFile
-from bncli.kernels import Place
+from bncli.numerics.kernels import Place
 
 AT_ONCE = 1 << 16  # references to strings
 SZIP, COUNTING = (

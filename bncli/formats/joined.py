@@ -17,7 +17,7 @@ from bncli.formats.address import open_source, split
 from bncli.formats.array import ArraySource
 from bncli.formats.fills import Mark, fill_in
 from bncli.formats.source import Identity, Source
-from bncli.kernels import Place
+from bncli.numerics.kernels import Place
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from bncli import files
 from bncli.errors import InputError, UsageError, printable
 from bncli.formats.source import RegularFile, Source, check_shape, memory_that_fits
-from bncli.kernels import Place
+from bncli.numerics.kernels import Place
 
 MAGIC = b"\x93NUMPY"
 HEADER_LIMIT = 64 << 10

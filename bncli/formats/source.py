@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bncli.errors import InputError, printable
 from bncli.formats.fills import Mark
-from bncli.kernels import Place
+from bncli.numerics.kernels import Place
 
 if TYPE_CHECKING:
     from typing_extensions import Self

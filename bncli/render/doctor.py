@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from bncli import __version__, compiled
+from bncli import __version__
 from bncli.engine.workers import available
 from bncli.formats import hdf5
+from bncli.numerics import compiled
 
 # package -> (what it is for, what to install)
 OPTIONAL = {

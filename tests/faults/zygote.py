@@ -92,8 +92,9 @@ def become(request: dict[str, Any], out: int, err: int, hit: int) -> None:
 
     from faults.inject import Injector
 
-    from bncli import cli, files, layout
+    from bncli import cli, files
     from bncli.engine import checkpoint
+    from bncli.numerics import layout
 
     os.dup2(out, 1)
     os.dup2(err, 2)

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bncli import compiled
-from bncli.batchnorm import deviation
-from bncli.layout import Layout
+from bncli.numerics import compiled
+from bncli.numerics.batchnorm import deviation
+from bncli.numerics.layout import Layout
 
 ACTIVATIONS = ("identity", "sigmoid", "tanh", "relu")  # in the order of `_learning.c`
 LOSSES = ("mse", "cross-entropy")  # so are these

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from bncli import compiled
-from bncli.kernels import TINY, Blocks, quick_two_sum, two_sum
+from bncli.numerics import compiled
+from bncli.numerics.kernels import TINY, Blocks, quick_two_sum, two_sum
 
 if TYPE_CHECKING:
     from typing_extensions import Self

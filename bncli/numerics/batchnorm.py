@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncli import compiled
-from bncli.arrays import to_array
 from bncli.errors import InputError, MismatchError, UsageError
-from bncli.kernels import Missing
-from bncli.layout import Layout, Values, feature_axis
-from bncli.moments import Moments
+from bncli.numerics import compiled
+from bncli.numerics.arrays import to_array
+from bncli.numerics.kernels import Missing
+from bncli.numerics.layout import Layout, Values, feature_axis
+from bncli.numerics.moments import Moments
 
 WIDE_ROW = 512  # values of one row that numpy takes well in one go
 PART_VALUES = 1 << 16  # computed by parts at a time

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bncli import compiled
+from bncli.numerics import compiled
 
 BLOCK_ROWS = 128  # rounding grows with the length of a sum; short blocks keep it near one ulp
 LANES = 4  # partial sums that run side by side: fewer, longer vector operations and shorter sums

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from bncli import compiled
 from bncli.errors import UsageError
-from bncli.kernels import BLOCK_ROWS, Missing, Place, block_moments, stored_runs
-from bncli.moments import Moments
+from bncli.numerics import compiled
+from bncli.numerics.kernels import BLOCK_ROWS, Missing, Place, block_moments, stored_runs
+from bncli.numerics.moments import Moments
 
 PIECE_VALUES = 1 << 18 if compiled.AVAILABLE else 1 << 20  # read and computed at a time; NumPy pays more for calls
 WIDE_VALUES = 1 << 21  # blocks of wide rows have fewer rows, so that they hold no more than this

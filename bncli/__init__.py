@@ -15,13 +15,18 @@ if TYPE_CHECKING:
     from bncli.engine.local import fit as fit
     from bncli.engine.merge import merge as merge
     from bncli.numerics import batchnorm as batchnorm
-    from bncli.stats import Stats as Stats
-    from bncli.stats import load as load
+    from bncli.stats.record import Stats as Stats
+    from bncli.stats.record import load as load
 
 __version__ = "0.1.0"
 __all__ = ["Stats", "__version__", "batchnorm", "fit", "load", "merge"]
 
-_HOMES = {"fit": "bncli.engine.local", "merge": "bncli.engine.merge", "load": "bncli.stats", "Stats": "bncli.stats"}
+_HOMES = {
+    "fit": "bncli.engine.local",
+    "merge": "bncli.engine.merge",
+    "load": "bncli.stats.record",
+    "Stats": "bncli.stats.record",
+}
 
 
 def __getattr__(name: str) -> Any:

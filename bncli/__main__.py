@@ -7,12 +7,12 @@ import os
 import sys
 from typing import NoReturn
 
-from bncli import interrupts
+from bncli.system import shutdown
 
 
 def main() -> NoReturn:
     """Run bn; see `bncli.cli.main`."""
-    interrupts.watch()
+    shutdown.watch()
     # bn leaves BLAS alone; the threads that NumPy's would start cost a tenth of a short run, and spin at the begin of a long one
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from bncli.cli import main as run
@@ -22,7 +22,7 @@ def main() -> NoReturn:
     except SystemExit as done:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             sys.stderr.flush()
-        interrupts.hold_back()
+        shutdown.hold_back()
         os._exit(done.code if isinstance(done.code, int) else 1)  # stdout is flushed; all files are closed or given up
 
 

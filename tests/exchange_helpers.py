@@ -15,7 +15,7 @@ from helpers import ANY_ADVICE, advised, peer
 import bncli
 from bncli import exchange
 from bncli.errors import UsageError
-from bncli.stats import Stats
+from bncli.stats.record import Stats
 
 Array = npt.NDArray[Any]
 SHAPES = ((200, 7), (60, 5, 9), (37, 3, 8, 6), (20, 2, 3, 4, 5))

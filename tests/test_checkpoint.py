@@ -21,13 +21,14 @@ from faults.kills import EAGER, Killed, fit_killed, make_data
 from helpers import ANY_ADVICE, advised, bits, check_same_bytes
 
 import bncli
-from bncli import files, store
-from bncli.advice import BnNote, BnWarning
 from bncli.engine import checkpoint, fold
 from bncli.engine.checkpoint import Keeper, differences
 from bncli.engine.local import fit_to_file, make_spec
 from bncli.errors import InputError, MismatchError, OutputExistsError, WriteError
 from bncli.numerics import compiled, layout
+from bncli.stats import container
+from bncli.stats.warnings import BnNote, BnWarning
+from bncli.system import atomic
 
 KEPT = "x.bn.h5.checkpoint"
 
@@ -151,14 +152,14 @@ def test_stopped_after_every_segment_in_turn(here: Path) -> None:
 def test_stopped_when_all_was_folded(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when the output could not be written at the end."""
     whole = fitted()
-    fill = files.fill
+    fill = atomic.fill
 
     def full(temporary: str, content: bytes) -> None:
         if "checkpoint" not in temporary:
             raise OSError(28, os.strerror(28))
         fill(temporary, content)
 
-    monkeypatch.setattr(files, "fill", full)
+    monkeypatch.setattr(atomic, "fill", full)
     spec = make_spec({"batch_size": 16, "nan": "omit", "momentum": 0.99})
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -195,7 +196,7 @@ def test_parts_of_a_fold(here: Path) -> None:
         empty.running.map(lambda a: rng.standard_normal(a.shape)),
         *(12, 3, 1, True),
     )
-    arrays, attributes = store.unpack(store.pack(*whole.parts()), "s")
+    arrays, attributes = container.unpack(container.pack(*whole.parts()), "s")
     back = fold.Fold.of_parts(arrays, attributes, features)
     for part in ("population", "running"):
         for one, other in zip(getattr(whole, part).arrays(), getattr(back, part).arrays(), strict=True):
@@ -244,7 +245,7 @@ def test_a_signal_keeps_what_was_done_and_says_how_to_go_on(
     err = process.communicate(timeout=60)[1].decode()
     assert process.returncode == code
     assert contents(tmp_path).keys() == {"x.npy", KEPT}
-    attributes = store.unpack((tmp_path / KEPT).read_bytes(), "c")[1]
+    attributes = container.unpack((tmp_path / KEPT).read_bytes(), "c")[1]
     done = attributes["samples"]
     assert isinstance(done, int)
     assert 0 < done < 200_000
@@ -285,7 +286,7 @@ def test_without_a_checkpoint_it_starts_from_the_beginning(here: Path) -> None:
 def test_continuing_and_replacing_are_told(here: Path) -> None:
     args = ["fit", "x.npy", "--nan", "omit", "--momentum", "0.99", "--batch-size", "16"]
     stopped_fit(2)
-    done = store.unpack(Path(KEPT).read_bytes(), "c")[1]["samples"]
+    done = container.unpack(Path(KEPT).read_bytes(), "c")[1]["samples"]
     with untouched(here):
         keeps = f"which keeps the first {done} of 3,000 samples"
         assert f"continues from {KEPT}, {keeps}\n" in good(*args, "--resume", "-n").out
@@ -456,9 +457,9 @@ def test_a_damaged_one_says_what_to_do(here: Path) -> None:
 
 
 def repacked(change: Callable[[dict[str, Any], dict[str, Any]], Any]) -> None:
-    arrays, attributes = store.unpack(Path(KEPT).read_bytes(), "c")
+    arrays, attributes = container.unpack(Path(KEPT).read_bytes(), "c")
     change(arrays, attributes)
-    Path(KEPT).write_bytes(store.pack(arrays, attributes))
+    Path(KEPT).write_bytes(container.pack(arrays, attributes))
 
 
 def test_a_newer_format_names_who_wrote_it(here: Path) -> None:
@@ -515,7 +516,7 @@ def state(number: int) -> Callable[[], Any]:
 
 
 def kept() -> Any:
-    return store.unpack(Path(KEPT).read_bytes(), "c")[1]["number"] if os.path.exists(KEPT) else None
+    return container.unpack(Path(KEPT).read_bytes(), "c")[1]["number"] if os.path.exists(KEPT) else None
 
 
 def test_a_checkpoint_every_so_often(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -553,14 +554,14 @@ def test_what_takes_long_comes_less_often(here: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_full_disk_is_told_once_and_the_run_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill = files.fill
+    fill = atomic.fill
 
     def full(temporary: str, content: bytes) -> None:
         if "checkpoint" in temporary:
             raise OSError(28, os.strerror(28))
         fill(temporary, content)
 
-    monkeypatch.setattr(files, "fill", full)
+    monkeypatch.setattr(atomic, "fill", full)
     result = good("fit", "x.npy", "--nan", "omit", "--batch-size", "16")
     told = [line for line in result.err.splitlines() if "without a checkpoint" in line]
     assert len(told) == 1

@@ -18,8 +18,9 @@ from helpers import peer
 from test_memory import peak_mb
 
 import bncli
-from bncli import exchange, store
+from bncli import exchange
 from bncli.errors import InputError, MismatchError
+from bncli.stats import container
 
 ROOM_MB = 64  # beside 1.2 times the peak of a good run
 LONG = "y" * 300_000
@@ -63,13 +64,13 @@ def more_names_than_features(path: Path) -> None:
 def texts_of_gigabytes(path: Path) -> None:
     """A text claims 3 GB, where the file says how long it is."""
     stats = features(1)
-    image = store.unsealed(stats.to_bytes(), "x")
+    image = container.unsealed(stats.to_bytes(), "x")
     path.write_bytes(claiming(image, json.dumps(stats.provenance, sort_keys=True)))
 
 
 def layer_name_of_gigabytes(path: Path) -> None:
     exchange.write(features(1), str(path))
-    path.write_bytes(claiming(store.unsealed(path.read_bytes(), "x"), "batch_normalization"))
+    path.write_bytes(claiming(container.unsealed(path.read_bytes(), "x"), "batch_normalization"))
 
 
 def claiming(image: bytes, text: str) -> bytes:
@@ -83,11 +84,11 @@ def claiming(image: bytes, text: str) -> bytes:
 
 def the_same_values_many_times(path: Path) -> None:
     """4 MB of values, which 300 datasets say are theirs."""
-    with store.in_memory() as file:
+    with container.in_memory() as file:
         file["x"] = np.zeros(1 << 19)
         for i in range(300):
             file.create_dataset(f"state/{i}", (1 << 19,), "f8")  # of no values yet: its address is undefined
-        file.attrs[store.DIGEST] = "0" * 64
+        file.attrs[container.DIGEST] = "0" * 64
         file.flush()
         size, address = (4 << 20).to_bytes(8, "little"), file["x"].id.get_offset().to_bytes(8, "little")
         image = file.id.get_file_image()
@@ -219,12 +220,12 @@ def test_names_of_usual_lengths_are_stored_as_ever(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["S", "U"])
 @pytest.mark.parametrize("texts", [["a", "", "ä\0b"], ["", "\x85語" * 500_000, "b", *["c"] * 100]])
 def test_texts_round_trip(kind: str, texts: list[str]) -> None:
-    arrays = store.text_arrays("x", texts, kind)
+    arrays = container.text_arrays("x", texts, kind)
     assert sum(array.nbytes for array in arrays.values()) <= 16 * sum(len(t.encode()) for t in texts) + (4 << 20)
-    assert store.texts_of("x", arrays, len(texts)) == tuple(texts)
+    assert container.texts_of("x", arrays, len(texts)) == tuple(texts)
     with pytest.raises(ValueError, match=f"not {len(texts) + 1} texts"):
-        store.texts_of("x", arrays, len(texts) + 1)
-    assert store.texts_of("y", arrays, len(texts)) is None
+        container.texts_of("x", arrays, len(texts) + 1)
+    assert container.texts_of("y", arrays, len(texts)) is None
 
 
 @pytest.mark.parametrize(
@@ -241,7 +242,7 @@ def test_texts_round_trip(kind: str, texts: list[str]) -> None:
 def test_ends_of_texts_that_are_no_ends(values: bytes, ends: list[float]) -> None:
     arrays = {"x": np.frombuffer(values, np.uint8), "x_ends": np.array(ends)}
     with pytest.raises(ValueError, match=r"holds no texts|not all there|can't decode"):
-        store.texts_of("x", arrays, 2)
+        container.texts_of("x", arrays, 2)
 
 
 @pytest.mark.parametrize("code", [0xFFFFFFFF, 0x110000, 0xD800])

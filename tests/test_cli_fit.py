@@ -15,8 +15,8 @@ from cli_helpers import bn, check_refused, contents, good, no_controls, save, sa
 from helpers import advised, check_same_bytes, cut, exact
 
 import bncli
-from bncli.advice import BnWarning
 from bncli.engine.plan import FitSpec
+from bncli.stats.warnings import BnWarning
 
 
 @pytest.fixture

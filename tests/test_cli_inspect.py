@@ -14,7 +14,7 @@ from cli_helpers import NUMBER, bn, check_refused, good, no_controls, on_termina
 
 import bncli
 from bncli.numerics.moments import Moments
-from bncli.stats import Stats
+from bncli.stats.record import Stats
 
 COLUMNS = [
     *("index", "name", "count", "running_mean", "running_var", "running_sd", "population_mean", "population_var"),

@@ -27,7 +27,8 @@ from cli_helpers import (
     untouched,
 )
 
-from bncli import __version__, errors, stats
+from bncli import __version__, errors
+from bncli.stats import record
 
 
 @pytest.fixture
@@ -97,10 +98,10 @@ def test_usage_errors_say_what_to_type(here: Path) -> None:
 
 
 def test_a_bug_is_one_line_and_how_to_report_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(path: str) -> stats.Stats:
+    def broken(path: str) -> record.Stats:
         raise ZeroDivisionError("in \x1b[31mthe middle")
 
-    monkeypatch.setattr(stats, "load", broken)
+    monkeypatch.setattr(record, "load", broken)
     check_refused(
         70,
         ["inspect", "x.bn.h5"],
@@ -127,10 +128,10 @@ def test_a_bug_is_one_line_and_how_to_report_it(here: Path, monkeypatch: pytest.
 def test_whatever_a_command_raises(
     here: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, words: str
 ) -> None:
-    def broken(path: str) -> stats.Stats:
+    def broken(path: str) -> record.Stats:
         raise error
 
-    monkeypatch.setattr(stats, "load", broken)
+    monkeypatch.setattr(record, "load", broken)
     check_refused(code, ["inspect", "x.bn.h5"], words)
 
 
@@ -145,13 +146,13 @@ def test_debug_shows_the_traceback_of_an_error(here: Path) -> None:
 def test_warnings_of_other_libraries_are_not_shown(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import warnings
 
-    load = stats.load
+    load = record.load
 
-    def noisy(path: str) -> stats.Stats:
+    def noisy(path: str) -> record.Stats:
         warnings.warn("numpy says something", RuntimeWarning, stacklevel=1)
         return load(path)
 
-    monkeypatch.setattr(stats, "load", noisy)
+    monkeypatch.setattr(record, "load", noisy)
     assert good("inspect", "x.bn.h5").err == ""
 
 

@@ -15,7 +15,7 @@ from helpers import advised
 
 from bncli import exchange
 from bncli.errors import InputError, UsageError
-from bncli.stats import Stats
+from bncli.stats.record import Stats
 
 CONVENTIONS = ("momentum", "eps", "ddof", "init", "axis", "batch_size", "num_samples", "num_batches", "names")
 

@@ -24,8 +24,9 @@ from exchange_helpers import (
 )
 from helpers import Array, advised
 
-from bncli import exchange, store
+from bncli import exchange
 from bncli.errors import InputError, UsageError
+from bncli.stats import container
 
 # Keras' torch backend turns tensors into arrays in a way that NumPy 2 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -169,7 +170,7 @@ def test_round_trip(tmp_path: Path, count: int) -> None:
 
 def spoil(change: Callable[[h5py.Group], None]) -> Callable[[Path], None]:
     def apply(path: Path) -> None:
-        path.write_bytes(store.unsealed(path.read_bytes(), "x"))  # as Keras writes it
+        path.write_bytes(container.unsealed(path.read_bytes(), "x"))  # as Keras writes it
         with h5py.File(path, "a") as file:
             group = file["layers/batch_normalization/vars"]
             del group["2"]
@@ -224,7 +225,7 @@ def test_twelve_orders_of_magnitude_more_than_the_file_has(tmp_path: Path) -> No
 def test_a_heap_that_libhdf5_would_walk_for_ever(tmp_path: Path) -> None:
     path = tmp_path / "x.weights.h5"
     exchange.write(features(3), str(path))
-    content = bytearray(store.unsealed(path.read_bytes(), "x"))
+    content = bytearray(container.unsealed(path.read_bytes(), "x"))
     heap = content.index(b"GCOL")
     free = heap + 16 + 16 + 24  # after the header and the layer's name, padded to 24 bytes
     assert int.from_bytes(content[free : free + 2], "little") == 0
@@ -240,7 +241,7 @@ def test_the_seal(tmp_path: Path) -> None:
     stats = features(3)
     exchange.write(stats, str(path))
     whole = path.read_bytes()
-    for at in range(len(whole) - store.SEAL_BYTES, len(whole)):
+    for at in range(len(whole) - container.SEAL_BYTES, len(whole)):
         for number in (whole.index(stats.running_mean.tobytes()), at):  # with a changed number, and by itself
             damaged = bytearray(whole)
             damaged[at] ^= 0x10
@@ -248,7 +249,7 @@ def test_the_seal(tmp_path: Path) -> None:
             path.write_bytes(damaged)
             with pytest.raises(InputError, match=r"x\.weights\.h5: damaged: its bytes do not match their checksum"):
                 exchange.read(str(path))
-    path.write_bytes(whole[: -store.SEAL_BYTES])
+    path.write_bytes(whole[: -container.SEAL_BYTES])
     check_same_numbers(exchange.read(str(path)), stats)
 
 

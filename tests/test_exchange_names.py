@@ -11,8 +11,8 @@ import pytest
 from helpers import Array, advised, peer
 
 from bncli import exchange
-from bncli.advice import BnNote, BnWarning
 from bncli.errors import InputError, UsageError
+from bncli.stats.warnings import BnNote, BnWarning
 
 C = 5
 

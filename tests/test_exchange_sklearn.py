@@ -11,9 +11,9 @@ from helpers import ANY_ADVICE, Array, advised, check_moments, exact_columns, pe
 
 import bncli
 from bncli import Stats
-from bncli.advice import BnWarning
 from bncli.errors import MismatchError
 from bncli.exchange import sklearn
+from bncli.stats.warnings import BnWarning
 
 pytestmark = pytest.mark.peer
 

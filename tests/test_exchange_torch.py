@@ -25,7 +25,7 @@ from helpers import Array, advised, peer
 
 from bncli import exchange
 from bncli.errors import InputError, UsageError
-from bncli.stats import Stats
+from bncli.stats.record import Stats
 
 pytestmark = pytest.mark.peer
 NEW = "as a new layer has them"

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from cli_helpers import contents, temporaries, untouched
 
-from bncli import files
 from bncli.errors import InputError, OutputExistsError, WriteError
+from bncli.system import atomic
 
 
 def put(path: Path, content: bytes, **options: object) -> None:
-    with files.replacing(str(path), **options) as temporary, open(temporary, "wb") as file:  # type: ignore[arg-type]
+    with atomic.replacing(str(path), **options) as temporary, open(temporary, "wb") as file:  # type: ignore[arg-type]
         file.write(content)
 
 
@@ -33,7 +33,7 @@ def test_new_file(tmp_path: Path) -> None:
 def test_until_the_end_the_old_one_stands(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")
-    with files.replacing(str(path), force=True) as temporary:
+    with atomic.replacing(str(path), force=True) as temporary:
         assert os.path.dirname(temporary) == str(tmp_path)
         assert Path(temporary).read_bytes() == b""
         Path(temporary).write_bytes(b"half")
@@ -49,7 +49,7 @@ def test_after_any_error_all_is_as_it_was(tmp_path: Path, error: type[BaseExcept
         path.write_bytes(old)
 
     def fail() -> None:
-        with files.replacing(str(path), force=True) as temporary:
+        with atomic.replacing(str(path), force=True) as temporary:
             Path(temporary).write_bytes(b"half")
             raise error
 
@@ -61,7 +61,7 @@ def test_failure_to_write_is_a_write_error(tmp_path: Path) -> None:
     with (
         untouched(tmp_path),
         pytest.raises(WriteError, match=r"/a: cannot be written: No space left on device"),
-        files.replacing(str(tmp_path / "a")),
+        atomic.replacing(str(tmp_path / "a")),
     ):
         raise OSError(28, os.strerror(28))
 
@@ -103,7 +103,7 @@ def test_exists(tmp_path: Path) -> None:
 
 def test_came_into_being_meanwhile(tmp_path: Path) -> None:
     def meanwhile() -> None:
-        with files.replacing(str(tmp_path / "a")):
+        with atomic.replacing(str(tmp_path / "a")):
             (tmp_path / "a").write_bytes(b"another's")
 
     with pytest.raises(OutputExistsError, match=r"/a: was made by another program .* the result is in .*/a\.1"):
@@ -115,7 +115,7 @@ def test_a_result_beside_what_came_into_being(tmp_path: Path) -> None:
     """Of several outputs each has its own name or one beside it; nobody's file is replaced."""
 
     def run() -> None:
-        with files.Outputs() as outputs:
+        with atomic.Outputs() as outputs:
             for name in ("a.bn.h5", "a.bn.2.h5", "b.bn.h5"):
                 Path(outputs.add(str(tmp_path / name))).write_bytes(name.encode())
             (tmp_path / "a.bn.h5").write_bytes(b"another's")
@@ -212,7 +212,7 @@ def test_read_only_folder(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     entered = False
     try:
-        with pytest.raises(WriteError, match="Permission denied"), files.replacing(str(tmp_path / "a")):
+        with pytest.raises(WriteError, match="Permission denied"), atomic.replacing(str(tmp_path / "a")):
             entered = True
     finally:
         tmp_path.chmod(0o700)
@@ -229,16 +229,16 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 
 def test_write_and_read_bytes(tmp_path: Path) -> None:
     path = str(tmp_path / "a")
-    files.write_bytes(path, b"12345")
-    assert files.read_bytes(path, 5) == b"12345"
+    atomic.write_bytes(path, b"12345")
+    assert atomic.read_bytes(path, 5) == b"12345"
     with pytest.raises(OutputExistsError):
-        files.write_bytes(path, b"")
+        atomic.write_bytes(path, b"")
     with pytest.raises(InputError, match="larger than 4 bytes"):
-        files.read_bytes(path, 4)
+        atomic.read_bytes(path, 4)
     with pytest.raises(InputError, match="no such file"):
-        files.read_bytes(path + "b", 4)
+        atomic.read_bytes(path + "b", 4)
     with pytest.raises(InputError, match="not a regular file"):
-        files.read_bytes(str(tmp_path), 4)
+        atomic.read_bytes(str(tmp_path), 4)
 
 
 # --- what killed runs left
@@ -248,7 +248,7 @@ def left_behind(path: Path) -> Path:
     """The temporary file of a process that was killed in the middle of writing `path`."""
     pid = os.fork()
     if not pid:
-        with files.replacing(str(path), force=True) as temporary:
+        with atomic.replacing(str(path), force=True) as temporary:
             Path(temporary).write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -265,7 +265,7 @@ def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path) -> None:
 
 
 def test_a_live_run_keeps_its_own(tmp_path: Path) -> None:
-    with files.replacing(str(tmp_path / "a"), force=True) as temporary:
+    with atomic.replacing(str(tmp_path / "a"), force=True) as temporary:
         Path(temporary).write_bytes(b"first")
         put(tmp_path / "a", b"second")
         assert contents(tmp_path) == {"a": b"second", os.path.basename(temporary): b"first"}
@@ -293,7 +293,7 @@ def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path: Path)
 
 def test_outputs_come_together(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"old")
-    with files.Outputs(force=True) as outputs:
+    with atomic.Outputs(force=True) as outputs:
         for name in "abc":
             Path(outputs.add(str(tmp_path / name))).write_bytes(b"new")
             assert set(contents(tmp_path)) & {"a", "c"} == set()
@@ -312,7 +312,7 @@ def test_none_gets_its_name_before_all_are_on_the_disk(
         fsync(fd)
 
     def write() -> None:
-        with files.Outputs() as outputs:
+        with atomic.Outputs() as outputs:
             for name in "abc":
                 outputs.add(str(tmp_path / name))
 
@@ -323,9 +323,9 @@ def test_none_gets_its_name_before_all_are_on_the_disk(
 
 
 def test_more_outputs_than_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "MOST_LOCKED", 2)
+    monkeypatch.setattr(atomic, "MOST_LOCKED", 2)
     before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
-    with files.Outputs() as outputs:
+    with atomic.Outputs() as outputs:
         for i in range(9):
             outputs.add(str(tmp_path / f"{i}"))
         if before:
@@ -336,9 +336,9 @@ def test_more_outputs_than_open_files(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_space_is_set_aside_and_given_back(tmp_path: Path) -> None:
     path = tmp_path / "a"
     with path.open("wb") as file:
-        files.reserve(file.fileno(), 1 << 20)
+        atomic.reserve(file.fileno(), 1 << 20)
         assert os.fstat(file.fileno()).st_blocks * 512 >= 1 << 20
-    files.fill(str(path), b"short")
+    atomic.fill(str(path), b"short")
     assert path.read_bytes() == b"short"
 
 
@@ -356,7 +356,7 @@ def test_space_on_file_systems_that_set_none_aside(
         (tmp_path / "a").open("wb") as file,
         pytest.raises(OSError, match=os.strerror(number)) if raised else contextlib.nullcontext(),
     ):
-        files.reserve(file.fileno(), 99)
+        atomic.reserve(file.fileno(), 99)
 
 
 @pytest.mark.parametrize(("number", "raised"), [(errno.EINVAL, False), (errno.EIO, True)])

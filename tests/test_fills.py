@@ -14,10 +14,10 @@ from cli_helpers import Array, bn, check_refused, good
 from helpers import ANY_ADVICE, advised, check_moments, check_same_bytes, exact
 
 import bncli
-from bncli.advice import BnWarning
 from bncli.engine import checkpoint, fold
 from bncli.engine.local import fit_to_file, make_spec
 from bncli.formats.hdf5_fills import NETCDF_DEFAULTS
+from bncli.stats.warnings import BnWarning
 
 # NC_FILL_* as in "NetCDF Users Guide", Appendix A; what netCDF4.default_fillvals gives too
 DEFAULTS = {

@@ -26,10 +26,10 @@ from helpers import (
 )
 
 import bncli
-from bncli import store
 from bncli.engine.checkpoint import FORMAT
 from bncli.engine.fold import Fold
 from bncli.errors import InputError
+from bncli.stats import container
 
 FIXTURES = Path(__file__).parent / "fixtures"
 STATS, CHECKPOINT = FIXTURES / "stats-1.bn.h5", FIXTURES / "stats-1.bn.h5.checkpoint"
@@ -83,7 +83,7 @@ def test_stats_file_still_merges() -> None:
 
 
 def test_checkpoint() -> None:
-    arrays, attributes = store.unpack(CHECKPOINT.read_bytes(), "c")
+    arrays, attributes = container.unpack(CHECKPOINT.read_bytes(), "c")
     assert (attributes["format"], attributes["format_version"], attributes["bncli"]) == (FORMAT, 1, "0.1.0")
     assert attributes["done"] == "the first 48 of 70 samples"
     fold = Fold.of_parts(arrays, attributes, 3)
@@ -105,27 +105,27 @@ def test_tolerances_are_those_of_the_contract() -> None:
 def test_every_flipped_byte_is_refused(path: Path) -> None:
     """All of them; one of the seal itself may also leave a file that is read by its digest, with the same content."""
     whole = path.read_bytes()
-    seal = whole.rindex(store.SEAL)
-    content = {k: v.tobytes() for k, v in store.unpack(whole, "s")[0].items()}
+    seal = whole.rindex(container.SEAL)
+    content = {k: v.tobytes() for k, v in container.unpack(whole, "s")[0].items()}
     for at in range(len(whole)):
         damaged = bytearray(whole)
         damaged[at] ^= 1 << at % 8
         try:
-            arrays, attributes = store.unpack(bytes(damaged), "s")
+            arrays, attributes = container.unpack(bytes(damaged), "s")
         except InputError:
             continue
         assert at >= seal
         assert {k: v.tobytes() for k, v in arrays.items()} == content
-        assert repr(attributes) == repr(store.unpack(whole, "s")[1])
+        assert repr(attributes) == repr(container.unpack(whole, "s")[1])
 
 
 @pytest.mark.parametrize("path", [STATS, CHECKPOINT])
 def test_every_cut_is_refused(path: Path) -> None:
     whole = path.read_bytes()
-    seal = whole.rindex(store.SEAL)
-    for end in [*range(0, seal, 61), seal - 1, *range(seal + len(store.SEAL), len(whole))]:
+    seal = whole.rindex(container.SEAL)
+    for end in [*range(0, seal, 61), seal - 1, *range(seal + len(container.SEAL), len(whole))]:
         with pytest.raises(InputError):
-            store.unpack(whole[:end], "s")
+            container.unpack(whole[:end], "s")
 
 
 def write_fixtures(folder: Path) -> None:

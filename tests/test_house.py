@@ -24,17 +24,15 @@ LEVELS = [
     ["cli"],
     ["render"],
     ["engine", "exchange"],
-    ["formats", "advice"],
+    ["formats"],
     ["stats"],
-    ["store"],
-    ["files"],
-    ["numerics", "interrupts"],
+    ["numerics", "system"],
 ]
 ANYWHERE = {"errors", ""}  # "" is the package itself: its version and the names it loads on first use
 HOMES = {
     "click": {"cli"},
     "rich": {"render", "cli"},
-    "h5py": {"formats/hdf5", "store", "exchange/keras"},
+    "h5py": {"formats/hdf5", "stats/container", "exchange/keras"},
     "ctypes": {"numerics/compiled"},
     "google": {"exchange/onnx"},
     "safetensors": {"exchange/safetensors"},

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bncli
-from bncli.advice import BnWarning
 from bncli.errors import InputError, MismatchError, UsageError
 from bncli.formats.fills import fill_in
 from bncli.formats.joined import Joined
+from bncli.stats.warnings import BnWarning
 
 BUDGET = 1 << 20
 

@@ -17,7 +17,6 @@ from helpers import ANY_ADVICE, advised, peer
 
 import bncli
 from bncli import Stats
-from bncli.advice import BnWarning
 from bncli.engine import lesson
 from bncli.engine.learn import Classroom, Course
 from bncli.engine.lesson import Lesson, Plan, open_target
@@ -29,6 +28,7 @@ from bncli.formats.joined import Joined
 from bncli.numerics import learning
 from bncli.numerics.layout import Layout
 from bncli.render.summary import fit_summary
+from bncli.stats.warnings import BnWarning
 
 Array = npt.NDArray[Any]
 SAMPLE = Path(__file__).parent.parent / "sample_data" / "cancer_train.h5"

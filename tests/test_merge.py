@@ -31,8 +31,8 @@ from hypothesis import strategies as st
 import bncli
 import bncli.exchange
 from bncli import Stats
-from bncli.advice import BnWarning
 from bncli.errors import InputError, MismatchError, UsageError
+from bncli.stats.warnings import BnWarning
 
 INITS = ["debias", "zeros", "unit", "first"]  # `like` needs statistics to start from: see test_cli_fit
 MOMENTA = [0.0, 1e-3, 0.5, 0.9, 0.99, 0.999999999]
@@ -303,7 +303,9 @@ def test_statistics_without_state_merge_their_population_alone() -> None:
 
 
 def test_imported_statistics_have_nothing_to_merge() -> None:
-    imported = Stats(np.zeros(3), np.ones(3), np.ones(3), np.zeros(3), bncli.stats.Moments.empty(3), sample_shape=(3,))
+    imported = Stats(
+        np.zeros(3), np.ones(3), np.ones(3), np.zeros(3), bncli.stats.record.Moments.empty(3), sample_shape=(3,)
+    )
     for population_only in (False, True):
         with pytest.raises(MismatchError, match="part 1: holds no population"):
             bncli.merge([part(), imported], population_only=population_only)

@@ -20,8 +20,8 @@ from helpers import Array, advised, cut, exact, exact_columns, save_h5, save_npy
 
 import bncli
 from bncli import exchange
-from bncli.advice import BnWarning
 from bncli.errors import InputError, MismatchError
+from bncli.stats.warnings import BnWarning
 
 FLOATS = ("f2", "f4", "f8")
 

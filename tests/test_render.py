@@ -18,7 +18,7 @@ from bncli.engine.apply import Applied, ApplySpec
 from bncli.numerics.moments import Moments
 from bncli.render import progress as progress_module
 from bncli.render import summary, table
-from bncli.stats import Stats
+from bncli.stats.record import Stats
 
 
 def stats_of(means: Any, sds: Any, names: tuple[str, ...] | None = None) -> Stats:

@@ -19,7 +19,7 @@ import pytest
 from cli_helpers import BN, child, contents, good, no_controls, run_child, save, save_h5, table, temporaries
 
 import bncli
-from bncli import interrupts
+from bncli.system import shutdown
 
 ROUNDS = int(os.environ.get("BN_ROUNDS", "3"))
 KEPT = "old.bn.h5.checkpoint"
@@ -185,7 +185,7 @@ def test_tidying_goes_backwards_and_the_last_word_is_said(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a child: all are called, also after one that fails."""
-    monkeypatch.setattr(interrupts, "_too_late", False)
+    monkeypatch.setattr(shutdown, "_too_late", False)
     pid = os.fork()
     if not pid:
 
@@ -194,11 +194,11 @@ def test_tidying_goes_backwards_and_the_last_word_is_said(
             raise OSError
 
         with (
-            interrupts.tidied(lambda: os.write(1, b"third") and "words"),
-            interrupts.tidied(fails),
-            interrupts.tidied(lambda: os.write(1, b"first ")),
+            shutdown.tidied(lambda: os.write(1, b"third") and "words"),
+            shutdown.tidied(fails),
+            shutdown.tidied(lambda: os.write(1, b"first ")),
         ):
-            interrupts._stop(signal.SIGTERM)
+            shutdown._stop(signal.SIGTERM)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
     assert capfd.readouterr() == ("first second third", "bn: terminated; words\n")

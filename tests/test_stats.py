@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as np_arrays
 
 import bncli
-from bncli import store
-from bncli.advice import BnWarning
 from bncli.errors import InputError, MismatchError, OutputExistsError, UsageError
 from bncli.numerics.moments import Moments, Running
-from bncli.stats import PRESETS, Stats, check_conventions, load
+from bncli.stats import container
+from bncli.stats.record import PRESETS, Stats, check_conventions, load
+from bncli.stats.warnings import BnWarning
 
 
 def example(features: int = 3, **changes: Any) -> Stats:
@@ -137,9 +137,9 @@ def test_file_is_as_the_contract_says(tmp_path: Path) -> None:
 
 def repacked(change: Any) -> bytes:
     """A file with a right digest, but with other content."""
-    arrays, attributes = store.unpack(example().to_bytes(), "s")
+    arrays, attributes = container.unpack(example().to_bytes(), "s")
     change(arrays, attributes)
-    return store.pack(arrays, attributes)
+    return container.pack(arrays, attributes)
 
 
 def test_newer_format_is_refused(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bncli import store
 from bncli.errors import InputError
+from bncli.stats import container
 
 Arrays = dict[str, npt.NDArray[Any]]
 SAMPLE: Arrays = {
@@ -24,13 +24,13 @@ SAMPLE: Arrays = {
     "names": np.array(["ä".encode(), b"", b"long name"]),
     "one": np.array([0.1]),
 }
-PLAIN: dict[str, store.Value] = {
+PLAIN: dict[str, container.Value] = {
     "format": "x", "number": 7, "tiny": 5e-324, "nan": float("nan"), "shape": (3, 224, 224), "none": (), "text": "ä\n",
 }  # fmt: skip
 
 
 def check_same(
-    found: tuple[Arrays, dict[str, store.Value]], arrays: Arrays, attributes: dict[str, store.Value]
+    found: tuple[Arrays, dict[str, container.Value]], arrays: Arrays, attributes: dict[str, container.Value]
 ) -> None:
     assert set(found[0]) == set(arrays)
     for name, array in arrays.items():
@@ -41,7 +41,7 @@ def check_same(
 
 
 def test_round_trip() -> None:
-    check_same(store.unpack(store.pack(SAMPLE, PLAIN), "s"), SAMPLE, PLAIN)
+    check_same(container.unpack(container.pack(SAMPLE, PLAIN), "s"), SAMPLE, PLAIN)
 
 
 @given(
@@ -56,23 +56,23 @@ def test_round_trip() -> None:
         ),
     ),
 )
-def test_round_trip_of_anything(lists: dict[str, list[float]], attributes: dict[str, store.Value]) -> None:
+def test_round_trip_of_anything(lists: dict[str, list[float]], attributes: dict[str, container.Value]) -> None:
     arrays = {name: np.array(values, float) for name, values in lists.items()}
-    check_same(store.unpack(store.pack(arrays, attributes), "s"), arrays, attributes)
+    check_same(container.unpack(container.pack(arrays, attributes), "s"), arrays, attributes)
 
 
 def test_same_content_same_bytes() -> None:
-    assert store.pack(SAMPLE, PLAIN) == store.pack(SAMPLE, PLAIN)
+    assert container.pack(SAMPLE, PLAIN) == container.pack(SAMPLE, PLAIN)
 
 
 def test_any_hdf5_tool_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "s.h5"
-    path.write_bytes(store.pack(SAMPLE, PLAIN))
+    path.write_bytes(container.pack(SAMPLE, PLAIN))
     with h5py.File(path) as file:
         assert file["deep/er/count"][:].tolist() == SAMPLE["deep/er/count"].tolist()
         assert [n.decode() for n in file["names"][:]] == ["ä", "", "long name"]
         assert file.attrs["text"] == "ä\n"
-        assert file.attrs["digest"] == store.digest(SAMPLE, PLAIN)
+        assert file.attrs["digest"] == container.digest(SAMPLE, PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -94,35 +94,35 @@ def test_any_hdf5_tool_reads_it(tmp_path: Path) -> None:
 def test_digest_sees_every_change(change: Any) -> None:
     arrays, attributes = dict(SAMPLE), dict(PLAIN)
     change(arrays, attributes)
-    assert store.digest(arrays, attributes) != store.digest(SAMPLE, PLAIN)
+    assert container.digest(arrays, attributes) != container.digest(SAMPLE, PLAIN)
 
 
 def test_digest_does_not_see_order_or_byte_order() -> None:
     arrays = {name: SAMPLE[name] for name in reversed(SAMPLE)}
     arrays["mean"] = arrays["mean"].astype(">f8")
-    assert store.digest(arrays, dict(reversed(PLAIN.items()))) == store.digest(SAMPLE, PLAIN)
+    assert container.digest(arrays, dict(reversed(PLAIN.items()))) == container.digest(SAMPLE, PLAIN)
 
 
 def unsealed(content: bytes) -> bytes:
     """A stats file as another HDF5 tool would write it: without bn's own line behind it."""
-    image, seal, _ = content.rpartition(store.SEAL)
+    image, seal, _ = content.rpartition(container.SEAL)
     assert seal
     return image
 
 
 def test_every_cut_is_refused() -> None:
-    image = store.pack({"a": np.arange(3.0)}, {"n": 1})
+    image = container.pack({"a": np.arange(3.0)}, {"n": 1})
     whole = len(unsealed(image))
-    for end in (*range(0, whole, 7), whole - 1, whole + len(store.SEAL), len(image) - 1):
+    for end in (*range(0, whole, 7), whole - 1, whole + len(container.SEAL), len(image) - 1):
         with pytest.raises(InputError):
-            store.unpack(image[:end], "s")
-    for end in range(whole, whole + len(store.SEAL)):  # nothing is missing but the seal
-        assert store.unpack(image[:end], "s")[1] == {"n": 1}
+            container.unpack(image[:end], "s")
+    for end in range(whole, whole + len(container.SEAL)):  # nothing is missing but the seal
+        assert container.unpack(image[:end], "s")[1] == {"n": 1}
 
 
 def test_the_seal_is_checked_before_hdf5_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """HDF5 loops for ever over some damaged bytes of its global heap, so it must not see them."""
-    image = bytearray(store.pack({"a": np.arange(3.0)}, {"text": "words"}))
+    image = bytearray(container.pack({"a": np.arange(3.0)}, {"text": "words"}))
     image[image.index(b"GCOL") + 8] ^= 0x10
 
     def never(*args: Any, **kwargs: Any) -> None:
@@ -130,43 +130,43 @@ def test_the_seal_is_checked_before_hdf5_reads(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(h5py.h5f, "open_file_image", never)
     with pytest.raises(InputError, match="s: damaged: its bytes do not match their checksum"):
-        store.unpack(bytes(image), "s")
+        container.unpack(bytes(image), "s")
 
 
 def test_flipped_bytes_of_what_is_kept_are_refused() -> None:
     """Names, attributes and their values."""
     arrays, attributes = {"mean": np.array([1.0, 2.0])}, {"eps": 1e-5, "axis": -1, "init": "debias"}
-    image = unsealed(store.pack(arrays, attributes))
+    image = unsealed(container.pack(arrays, attributes))
     for kept in (
         b"debias",
         np.float64(1e-5).tobytes(),
         np.int64(-1).tobytes(),
-        store.digest(arrays, attributes).encode(),
+        container.digest(arrays, attributes).encode(),
     ):
         start = image.rindex(kept)
         for at in range(start, start + len(kept)):
             damaged = bytearray(image)
             damaged[at] ^= 0x04
             with pytest.raises(InputError):
-                store.unpack(bytes(damaged), "s")
+                container.unpack(bytes(damaged), "s")
 
 
 def test_names_that_are_not_utf8_are_refused() -> None:
-    image = unsealed(store.pack({"mean": np.array([1.0, 2.0]), "n/k": np.zeros(1)}, {}))
+    image = unsealed(container.pack({"mean": np.array([1.0, 2.0]), "n/k": np.zeros(1)}, {}))
     with pytest.raises(InputError, match="damaged"):
-        store.unpack(image.replace(b"mean", b"m\x9aan"), "s")
+        container.unpack(image.replace(b"mean", b"m\x9aan"), "s")
 
 
 @pytest.mark.parametrize("name", ["mean", "n/k"])
 def test_every_flipped_bit_of_a_number_is_refused(name: str) -> None:
     arrays = {"mean": np.array([1.0, 2.0]), "n/k": np.array([7_203_912_345_678])}
-    image = unsealed(store.pack(arrays, {}))
+    image = unsealed(container.pack(arrays, {}))
     start = image.index(arrays[name].tobytes())
     for bit in range(8 * arrays[name].nbytes):
         damaged = bytearray(image)
         damaged[start + bit // 8] ^= 1 << bit % 8
         with pytest.raises(InputError, match="s: damaged: its content does not match its digest"):
-            store.unpack(bytes(damaged), "s")
+            container.unpack(bytes(damaged), "s")
 
 
 def image_of(tmp_path: Path, build: Any) -> bytes:
@@ -189,11 +189,11 @@ def image_of(tmp_path: Path, build: Any) -> bytes:
 def test_other_hdf5_files_are_told_apart(tmp_path: Path, build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     image = image_of(tmp_path, build)
     with pytest.raises(InputError, match=r"s: an HDF5 file, but not a stats file .*bn fit"):
-        store.unpack(image, "s")
-    store.check_file(str(tmp_path / "other.h5"))  # small: read whole, and refused as above
-    monkeypatch.setattr(store, "LARGE", 0)
+        container.unpack(image, "s")
+    container.check_file(str(tmp_path / "other.h5"))  # small: read whole, and refused as above
+    monkeypatch.setattr(container, "LARGE", 0)
     with pytest.raises(InputError, match="not a stats file"):
-        store.check_file(str(tmp_path / "other.h5"))
+        container.check_file(str(tmp_path / "other.h5"))
 
 
 def test_other_files_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,10 +201,10 @@ def test_other_files_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     np.save(path, np.zeros((5, 3)))
     words = "not a readable stats file: it is no HDF5 file; make one with 'bn fit' or 'bn import'"
     with pytest.raises(InputError, match=f"s: {words}"):
-        store.unpack(path.read_bytes(), "s")
-    monkeypatch.setattr(store, "LARGE", 0)
+        container.unpack(path.read_bytes(), "s")
+    monkeypatch.setattr(container, "LARGE", 0)
     with pytest.raises(InputError, match=rf"x\.npy: {words}"):
-        store.check_file(str(path))
+        container.check_file(str(path))
 
 
 @pytest.mark.parametrize(
@@ -235,19 +235,19 @@ def test_forged_files_are_refused(tmp_path: Path, build: Any) -> None:
         build(file)
 
     with pytest.raises(InputError):
-        store.unpack(image_of(tmp_path, forged), "s")
+        container.unpack(image_of(tmp_path, forged), "s")
 
 
 def test_names_are_escaped() -> None:
     with pytest.raises(InputError) as caught:
-        store.unpack(b"", "s\x1b[31m")
+        container.unpack(b"", "s\x1b[31m")
     assert "s\\x1b[31m: not a readable stats file" in str(caught.value)
 
 
 @pytest.mark.parametrize("sealed", [True, False])
 def test_a_damaged_heap_does_not_hang(tmp_path: Path, sealed: bool) -> None:
     """In a child with a time limit: libhdf5 walks on the spot for ever where a size in its heap of texts is 0."""
-    image = bytearray(store.pack({"a": np.arange(3.0)}, {"text": "words"}))
+    image = bytearray(container.pack({"a": np.arange(3.0)}, {"text": "words"}))
     if not sealed:
         image = bytearray(unsealed(bytes(image)))
     start = image.index(b"GCOL") + 16

@@ -16,7 +16,7 @@ from helpers import check_same_bytes, save_h5, save_npy
 import bncli
 from bncli import exchange
 from bncli.engine.apply import ApplySpec, apply
-from bncli.stats import Stats
+from bncli.stats.record import Stats
 
 THREADS, TIMES = 4, 12
 X = np.arange(24.0).reshape(12, 2)

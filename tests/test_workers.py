@@ -77,7 +77,7 @@ def test_same_bytes_for_any_number_of_workers(tmp_path: Path, kind: str, nan: st
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", bncli.advice.BnWarning if hasattr(bncli, "advice") else UserWarning)
+        warnings.simplefilter("ignore", UserWarning)
         one = bncli.fit(sources, workers=1, **options)
         for workers in (2, 3, 8):
             check_same_bytes(one, bncli.fit(sources, workers=workers, **options))

@@ -14,8 +14,9 @@ from typing import Any, NoReturn
 
 import click
 
-from bncli import __version__, interrupts
+from bncli import __version__
 from bncli.errors import BnError, InputError, UsageError, WriteError, printable
+from bncli.system import shutdown
 
 COMPLETE = "_BN_COMPLETE"  # in the environment, as click's scripts for completion have it
 REPORT = "please report it with the command, the versions and what --debug prints"
@@ -104,7 +105,7 @@ def _run(args: list[str]) -> int:
             error.message = printable(error.message)  # type: ignore[misc]  # click declares it Final
         error.show()
         return 2
-    except (KeyboardInterrupt, click.Abort):  # under another program's main; see `interrupts`
+    except (KeyboardInterrupt, click.Abort):  # under another program's main; see `shutdown`
         return _said("interrupted; outputs are as they were", 130, debug)
     except BnError as error:
         return _said(f"error: {error}", error.exit_code, debug)
@@ -139,7 +140,7 @@ def _complete(asked: str) -> int:
 
 def _said(message: str, code: int, debug: bool) -> int:
     """Print an error on stderr, never more than its own lines, and return the exit code."""
-    interrupts.hold_back()
+    shutdown.hold_back()
     if debug:
         import traceback
 
@@ -178,7 +179,7 @@ def _bn_warnings() -> Iterator[None]:
 def _show_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
     kind = {"BnWarning": "warning", "BnNote": "note"}.get(category.__name__)
     if kind and not _quiet():
-        interrupts.hold_back()
+        shutdown.hold_back()
         with contextlib.suppress(OSError, ValueError):  # a full log is no reason to lose the result
             print(f"bn: {kind}: {printable(message)}", file=sys.stderr, flush=True)
 

@@ -59,7 +59,7 @@ def apply(stats: str, inputs: tuple[str, ...], output: str, as_json: bool, quiet
     from bncli.engine.apply import apply as apply_stats
     from bncli.render.progress import progress
     from bncli.render.summary import apply_summary, json_text
-    from bncli.stats import load
+    from bncli.stats.record import load
 
     spec = options.apply_spec(given)
     with progress("apply", quiet) as told:

@@ -43,7 +43,7 @@ def export(stats: str, output: str, as_json: bool, quiet: bool, **given: Any) ->
     """
     from bncli.exchange import write
     from bncli.render.summary import export_summary, json_text
-    from bncli.stats import load
+    from bncli.stats.record import load
 
     report = write(load(stats), output, inputs=[stats], **given)
     if not quiet:

@@ -38,7 +38,7 @@ def inspect(
       bn inspect train.bn.h5 --get running_mean
     """
     from bncli.render import table
-    from bncli.stats import load
+    from bncli.stats.record import load
 
     loaded = load(stats)
     record, rows = table.select(loaded, features=features, sort=sort, top=top)

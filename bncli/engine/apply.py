@@ -13,8 +13,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bncli import files, interrupts
-from bncli.advice import BnWarning
 from bncli.engine.plan import DEFAULT_MEMORY
 from bncli.engine.workers import Readers, available, in_order
 from bncli.errors import InputError, MismatchError, OutputExistsError, UsageError, WriteError, printable
@@ -26,7 +24,9 @@ from bncli.formats.source import Source
 from bncli.numerics.batchnorm import Affine, output_type, overflowed
 from bncli.numerics.kernels import Missing, present
 from bncli.numerics.layout import Layout
-from bncli.stats import Stats
+from bncli.stats.record import Stats
+from bncli.stats.warnings import BnWarning
+from bncli.system import atomic, shutdown
 
 SUFFIXES = {".npy": "npy", ".h5": "hdf5", ".hdf5": "hdf5", ".hdf": "hdf5"}
 Progress = Callable[[int, "int | None", int], None]  # samples done, samples in all, bytes done
@@ -172,9 +172,9 @@ def apply(
     jobs = plan(stats, expand(inputs), out, spec)
     paths = [file for job in jobs for file in job.files] + ([stats_path] if stats_path else [])
     for job in jobs:
-        files.check_output(job.output, force=spec.force, inputs=paths)
+        atomic.check_output(job.output, force=spec.force, inputs=paths)
     report, total = Applied(), sum(job.shape[0] for job in jobs)
-    with _folder(jobs), files.Outputs(force=spec.force, inputs=paths) as outputs:
+    with _folder(jobs), atomic.Outputs(force=spec.force, inputs=paths) as outputs:
         for job in jobs:
             _apply_one(stats, affine, job, spec, outputs.add(job.output), report, total, progress)
             report.outputs.append(job.output)
@@ -242,7 +242,7 @@ def _folder(jobs: list[Job]) -> Iterator[None]:
         with contextlib.suppress(OSError):
             os.rmdir(folder)
 
-    with interrupts.tidied(remove):
+    with shutdown.tidied(remove):
         try:
             os.mkdir(folder)
         except OSError as error:

@@ -11,7 +11,7 @@ A loop uses a Keeper like this, and need not think of signals:
     keeper.remove()
 
 `offer` costs next to nothing when no checkpoint is due. SIGINT and SIGTERM save what was offered last, from another thread
-(see `interrupts`); so what is offered must not change afterwards: arrays that the loop changes in place are copied first.
+(see `shutdown`); so what is offered must not change afterwards: arrays that the loop changes in place are copied first.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy.typing as npt
 
-from bncli import __version__, files, interrupts, store
-from bncli.advice import BnNote, BnWarning
+from bncli import __version__
 from bncli.errors import BnError, InputError, MismatchError, OutputExistsError, ResultBesideError, printable
+from bncli.stats import container
+from bncli.stats.warnings import BnNote, BnWarning
+from bncli.system import atomic, shutdown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 State = TypeVar("State")
 Arrays = Mapping[str, npt.NDArray[Any]]
-Parts = tuple[Arrays, Mapping[str, store.Value]]  # of a state: arrays, and plain values beside them
+Parts = tuple[Arrays, Mapping[str, container.Value]]  # of a state: arrays, and plain values beside them
 
 SUFFIX = ".checkpoint"
 FORMAT = "bncli-checkpoint"
@@ -92,7 +94,7 @@ class Keeper:
         self._kept = ""  # what the file holds of this computation, in words
         self._offered: tuple[Callable[[], Parts], str] | None = None
         self._due, self._told = 0.0, False
-        files.check_output(self.path, force=True, inputs=inputs)
+        atomic.check_output(self.path, force=True, inputs=inputs)
         there = _read(self.path)
         if there is not None and resume:
             self.found, self._kept = self._loaded(there)
@@ -155,11 +157,11 @@ class Keeper:
         except OSError as error:
             text = f"{printable(self.path)}: cannot be removed: {error.strerror}; it is of no more use"
             warnings.warn(text, BnWarning, stacklevel=3)
-        files.sweep(self.path)
+        atomic.sweep(self.path)
 
     def __enter__(self) -> Self:
-        files.sweep(self.path)
-        self._watched = interrupts.tidied(self._stopped)
+        atomic.sweep(self.path)
+        self._watched = shutdown.tidied(self._stopped)
         self._watched.__enter__()
         self._wait(0)
         return self
@@ -190,16 +192,16 @@ class Keeper:
         arrays, attributes = offered[0]()
         if at_most is not None and sum(array.nbytes for array in arrays.values()) > at_most:
             return
-        own: dict[str, store.Value] = {
+        own: dict[str, container.Value] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "bncli": __version__,
             "fingerprint": self._fingerprint,
             "done": offered[1],
         }
-        content = store.pack(arrays, {**attributes, **own})
-        with files.Outputs(force=True, inputs=self._inputs, final=False) as outputs:
-            files.fill(outputs.add(self.path), content)
+        content = container.pack(arrays, {**attributes, **own})
+        with atomic.Outputs(force=True, inputs=self._inputs, final=False) as outputs:
+            atomic.fill(outputs.add(self.path), content)
         self._kept = offered[1]
         if self._offered is offered:
             self._offered = None
@@ -208,7 +210,7 @@ class Keeper:
         """State and words of a checkpoint that fits this computation."""
         where = printable(self.path)
         try:
-            arrays, attributes = store.unpack(content, self.path)
+            arrays, attributes = container.unpack(content, self.path)
         except InputError:
             raise InputError(self._damaged()) from None
         version, fingerprint = attributes.get("format_version"), attributes.get("fingerprint")
@@ -262,7 +264,7 @@ def _read(path: str) -> bytes | None:
     """The bytes of a checkpoint; None where there is none."""
     if not os.path.exists(path):
         return None
-    content = files.read_bytes(path, SIZE_LIMIT)
+    content = atomic.read_bytes(path, SIZE_LIMIT)
     # of an HDF5 file that was cut: its header says where it ends (file format specification, II.A, version 0)
     cut = content.startswith(SIGNATURE) and int.from_bytes(content[40:48], "little") > len(content)
     if content and not cut and FORMAT.encode() not in content:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncli.advice import BnWarning, advice
 from bncli.engine.checkpoint import Arrays, Parts
 from bncli.engine.plan import Conventions, FitSpec, Segment, segments
 from bncli.engine.workers import Readers, available, in_order
@@ -21,8 +20,9 @@ from bncli.formats.joined import DataSet
 from bncli.numerics.kernels import Missing, present
 from bncli.numerics.layout import Layout, Values
 from bncli.numerics.moments import Moments, Running
-from bncli.stats import Stats
-from bncli.store import Value
+from bncli.stats.container import Value
+from bncli.stats.record import Stats
+from bncli.stats.warnings import BnWarning, advice
 
 COUNTS = ("samples", "batches", "left_out")  # of a Fold
 TOO_LARGE = 1e150  # about where squares, and their sums, stop fitting a float64

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bncli.advice import BnWarning
 from bncli.engine.batches import Batch, Reader
 from bncli.engine.checkpoint import Arrays, Keeper, Parts
 from bncli.engine.fold import Fold, statistics
@@ -23,8 +22,9 @@ from bncli.errors import InputError, printable
 from bncli.formats.joined import Joined
 from bncli.numerics.layout import Layout
 from bncli.numerics.learning import Judged, Training, judge
-from bncli.stats import Learned, load
-from bncli.store import is_packed
+from bncli.stats.container import is_packed
+from bncli.stats.record import Learned, load
+from bncli.stats.warnings import BnWarning
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]

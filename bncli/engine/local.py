@@ -12,8 +12,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from bncli import __version__, files, store
-from bncli.advice import BnWarning
+from bncli import __version__
 from bncli.engine.checkpoint import Keeper
 from bncli.engine.fold import Fold, finish, fold_segment, folds
 from bncli.engine.learn import learn
@@ -31,7 +30,10 @@ from bncli.numerics import compiled
 from bncli.numerics.batchnorm import per_feature
 from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Layout
-from bncli.stats import Stats, check_storable, load, provenance
+from bncli.stats import container
+from bncli.stats.record import Stats, check_storable, load, provenance
+from bncli.stats.warnings import BnWarning
+from bncli.system import atomic
 
 ROOM, ROOM_PER_FEATURE = 64 << 10, 256  # bytes of a stats file, at most, without long names
 FREE = ("workers", "max_memory", "dataset")  # options that do not change the result, or are part of an input's record
@@ -180,17 +182,17 @@ def fit_to_file(
     """
     with open_inputs(addresses, spec) as data:
         path, read = output or default_output(data.inputs[0].address), _files_read(data, spec)
-        files.check_output(path, force=force, inputs=read)
+        atomic.check_output(path, force=force, inputs=read)
         task = Task.of(data, spec)
         with (
             Keeper(path, task.fingerprint(), resume=resume, inputs=read) as keeper,
-            files.replacing(path, force=force, inputs=read) as temporary,
+            atomic.replacing(path, force=force, inputs=read) as temporary,
         ):
             with open(temporary, "r+b") as file:
-                files.reserve(file.fileno(), ROOM + ROOM_PER_FEATURE * task.layout.features)
+                atomic.reserve(file.fileno(), ROOM + ROOM_PER_FEATURE * task.layout.features)
             keeper.tell()
             stats = _fitted(task, progress, keeper)
-            files.fill(temporary, stats.to_bytes())
+            atomic.fill(temporary, stats.to_bytes())
         keeper.remove()
     return stats, path
 
@@ -440,7 +442,7 @@ def affine_parameter(
     """
     if not isinstance(value, str):
         read = per_feature(value, features, name)
-    elif os.path.isfile(value) and store.is_packed(value):
+    elif os.path.isfile(value) and container.is_packed(value):
         read = getattr(load(value), name)
         if len(read) != features:
             raise MismatchError(

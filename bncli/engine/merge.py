@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncli import files
-from bncli.advice import BnWarning
 from bncli.engine.fold import Fold, finish
 from bncli.engine.local import affine_parameter
 from bncli.engine.plan import DEFAULT_MEMORY, Conventions
@@ -21,7 +19,9 @@ from bncli.errors import MismatchError, UsageError, printable
 from bncli.formats.address import expand, split
 from bncli.numerics.layout import feature_axis
 from bncli.numerics.moments import Moments, Running
-from bncli.stats import Stats, load, provenance
+from bncli.stats.record import Stats, load, provenance
+from bncli.stats.warnings import BnWarning
+from bncli.system import atomic
 
 CONVENTIONS = ("momentum", "eps", "ddof", "init")
 WAY_OUT = "merge the population statistics alone with --population-only"
@@ -133,7 +133,7 @@ def merge_files(
     """
     paths = expand(paths)
     read = [*paths, *(split(a)[0] for a in (gamma, beta) if isinstance(a, str))]
-    with files.replacing(output, force=force, inputs=read) as temporary:
+    with atomic.replacing(output, force=force, inputs=read) as temporary:
         _tell_repeated(paths)
         names = [printable(path) for path in paths]
         stats = merge(map(load, paths), population_only=population_only, gamma=gamma, beta=beta, where=names)

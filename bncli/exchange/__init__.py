@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bncli import files
 from bncli.errors import UsageError, printable
+from bncli.system import atomic
 
 if TYPE_CHECKING:
     from bncli.exchange.common import Exported
-    from bncli.stats import Stats
+    from bncli.stats.record import Stats
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ def write(stats: Stats, path: str, format: str | None = None, **options: Any) ->
     OutputExistsError, WriteError
     """
     name = format_of(path, format, "write", "--to")
-    files.check_output(path, force=options.get("force", True), inputs=options.get("inputs", ()))  # before a slow import
+    atomic.check_output(
+        path, force=options.get("force", True), inputs=options.get("inputs", ())
+    )  # before a slow import
     exported: Exported = _call(name, "write", options)(stats, path)
     return exported
 
@@ -82,9 +84,9 @@ def read(path: str, format: str | None = None, **options: Any) -> Stats:
 
 def read_to_file(path: str, output: str, format: str | None = None, *, force: bool = False, **options: Any) -> Stats:
     """Read statistics from a framework's file and store them as a stats file; raises as `read` and `Stats.save` do."""
-    files.check_output(output, force=force, inputs=[path])
+    atomic.check_output(output, force=force, inputs=[path])
     stats = read(path, format, **options)
-    files.write_bytes(output, stats.to_bytes(), force=force, inputs=[path])
+    atomic.write_bytes(output, stats.to_bytes(), force=force, inputs=[path])
     return stats
 
 

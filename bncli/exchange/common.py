@@ -14,12 +14,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bncli import store
-from bncli.advice import BnWarning, momentum_advice
 from bncli.errors import InputError, MismatchError, UsageError, printable, reason_of
 from bncli.exchange.names import KNOWN
 from bncli.numerics.moments import Moments
-from bncli.stats import PRESETS, Preset, Stats, check_conventions, provenance
+from bncli.stats import container
+from bncli.stats.record import PRESETS, Preset, Stats, check_conventions, provenance
+from bncli.stats.warnings import BnWarning, momentum_advice
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -141,7 +141,7 @@ def checksum(columns: Mapping[str, Any], held: Mapping[str, Any], names: Sequenc
     """
     arrays = {name: np.asarray(values, np.float64) for name, values in columns.items()}
     plain = {name: np.where(np.isnan(a), np.nan, a) for name, a in arrays.items()}  # one NaN, whatever its bits
-    return store.digest(plain, {"held": json.dumps([held, names], sort_keys=True)})
+    return container.digest(plain, {"held": json.dumps([held, names], sort_keys=True)})
 
 
 def check_readable(path: str) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from bncli import files
 from bncli.exchange import fields
 from bncli.exchange.common import KINDS, Exported, Momentum, checksum, chosen, conventions, to_stats, unreadable
-from bncli.stats import Stats
-from bncli.store import resembles
+from bncli.stats.container import resembles
+from bncli.stats.record import Stats
+from bncli.system import atomic
 
 LARGEST = 4 << 30
 INDEX = "index"
@@ -37,7 +37,7 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
     csv.writer(out, lineterminator="\n").writerow([*columns, CHECKSUM, *held, COUNT])
     writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # a bare \r would end a line elsewhere
     writer.writerows([*row, *constant] for row in zip(*(c.tolist() for c in columns.values()), strict=True))
-    files.write_bytes(path, out.getvalue().encode(), force=force, inputs=inputs)
+    atomic.write_bytes(path, out.getvalue().encode(), force=force, inputs=inputs)
     return Exported("csv", path, use, stats.num_features, held, fields.advice(use))
 
 
@@ -49,7 +49,7 @@ def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> S
     InputError
         When the file is missing, no such table, in another order, or its conventions differ from row to row.
     """
-    content = files.read_bytes(path, LARGEST)
+    content = atomic.read_bytes(path, LARGEST)
     try:
         text = content.decode("utf-8-sig")
         with _long_fields(len(text)):

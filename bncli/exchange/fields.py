@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.errors import InputError, printable
-from bncli.stats import Stats
+from bncli.stats.record import Stats
 
 # what is read back; scale and shift, which follow from them, are for whoever reads the file
 COLUMNS = ("running_mean", "running_var", "count", "population_mean", "population_var", "gamma", "beta")

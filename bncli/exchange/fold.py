@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bncli import files
 from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.exchange import npz, safetensors
 from bncli.exchange.common import Exported, pick, unreadable
 from bncli.numerics.batchnorm import Affine, overflowed, round_to
-from bncli.stats import Stats
+from bncli.stats.record import Stats
+from bncli.system import atomic
 
 Array = npt.NDArray[Any]
 SIZE_LIMIT = 64 << 30  # of a file of weights
@@ -94,11 +94,11 @@ def write(
     else:
         if _container(into) is not container:
             raise UsageError(f"{printable(path)}: give the output the suffix of --into {printable(into)}")
-        weights = container.read(files.read_bytes(into, SIZE_LIMIT), into)
+        weights = container.read(atomic.read_bytes(into, SIZE_LIMIT), into)
         layer = _choose(weights, layer, into)
         notes = _fold(weights, stats, use, layer, transposed, printable(into))
     sources = inputs if into is None else [*inputs, into]
-    files.write_bytes(path, container.write(weights), force=force, inputs=sources)
+    atomic.write_bytes(path, container.write(weights), force=force, inputs=sources)
     return Exported("fold", path, use, stats.num_features, {"eps": stats.eps, "into": into, "layer": layer}, notes)
 
 

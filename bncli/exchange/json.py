@@ -8,10 +8,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from bncli import files
 from bncli.exchange import fields
 from bncli.exchange.common import KINDS, Exported, Momentum, chosen, conventions, damaged, to_stats, unreadable
-from bncli.stats import FORMAT, FORMAT_VERSION, Stats
+from bncli.stats.record import FORMAT, FORMAT_VERSION, Stats
+from bncli.system import atomic
 
 LARGEST = 4 << 30
 CHECKSUM = "sha256"
@@ -22,7 +22,7 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
     """Write the record that `bn inspect --json` prints, and beside it the SHA-256 of it."""
     stats = chosen(stats, use)
     record = stats.as_dict()
-    files.write_bytes(
+    atomic.write_bytes(
         path, json.dumps(record | {CHECKSUM: _checksum(record)}, allow_nan=False).encode(), force=force, inputs=inputs
     )
     return Exported("json", path, use, stats.num_features, conventions(stats), fields.advice(use))
@@ -37,7 +37,7 @@ def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> S
         When the file is missing, no such JSON, of a newer version, or holds only some of the features.
     """
     try:
-        record = json.loads(files.read_bytes(path, LARGEST), object_pairs_hook=_once, parse_constant=float)
+        record = json.loads(atomic.read_bytes(path, LARGEST), object_pairs_hook=_once, parse_constant=float)
         told, record = record.get(CHECKSUM), {key: value for key, value in record.items() if key != CHECKSUM}
         features = _features(record)
         if told is not None and told != _checksum(record):

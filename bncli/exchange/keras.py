@@ -16,10 +16,11 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from bncli import files, store
 from bncli.errors import InputError, UsageError, printable
 from bncli.exchange.common import ROUNDED, Exported, Momentum, bfloat16, chosen, notes, pick, to_stats, unreadable
-from bncli.stats import Stats
+from bncli.stats import container
+from bncli.stats.record import Stats
+from bncli.system import atomic
 
 VARIABLES = {"0": "gamma", "1": "beta", "2": "running_mean", "3": "running_var"}
 LARGEST = 16 << 30
@@ -31,14 +32,14 @@ SAVE_WEIGHTS = 'load it in Keras 3 and save the weights alone: model.save_weight
 def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, inputs: Sequence[str] = ()) -> Exported:
     """Write weights that `Model.load_weights` takes, for a model whose only weights are one BatchNormalization's."""
     stats = chosen(stats, use)
-    with store.in_memory() as file:
+    with container.in_memory() as file:
         variables = file.create_group(f"layers/{LAYER}/vars")
         variables.attrs["name"] = LAYER
         for key, name in VARIABLES.items():
             variables.create_dataset(key, data=getattr(stats, name), track_times=False)
         file.create_group("vars")
         file.flush()
-        files.write_bytes(path, store.sealed(file.id.get_file_image()), force=force, inputs=inputs)
+        atomic.write_bytes(path, container.sealed(file.id.get_file_image()), force=force, inputs=inputs)
     settings = {"axis": stats.axis, "momentum": stats.momentum, "epsilon": stats.eps}
     return Exported("keras", path, use, stats.num_features, settings, _advice(stats, settings))
 
@@ -53,11 +54,11 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
     InputError
         When the file is damaged, or holds no such layer.
     """
-    content = store.unsealed(files.read_bytes(path, LARGEST), printable(path))
+    content = container.unsealed(atomic.read_bytes(path, LARGEST), printable(path))
     if content.startswith(ZIP):
         raise InputError(f"{printable(path)}: a whole Keras model; {SAVE_WEIGHTS}")
     try:
-        store.check_heaps(content)
+        container.check_heaps(content)
         with h5py.File(io.BytesIO(content), "r") as file:
             _refuse_other_kinds(file, path)
             groups, also = _layers(file, VARIABLES, layer, content)
@@ -65,7 +66,7 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
             sizes = {name: group["0"].shape[0] for name, group in groups.items()}
             name = pick(sizes, layer, path, "no vars 0, 1, 2, 3 of one length", also)
             columns = {column: _read(groups[name][key], content, path) for key, column in VARIABLES.items()}
-    except store.UNREADABLE as error:
+    except container.UNREADABLE as error:
         raise unreadable(path, "HDF5 file of Keras weights", error) from None
     return to_stats(path, "keras", columns, {}, layer=name, eps=eps, momentum=momentum)
 
@@ -84,7 +85,7 @@ def _refuse_other_kinds(file: h5py.File, path: str) -> None:
     """Say what to do with HDF5 files that people take for weights of Keras 3."""
     if "model_weights" in file or "layer_names" in file.attrs:
         raise InputError(f"{printable(path)}: a model or weights in the form before Keras 3; {SAVE_WEIGHTS}")
-    if {"format", "format_version", store.DIGEST} <= set(file.attrs):
+    if {"format", "format_version", container.DIGEST} <= set(file.attrs):
         raise InputError(f"{printable(path)}: a stats file already; look at it with 'bn inspect'")
 
 
@@ -123,7 +124,7 @@ def _attribute(item: h5py.Dataset | h5py.Group, name: str, content: bytes) -> An
     """An attribute, if it is there; raises ValueError where it claims more than the file holds."""
     if name not in item.attrs:
         return None
-    store.check_text(content, item.attrs.get_id(name))
+    container.check_text(content, item.attrs.get_id(name))
     return item.attrs[name]
 
 

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncli import files, store
 from bncli.exchange import fields, names, state_dict
 from bncli.exchange.common import KINDS, Exported, Momentum, chosen, conventions, to_stats, unreadable
-from bncli.stats import Stats
+from bncli.stats import container
+from bncli.stats.record import Stats
+from bncli.system import atomic
 
 LARGEST = 4 << 30  # of the file
 POPULATION = ("count", "population_mean", "population_var")
-FIELDS = {*POPULATION, fields.NAMES, fields.NAMES + store.ENDS, *KINDS}
+FIELDS = {*POPULATION, fields.NAMES, fields.NAMES + container.ENDS, *KINDS}
 INFLATED, RATIO = 16 << 20, 4  # bytes of all fields, and beside them times the file's; a real file has half its RATIO
 DAMAGED = (  # what zipfile and NumPy's reader of headers raise over damaged or hostile bytes
     *(ValueError, LookupError, TypeError, SyntaxError, EOFError, OSError, RuntimeError, ArithmeticError, MemoryError),
@@ -38,10 +39,10 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
     held = conventions(stats)
     single = held | {"momentum": math.nan if stats.momentum is None else stats.momentum}
     buffer = io.BytesIO()
-    names = {} if stats.names is None else store.text_arrays(fields.NAMES, stats.names, "U")
+    names = {} if stats.names is None else container.text_arrays(fields.NAMES, stats.names, "U")
     columns = fields.columns(stats) | names
     np.savez(buffer, allow_pickle=False, **columns, **{k: np.array(v) for k, v in single.items()})
-    files.write_bytes(path, buffer.getvalue(), force=force, inputs=inputs)
+    atomic.write_bytes(path, buffer.getvalue(), force=force, inputs=inputs)
     return Exported("npz", path, use, stats.num_features, held, fields.advice(use))
 
 
@@ -55,7 +56,7 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
     InputError
         When the file is missing, damaged, holds a name twice, pickles, or no statistics.
     """
-    content = files.read_bytes(path, LARGEST)
+    content = atomic.read_bytes(path, LARGEST)
     try:
         arrays = read_arrays(content, INFLATED + RATIO * len(content), _of_layers)
         shapes = _shapes(content) | {key: array.shape for key, array in arrays.items()}
@@ -67,7 +68,7 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
         held = {name: _single(given[name], name) for name in KINDS if name in given}
         if math.isnan(held.get("momentum") or 0):
             held["momentum"] = None
-        names = store.texts_of(fields.NAMES, given, found.columns["running_mean"].size)
+        names = container.texts_of(fields.NAMES, given, found.columns["running_mean"].size)
     except DAMAGED as error:
         raise unreadable(path, ".npz archive", error) from None
     columns = {name: given[name] for name in POPULATION if name in given} | found.columns
@@ -81,7 +82,7 @@ def _single(array: npt.NDArray[Any], name: str) -> Any:
     """A convention as a plain value."""
     if array.dtype.kind not in "biufU" or array.size != 1:
         raise ValueError(f"{name} is of type {array.dtype} and shape {array.shape}, not one value")
-    if array.dtype.kind == "U" and store.letters(array).max(initial=0) > sys.maxunicode:
+    if array.dtype.kind == "U" and container.letters(array).max(initial=0) > sys.maxunicode:
         raise ValueError(f"{name} holds a number that is no letter")
     return array.item()
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncli import files
 from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.exchange.common import (
     ROUNDED,
@@ -28,7 +27,8 @@ from bncli.exchange.common import (
     to_stats,
     unreadable,
 )
-from bncli.stats import Stats
+from bncli.stats.record import Stats
+from bncli.system import atomic
 
 OPSET = 15
 IR_VERSION = 8  # of the release that brought opset 15: what older runtimes still read
@@ -70,7 +70,7 @@ def write(
     if stats.momentum is not None:
         attributes["momentum"] = _attribute(stats.momentum, "momentum")
     model = _model(onnx, arrays, rank, attributes)
-    files.write_bytes(path, model.SerializeToString(deterministic=True), force=force, inputs=inputs)
+    atomic.write_bytes(path, model.SerializeToString(deterministic=True), force=force, inputs=inputs)
     settings = {"epsilon": None, "momentum": None} | attributes | {"rank": rank, "opset": OPSET}
     return Exported("onnx", path, use, stats.num_features, settings, _advice(stats, arrays, settings))
 
@@ -89,7 +89,7 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.ModelProto.FromString(files.read_bytes(path, LARGEST))
+        model = onnx.ModelProto.FromString(atomic.read_bytes(path, LARGEST))
         if not model.opset_import:  # the last thing in a file; without it parsing still succeeds
             raise ValueError("it names no opset, so it was cut short")
         constants = dict(_constants(onnx, model.graph))

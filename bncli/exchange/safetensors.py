@@ -9,7 +9,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from bncli import files
 from bncli.errors import InputError, printable
 from bncli.exchange import state_dict
 from bncli.exchange.common import (
@@ -24,7 +23,8 @@ from bncli.exchange.common import (
     to_stats,
     unreadable,
 )
-from bncli.stats import Stats
+from bncli.stats.record import Stats
+from bncli.system import atomic
 
 TYPES = ("F16", "F32", "F64", "I64", "BF16")
 HELD = ("momentum", "eps", "ddof", "init", "axis")
@@ -44,7 +44,7 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
     columns = {column: arrays[key] for key, column in state_dict.KEYS.items()}
     told = held | {"pytorch_momentum": state_dict.settings(stats)["momentum"], "names": stats.names}
     told[CHECKSUM] = checksum(columns, held | {"num_batches": stats.num_batches}, stats.names)
-    files.write_bytes(path, serialize(arrays, {"format": "pt", OURS: json.dumps(told)}), force=force, inputs=inputs)
+    atomic.write_bytes(path, serialize(arrays, {"format": "pt", OURS: json.dumps(told)}), force=force, inputs=inputs)
     return Exported("safetensors", path, use, stats.num_features, state_dict.settings(stats), state_dict.advice(stats))
 
 

@@ -12,8 +12,8 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
-from bncli import files
 from bncli.errors import BnError, InputError, printable
+from bncli.system import atomic
 
 NUMBERED = re.compile(r"-(\d+)-of-(\d+)(?!\d)")
 INDEX = ".index.json"
@@ -64,7 +64,7 @@ def refusal(path: str, layer: str, missing: dict[str, str]) -> InputError:
 
 def _weight_map(path: str) -> dict[str, str]:
     try:
-        content = json.loads(files.read_bytes(path, LARGEST))["weight_map"]
+        content = json.loads(atomic.read_bytes(path, LARGEST))["weight_map"]
         return {key: file for key, file in content.items() if isinstance(file, str)}
     except (BnError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bncli.advice import BnWarning
 from bncli.errors import MismatchError
 from bncli.exchange.common import channels, package
 from bncli.numerics.batchnorm import deviation
 from bncli.numerics.moments import Moments
-from bncli.stats import EPS_SHARE, Stats, provenance
+from bncli.stats.record import EPS_SHARE, Stats, provenance
+from bncli.stats.warnings import BnWarning
 
 if TYPE_CHECKING:
     from sklearn.preprocessing import StandardScaler

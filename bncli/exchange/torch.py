@@ -13,12 +13,12 @@ import zipfile
 from collections.abc import Sequence
 from typing import Any
 
-from bncli import files
-from bncli.advice import BnWarning
 from bncli.errors import BnError, InputError, UsageError, printable
 from bncli.exchange import pickles, state_dict
 from bncli.exchange.common import Exported, Momentum, check_readable, chosen, package, to_stats, unreadable
-from bncli.stats import Stats
+from bncli.stats.record import Stats
+from bncli.stats.warnings import BnWarning
+from bncli.system import atomic
 
 OLDEST = (2, 6)  # weights_only=True of older versions can be made to run code (CVE-2025-32434)
 FOLDER = 0x10  # attribute of a member for which torch.load gives zeros, while the zip's checksums still hold
@@ -43,7 +43,7 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
     stats = chosen(stats, use)
     buffer = io.BytesIO()
     torch.save({key: torch.from_numpy(values) for key, values in state_dict.arrays(stats).items()}, buffer)
-    files.write_bytes(path, buffer.getvalue(), force=force, inputs=inputs)
+    atomic.write_bytes(path, buffer.getvalue(), force=force, inputs=inputs)
     return Exported("torch", path, use, stats.num_features, state_dict.settings(stats), state_dict.advice(stats))
 
 

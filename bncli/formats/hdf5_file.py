@@ -20,7 +20,7 @@ from h5py import h5a, h5i, h5t
 
 from bncli.errors import BnError, InputError, UsageError, printable
 from bncli.formats.source import RegularFile
-from bncli.store import HEAP, SIGNATURE, check_heap
+from bncli.stats.container import HEAP, SIGNATURE, check_heap
 
 OVERLAP = 7  # bytes of a heap's signature that may lie before a read
 HEAD = 9  # bytes of an attribute message before its name, at most

@@ -9,7 +9,6 @@ from typing import Any
 import h5py
 from h5py import h5a, h5d, h5f, h5fd, h5g, h5l, h5o, h5p, h5s, h5t, h5z
 
-from bncli import files
 from bncli.errors import InputError, printable
 from bncli.formats.hdf5_attributes import (
     AXES_OF_SCALE,
@@ -34,6 +33,7 @@ from bncli.formats.hdf5_vetting import (
     text_of,
     walk,
 )
+from bncli.system import atomic
 
 # Filters that round values, to a tolerance chosen for the input: never applied to what bn computed
 LOSSY = {h5z.FILTER_SCALEOFFSET, 32013, 32017, 32018, 32022, 32023, 32024, 32028}
@@ -45,7 +45,7 @@ class Disk(io.RawIOBase):
     def __init__(self, path: str) -> None:
         super().__init__()
         self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed by close
-        self._ahead = files.Ahead()
+        self._ahead = atomic.Ahead()
         self.failure: BaseException | None = None
 
     def write(self, data: Any) -> int:
@@ -82,7 +82,7 @@ class Disk(io.RawIOBase):
 
     def reserve(self, size: int) -> None:
         """Set space aside; HDF5 cuts the file to its length when it is closed."""
-        files.reserve(self._file.fileno(), size)
+        atomic.reserve(self._file.fileno(), size)
 
     def seek(self, offset: int, whence: int = 0) -> int:
         """Set the position."""

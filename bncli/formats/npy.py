@@ -17,10 +17,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from bncli import files
 from bncli.errors import InputError, UsageError, printable
 from bncli.formats.source import RegularFile, Source, check_shape, memory_that_fits
 from bncli.numerics.kernels import Place
+from bncli.system import atomic
 
 MAGIC = b"\x93NUMPY"
 HEADER_LIMIT = 64 << 10
@@ -167,9 +167,9 @@ class NpySink:
         np.lib.format.write_array_header_1_0(
             header, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         )
-        self._ahead = files.Ahead()
+        self._ahead = atomic.Ahead()
         try:
-            files.reserve(self._file.fileno(), len(header.getvalue()) + math.prod(shape) * dtype.itemsize)
+            atomic.reserve(self._file.fileno(), len(header.getvalue()) + math.prod(shape) * dtype.itemsize)
             self._write(header.getvalue())
         except BaseException:
             self.abandon()

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from bncli import files
 from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.formats.address import SEPARATOR, kind_of, open_source, split
+from bncli.system import atomic
 
 NAMES_LIMIT = 256 << 20
 
@@ -51,7 +51,7 @@ def read_names(address: str) -> tuple[str, ...]:
         from bncli.formats.hdf5 import read_strings
 
         return read_strings(path, dataset)
-    content = files.read_bytes(path, NAMES_LIMIT)
+    content = atomic.read_bytes(path, NAMES_LIMIT)
     try:
         return _lines(content.decode("utf-8-sig"))
     except UnicodeDecodeError:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bncli.engine.plan import Progress
 
-from bncli import interrupts
+from bncli.system import shutdown
 
 APPEARS_AFTER = 1.0  # seconds
 LINE_EVERY = 10.0  # seconds between plain lines
@@ -91,7 +91,7 @@ class _Bar(_Clock):
             console=Console(stderr=True),
             transient=True,
         )
-        self._stack.enter_context(interrupts.tidied(bar.stop))  # a stopped process must not leave the cursor hidden
+        self._stack.enter_context(shutdown.tidied(bar.stop))  # a stopped process must not leave the cursor hidden
         task = self._stack.enter_context(bar).add_task(self._label, status="", total=None)
         return lambda done, total, status: bar.update(task, completed=done, total=total, status=status)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # `bn inspect` shows a record without loading what makes one
     from bncli.engine.lesson import Plan
     from bncli.engine.local import Look
     from bncli.exchange.common import Exported
-    from bncli.stats import Learned, Stats
+    from bncli.stats.record import Learned, Stats
 
 NOT_FOLDED = "momentum none: how the running statistics were folded is not known"
 

@@ -17,7 +17,7 @@ from bncli.render.summary import NOT_FOLDED, batches_in_words, json_text, moment
 
 if TYPE_CHECKING:
     from bncli.formats.listing import Listed
-    from bncli.stats import Stats
+    from bncli.stats.record import Stats
 
 Row = dict[str, Any]
 COLUMNS = (

@@ -20,7 +20,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from bncli import store
+from bncli.stats import container
 
 # bn with small segments and a checkpoint after each, so that little data gives many moments
 EAGER = """
@@ -58,7 +58,7 @@ def make_data(folder: Path) -> None:
 
 def numbers(path: Path) -> dict[str, bytes | str]:
     """All that a stats file holds, as bytes, but where it comes from and when."""
-    arrays, attributes = store.unpack(path.read_bytes(), str(path))
+    arrays, attributes = container.unpack(path.read_bytes(), str(path))
     plain = {name: repr(value) for name, value in attributes.items() if name != "provenance"}
     return {name: values.tobytes() for name, values in arrays.items()} | plain
 

@@ -92,9 +92,10 @@ def become(request: dict[str, Any], out: int, err: int, hit: int) -> None:
 
     from faults.inject import Injector
 
-    from bncli import cli, files
+    from bncli import cli
     from bncli.engine import checkpoint
     from bncli.numerics import layout
+    from bncli.system import atomic
 
     os.dup2(out, 1)
     os.dup2(err, 2)
@@ -105,7 +106,7 @@ def become(request: dict[str, Any], out: int, err: int, hit: int) -> None:
             checkpoint.EVERY = checkpoint.SHARE = 0
             layout.PENDING_VALUES = request["eager"]
         if request.get("careless"):
-            files.replacing = lambda path, **options: contextlib.nullcontext(path)  # type: ignore[assignment]
+            atomic.replacing = lambda path, **options: contextlib.nullcontext(path)  # type: ignore[assignment]
         if request.get("limit"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], request["limit"]))
         if request["fault"]:

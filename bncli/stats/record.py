@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncli import __version__, files, store
+from bncli import __version__
 from bncli.errors import BnError, InputError, MismatchError, UsageError, printable, reason_of
 from bncli.numerics import batchnorm
 from bncli.numerics.arrays import to_array
 from bncli.numerics.layout import feature_axis
 from bncli.numerics.moments import Moments, Running
+from bncli.stats import container
+from bncli.system import atomic
 
 FORMAT = "bncli-stats"
 FORMAT_VERSION = 1
@@ -439,7 +441,7 @@ class Stats:
             "population/m2": self.population.m2,
         }
         if self.names is not None:
-            arrays |= store.text_arrays("feature_names", self.names)
+            arrays |= container.text_arrays("feature_names", self.names)
         if self.running is not None:
             arrays |= {
                 "state/k": np.broadcast_to(self.running.k[0], self.num_features).astype(np.int64),
@@ -451,7 +453,7 @@ class Stats:
             }
         if self.start is not None:
             arrays["state/start"] = self.start
-        attributes: dict[str, store.Value] = {
+        attributes: dict[str, container.Value] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "momentum": math.nan if self.momentum is None else self.momentum,
@@ -463,12 +465,12 @@ class Stats:
             arrays |= self.learned.arrays()
             attributes["learning"] = json.dumps(self.learned.settings, sort_keys=True)
             attributes["holdout_loss_fixed"] = self.learned.holdout_loss_fixed
-        return store.pack(arrays, attributes)
+        return container.pack(arrays, attributes)
 
     @classmethod
     def from_bytes(cls, image: bytes, where: str) -> Stats:
         """Read what `to_bytes` made. Raises InputError naming `where` when the content is not a stats file."""
-        arrays, attributes = store.unpack(image, where)
+        arrays, attributes = container.unpack(image, where)
         if attributes.get("format") != FORMAT:
             raise InputError(f"{printable(where)}: an HDF5 file, but not a stats file; make one with 'bn fit'")
         version = attributes.get("format_version")
@@ -507,7 +509,7 @@ class Stats:
             population,
             running,
             momentum=None if math.isnan(momentum) else momentum,
-            names=store.texts_of("feature_names", arrays, len(count)),
+            names=container.texts_of("feature_names", arrays, len(count)),
             options=json.loads(attributes["options"]),
             provenance=json.loads(attributes["provenance"]),
             learned=Learned.from_parts(arrays, attributes),
@@ -525,7 +527,7 @@ class Stats:
         WriteError
             When it cannot be written.
         """
-        files.write_bytes(str(path), self.to_bytes(), force=force)
+        atomic.write_bytes(str(path), self.to_bytes(), force=force)
 
 
 def load(path: str) -> Stats:
@@ -538,8 +540,8 @@ def load(path: str) -> Stats:
     """
     path = str(path)
     if os.path.isfile(path) and os.access(path, os.R_OK):  # of anything else read_bytes says what it is
-        store.check_file(path)  # a data file given by mistake may be larger than memory
-    return Stats.from_bytes(files.read_bytes(path, SIZE_LIMIT), path)
+        container.check_file(path)  # a data file given by mistake may be larger than memory
+    return Stats.from_bytes(atomic.read_bytes(path, SIZE_LIMIT), path)
 
 
 def check_conventions(momentum: float | None, eps: float, ddof: int, init: str) -> None:

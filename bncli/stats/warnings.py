@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.errors import printable
-from bncli.stats import DRIFT_MEAN, DRIFT_VARIANCE, EPS_SHARE, Stats, complement
+from bncli.stats.record import DRIFT_MEAN, DRIFT_VARIANCE, EPS_SHARE, Stats, complement
 
 NAMED = 3  # worst features named in a warning
 

@@ -14,8 +14,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bncli import interrupts
 from bncli.errors import InputError, OutputExistsError, ResultBesideError, WriteError, printable
+from bncli.system import shutdown
 
 SUFFIX = ".tmp"
 BEGUN_BYTES = 32 << 20  # that the system is asked to write to disk at a time
@@ -45,7 +45,7 @@ class Outputs:
         self._force, self._inputs, self._final = force, inputs, final
         self._pending: list[_Pending] = []
         self._swept: dict[str, list[str]] = {}  # folder -> what was in it
-        self._watched = interrupts.tidied(self._tidy)
+        self._watched = shutdown.tidied(self._tidy)
 
     def add(self, path: str) -> str:
         """Return the path of an empty temporary file that becomes `path`. A symbolic link is kept: its target is replaced.
@@ -65,7 +65,7 @@ class Outputs:
             self._swept[folder] = _listed(folder)
         _sweep(folder, name, self._swept[folder])
         try:
-            with interrupts.held:
+            with shutdown.held:
                 fd, temporary = _temporary(folder, name)
                 self._pending.append(_Pending(path, target, temporary, fd))
         except OSError as error:
@@ -101,12 +101,12 @@ class Outputs:
                         f"{printable(new.path)}: was made by another program during the run and was not replaced; "
                         f"the result is in {printable(_beside(new))}"
                     )
-        with interrupts.held:
+        with shutdown.held:
             for place, new in enumerate(self._pending):
                 with _telling(new.path, f" ({place} outputs before it are written)" * bool(place)):
                     os.replace(new.temporary, new.target)
                 if self._final:
-                    interrupts.pass_by()
+                    shutdown.pass_by()
         for folder, path in {os.path.dirname(new.target): new.path for new in self._pending}.items():
             try:
                 _sync_folder(folder)

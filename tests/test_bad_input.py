@@ -22,8 +22,8 @@ from bad_files import HDF5, NPY, X
 from cli_helpers import BN, bn, check_refused, good, save, save_h5, table, untouched
 
 from bncli.engine import fold
-from bncli.formats import hdf5_file
-from bncli.formats.hdf5_virtual import Picked
+from bncli.formats.hdf5 import file as hdf5_file
+from bncli.formats.hdf5.virtual import Picked
 
 COMMANDS: list[list[str]] = [["fit", "{}"], ["apply", "good.bn.h5", "{}", "-o", "y.npy"]]
 opened: list[str] | None = None  # what this process opens, while a test listens

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from bncli.formats import hdf5_chunks
+from bncli.formats.hdf5 import chunks as hdf5_chunks
 from bncli.numerics import compiled
 from bncli.numerics.batchnorm import Affine
 from bncli.numerics.moments import Moments, Running, reduce_pairs

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bncli.errors import InputError
-from bncli.formats.drawn import Drawn
-from bncli.formats.joined import Joined
+from bncli.formats.dataset import Joined
+from bncli.formats.permuted import Drawn
 
 
 def drawn_from(data: Joined, indices: Array, window: int, budget: int = 1 << 20) -> Drawn:

@@ -16,7 +16,7 @@ from helpers import ANY_ADVICE, advised, check_moments, check_same_bytes, exact
 import bncli
 from bncli.engine import checkpoint, fold
 from bncli.engine.local import fit_to_file, make_spec
-from bncli.formats.hdf5_fills import NETCDF_DEFAULTS
+from bncli.formats.hdf5.fills import NETCDF_DEFAULTS
 from bncli.stats.warnings import BnWarning
 
 # NC_FILL_* as in "NetCDF Users Guide", Appendix A; what netCDF4.default_fillvals gives too

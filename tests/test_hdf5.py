@@ -17,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bncli.errors import InputError, UsageError
-from bncli.formats import hdf5, hdf5_chunks, hdf5_vetting
-from bncli.formats.hdf5 import (
+from bncli.formats.hdf5 import chunks as hdf5_chunks
+from bncli.formats.hdf5 import source as hdf5
+from bncli.formats.hdf5 import vetting as hdf5_vetting
+from bncli.formats.hdf5.source import (
     Hdf5Sink,
     Hdf5Source,
     choose_dataset,
@@ -671,7 +673,7 @@ def test_a_sink_counts_its_values(tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, signal, sys
 import numpy as np
-from bncli.formats.hdf5 import Hdf5Sink, Hdf5Source, copy_others
+from bncli.formats.hdf5.source import Hdf5Sink, Hdf5Source, copy_others
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 source, out, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
 like = Hdf5Source(source, "x", budget=1 << 20)

@@ -7,8 +7,8 @@ import zlib
 import numpy as np
 import pytest
 
-from bncli.formats import hdf5_chunks
-from bncli.formats.hdf5_chunks import DEFLATE, FLETCHER32, SHUFFLE, Decoder, Filter, encode, shuffle, unshuffle
+from bncli.formats.hdf5 import chunks as hdf5_chunks
+from bncli.formats.hdf5.chunks import DEFLATE, FLETCHER32, SHUFFLE, Decoder, Filter, encode, shuffle, unshuffle
 from bncli.numerics import compiled
 from tests import helpers
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import bncli
 from bncli.errors import InputError, MismatchError, UsageError
+from bncli.formats.dataset import Joined
 from bncli.formats.fills import fill_in
-from bncli.formats.joined import Joined
 from bncli.stats.warnings import BnWarning
 
 BUDGET = 1 << 20

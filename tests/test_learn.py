@@ -24,7 +24,7 @@ from bncli.engine.local import make_spec
 from bncli.engine.order import Order
 from bncli.engine.workers import ahead
 from bncli.errors import InputError, MismatchError, UsageError
-from bncli.formats.joined import Joined
+from bncli.formats.dataset import Joined
 from bncli.numerics import learning
 from bncli.numerics.layout import Layout
 from bncli.render.summary import fit_summary

@@ -17,8 +17,8 @@ from bncli.engine.plan import DEFAULT_MEMORY
 from bncli.engine.workers import Readers, available, in_order
 from bncli.errors import InputError, MismatchError, OutputExistsError, UsageError, WriteError, printable
 from bncli.formats.address import SEPARATOR, expand, kind_of, open_source, split
+from bncli.formats.dataset import Input, Joined
 from bncli.formats.fills import Tally, remarks
-from bncli.formats.joined import Input, Joined
 from bncli.formats.npy import NpySink
 from bncli.formats.source import Source
 from bncli.numerics.batchnorm import Affine, output_type, overflowed
@@ -384,7 +384,7 @@ class Transform:
 def _open_sink(job: Job, temporary: str, spec: ApplySpec) -> Sink:
     if job.kind == "npy":
         return NpySink(temporary, job.shape, job.dtype)
-    from bncli.formats.hdf5 import Hdf5Sink, Hdf5Source
+    from bncli.formats.hdf5.source import Hdf5Sink, Hdf5Source
 
     path, dataset = split(job.address)
     if dataset is None:
@@ -408,7 +408,7 @@ def _others(job: Job, sink: Sink, spec: ApplySpec, report: Applied) -> None:
         if spec.copy_others:
             raise UsageError(f"--copy-others: {printable(path)} is not an HDF5 file and holds nothing else")
         return
-    from bncli.formats.hdf5 import Hdf5Sink, copy_others, other_datasets
+    from bncli.formats.hdf5.source import Hdf5Sink, copy_others, other_datasets
 
     if isinstance(sink, Hdf5Sink) and not spec.copy_others:  # else they may refer to the copies
         report.dropped += [f"{path}::{name}" for name in sink.dropped]

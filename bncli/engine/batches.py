@@ -16,9 +16,9 @@ from bncli.engine.lesson import Lesson
 from bncli.engine.plan import Conventions, Segment
 from bncli.engine.workers import ahead
 from bncli.errors import InputError, printable
-from bncli.formats.drawn import Drawn
+from bncli.formats.dataset import Joined
 from bncli.formats.fills import Tally
-from bncli.formats.joined import Joined
+from bncli.formats.permuted import Drawn
 from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Values
 from bncli.numerics.moments import Moments

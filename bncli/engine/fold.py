@@ -15,8 +15,8 @@ from bncli.engine.checkpoint import Arrays, Parts
 from bncli.engine.plan import Conventions, FitSpec, Segment, segments
 from bncli.engine.workers import Readers, available, in_order
 from bncli.errors import InputError, printable
+from bncli.formats.dataset import DataSet
 from bncli.formats.fills import Tally
-from bncli.formats.joined import DataSet
 from bncli.numerics.kernels import Missing, present
 from bncli.numerics.layout import Layout, Values
 from bncli.numerics.moments import Moments, Running

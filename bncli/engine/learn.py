@@ -19,7 +19,7 @@ from bncli.engine.lesson import Lesson, Plan, open_target
 from bncli.engine.plan import Conventions, FitSpec, Progress
 from bncli.engine.workers import available
 from bncli.errors import InputError, printable
-from bncli.formats.joined import Joined
+from bncli.formats.dataset import Joined
 from bncli.numerics.layout import Layout
 from bncli.numerics.learning import Judged, Training, judge
 from bncli.stats.container import is_packed

@@ -13,9 +13,9 @@ from bncli.engine.order import Order
 from bncli.engine.plan import FitSpec
 from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.formats.address import SEPARATOR, expand, split
-from bncli.formats.array import ArraySource
-from bncli.formats.drawn import Drawn
-from bncli.formats.joined import Joined
+from bncli.formats.dataset import Joined
+from bncli.formats.memory import ArraySource
+from bncli.formats.permuted import Drawn
 from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Layout, Values
 from bncli.numerics.learning import CHUNK_VALUES, Model, Optimizer, Parameters, Training

@@ -21,10 +21,10 @@ from bncli.engine.order import Order
 from bncli.engine.plan import Conventions, FitSpec, Progress, Segment, check_batch, options_record
 from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.formats.address import SEPARATOR, expand, split
-from bncli.formats.array import ArraySource
-from bncli.formats.drawn import Drawn
+from bncli.formats.dataset import DataSet, Input, Joined
 from bncli.formats.fills import remarks
-from bncli.formats.joined import DataSet, Input, Joined
+from bncli.formats.memory import ArraySource
+from bncli.formats.permuted import Drawn
 from bncli.formats.values import read_names, read_vector
 from bncli.numerics import compiled
 from bncli.numerics.batchnorm import per_feature
@@ -85,7 +85,7 @@ def fit(
         return fit_files([str(os.fspath(item)) for item in source], spec, progress=progress)
     kind = type(source).__name__ if type(source).__module__.startswith("h5py.") else None
     if kind == "Dataset":  # read from its file: in pieces, with its names
-        from bncli.formats.hdf5_file import address_of
+        from bncli.formats.hdf5.file import address_of
 
         return fit_files([address_of(source)], spec, progress=progress)
     if kind in ("File", "Group"):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from bncli.formats.joined import DataSet
+from bncli.formats.dataset import DataSet
 
 T = TypeVar("T")
 R = TypeVar("R")

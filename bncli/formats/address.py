@@ -94,7 +94,7 @@ def open_source(
                 f"{printable(path)}: a .npy file holds one array without a name; leave out {SEPARATOR}{printable(named)}"
             )
         return NpySource(path, budget=budget, share=share)
-    from bncli.formats import hdf5
+    from bncli.formats.hdf5 import source as hdf5
 
     chosen, passed_over = (named if named is not None else dataset), 0
     if not chosen:
@@ -116,7 +116,7 @@ def kind_of(path: str) -> str:
     """
     if is_npy(path) or path.endswith(".npy"):  # a broken .npy file is told in the words of its own reader
         return "npy"
-    from bncli.formats import hdf5
+    from bncli.formats.hdf5 import source as hdf5
 
     if hdf5.is_hdf5(path):
         return "hdf5"

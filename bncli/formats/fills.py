@@ -14,7 +14,7 @@ from bncli.errors import printable
 from bncli.numerics.kernels import Missing, present
 
 if TYPE_CHECKING:
-    from bncli.formats.joined import DataSet
+    from bncli.formats.dataset import DataSet
 
 Number = float | int
 Counts = tuple[int, ...]

@@ -40,7 +40,7 @@ def listing(address: str) -> list[Listed]:
         with NpySource(path, budget=1 << 20) as source:
             order = "Fortran order" if source.fortran else ""
             return [Listed(path, source.file_shape, source.dtype.name, None, order, "")]
-    from bncli.formats.hdf5 import list_datasets
+    from bncli.formats.hdf5.source import list_datasets
 
     return [
         Listed(f"{path}{SEPARATOR}{d.path}", d.shape, d.dtype, d.chunks, d.compression, d.problem)

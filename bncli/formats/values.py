@@ -48,7 +48,7 @@ def read_names(address: str) -> tuple[str, ...]:
     """
     path, dataset = split(address)
     if dataset is not None:
-        from bncli.formats.hdf5 import read_strings
+        from bncli.formats.hdf5.source import read_strings
 
         return read_strings(path, dataset)
     content = atomic.read_bytes(path, NAMES_LIMIT)

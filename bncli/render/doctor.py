@@ -11,7 +11,7 @@ import numpy as np
 
 from bncli import __version__
 from bncli.engine.workers import available
-from bncli.formats import hdf5
+from bncli.formats.hdf5 import source as hdf5
 from bncli.numerics import compiled
 
 # package -> (what it is for, what to install)

@@ -25,10 +25,10 @@ from bncli.stats import container
 # bn with small segments and a checkpoint after each, so that little data gives many moments
 EAGER = """
 import sys
-from bncli import interrupts
-interrupts.watch()  # before NumPy starts threads, as the real entry does
-interrupts.watch = lambda: None
-from bncli import layout
+from bncli.system import shutdown
+shutdown.watch()  # before NumPy starts threads, as the real entry does
+shutdown.watch = lambda: None
+from bncli.numerics import layout
 from bncli.engine import checkpoint
 checkpoint.EVERY = checkpoint.SHARE = 0
 layout.PENDING_VALUES = 256

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from h5py import h5d, h5s
 
 from bncli.errors import BnError, InputError, printable
-from bncli.formats.hdf5_chunks import boxes
-from bncli.formats.hdf5_layouts import Reader
+from bncli.formats.hdf5.chunks import boxes
+from bncli.formats.hdf5.layouts import Reader
 from bncli.formats.source import Source
 
 Open = Callable[[str, str], Source]

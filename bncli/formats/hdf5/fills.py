@@ -9,7 +9,7 @@ import numpy as np
 from h5py import h5a, h5d, h5g, h5i, h5s
 
 from bncli.formats.fills import Mark, Number
-from bncli.formats.hdf5_types import type_of
+from bncli.formats.hdf5.types import type_of
 
 MOST = 64  # values in an attribute that lists fill values
 SCALING = ("scale_factor", "add_offset", "_Unsigned")  # the stored values are not the real ones

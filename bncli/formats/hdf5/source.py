@@ -1,6 +1,6 @@
 """HDF5 datasets: a reader that checks every stored byte count, and a sequential writer that HDF5 cannot crash in.
 
-What may be read at all is decided in `hdf5_vetting`, how it is read in `hdf5_layouts`.
+What may be read at all is decided in `vetting`, how it is read in `layouts`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import numpy.typing as npt
 from h5py import h5d, h5g, h5i, h5p, h5s, h5t
 
 from bncli.errors import BnError, InputError, printable
-from bncli.formats.hdf5_attributes import copy_attributes, dimensions_of
-from bncli.formats.hdf5_chunks import ENTRY_BYTES, ChunkTable, boxes, encode, encodes
-from bncli.formats.hdf5_file import STRING_LIMIT, hdf5_errors, open_file, reason
-from bncli.formats.hdf5_fills import OF_STORED, marks_of, scaling
-from bncli.formats.hdf5_layouts import Chunked, Constant, Contiguous, Memory, Reader, check_strings
-from bncli.formats.hdf5_sparse import note as sparse_note
-from bncli.formats.hdf5_vetting import (
+from bncli.formats.hdf5.attributes import copy_attributes, dimensions_of
+from bncli.formats.hdf5.chunks import ENTRY_BYTES, ChunkTable, boxes, encode, encodes
+from bncli.formats.hdf5.file import STRING_LIMIT, hdf5_errors, open_file, reason
+from bncli.formats.hdf5.fills import OF_STORED, marks_of, scaling
+from bncli.formats.hdf5.layouts import Chunked, Constant, Contiguous, Memory, Reader, check_strings
+from bncli.formats.hdf5.sparse import note as sparse_note
+from bncli.formats.hdf5.vetting import (
     UNREADABLE,
     DatasetInfo,
     available_filters,
@@ -45,8 +45,8 @@ from bncli.formats.hdf5_vetting import (
     vet,
     walk,
 )
-from bncli.formats.hdf5_virtual import Virtual, mappings
-from bncli.formats.hdf5_writing import Disk, copy_objects, fitting_chunks, keep_filters, new_file
+from bncli.formats.hdf5.virtual import Virtual, mappings
+from bncli.formats.hdf5.writing import Disk, copy_objects, fitting_chunks, keep_filters, new_file
 from bncli.formats.source import Source, check_shape, memory_that_fits
 from bncli.numerics.kernels import Place
 
@@ -262,7 +262,7 @@ class Hdf5Sink:
         Of the whole dataset.
     like : Hdf5Source or None
         Whose attributes, chunks, maxshape and filters to keep. Lossy filters and what describes only the stored
-        numbers of the input (`hdf5_fills.OF_STORED`) are left out. None: a contiguous dataset.
+        numbers of the input (`fills.OF_STORED`) are left out. None: a contiguous dataset.
     budget : int
         Bytes to buffer at most.
     workers : int

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.formats.address import open_source, split
-from bncli.formats.array import ArraySource
 from bncli.formats.fills import Mark, fill_in
+from bncli.formats.memory import ArraySource
 from bncli.formats.source import Identity, Source
 from bncli.numerics.kernels import Place
 

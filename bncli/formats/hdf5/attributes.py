@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from h5py import h5, h5a, h5d, h5ds, h5g, h5s, h5t
 
-from bncli.formats.hdf5_chunks import boxes
-from bncli.formats.hdf5_file import Watched, check_variable
-from bncli.formats.hdf5_vetting import text_of
+from bncli.formats.hdf5.chunks import boxes
+from bncli.formats.hdf5.file import Watched, check_variable
+from bncli.formats.hdf5.vetting import text_of
 
 # netCDF-4's numbers of dimensions: true only beside the dimension scales that carry the same numbers
 NETCDF_DIMENSIONS = ("_Netcdf4Dimid", "_Netcdf4Coordinates")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bncli.errors import InputError, literal, printable
 
 if TYPE_CHECKING:
-    from bncli.formats.hdf5_vetting import DatasetInfo
+    from bncli.formats.hdf5.vetting import DatasetInfo
 
 # CSR and CSC of .h5ad (also of the time before its encoding-type), of 10x Genomics and others; CSC of MATLAB
 PARTS = ({"data", "indices", "indptr"}, {"data", "ir", "jc"})

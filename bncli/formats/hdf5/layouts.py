@@ -11,9 +11,9 @@ import numpy.typing as npt
 from h5py import h5d, h5i, h5s, h5z
 
 from bncli.errors import InputError
-from bncli.formats.hdf5_chunks import ChunkCache, ChunkTable, Decoder
-from bncli.formats.hdf5_file import Layout, Watched, hdf5_errors
-from bncli.formats.hdf5_vetting import filters_of
+from bncli.formats.hdf5.chunks import ChunkCache, ChunkTable, Decoder
+from bncli.formats.hdf5.file import Layout, Watched, hdf5_errors
+from bncli.formats.hdf5.vetting import filters_of
 from bncli.formats.source import RegularFile
 from bncli.numerics.kernels import Place
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncli.formats.joined import Input, Joined
+from bncli.formats.dataset import Input, Joined
 from bncli.numerics.kernels import Place
 
 SPAN_VALUES = 1 << 18  # read at a time

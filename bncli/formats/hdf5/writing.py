@@ -10,7 +10,7 @@ import h5py
 from h5py import h5a, h5d, h5f, h5fd, h5g, h5l, h5o, h5p, h5s, h5t, h5z
 
 from bncli.errors import InputError, printable
-from bncli.formats.hdf5_attributes import (
+from bncli.formats.hdf5.attributes import (
     AXES_OF_SCALE,
     SCALES_OF_AXES,
     Moved,
@@ -21,10 +21,10 @@ from bncli.formats.hdf5_attributes import (
     dimensions_of,
     place_of,
 )
-from bncli.formats.hdf5_chunks import Filter
-from bncli.formats.hdf5_file import STRING_LIMIT, Watched, check_variable, hdf5_errors
-from bncli.formats.hdf5_layouts import check_strings
-from bncli.formats.hdf5_vetting import (
+from bncli.formats.hdf5.chunks import Filter
+from bncli.formats.hdf5.file import STRING_LIMIT, Watched, check_variable, hdf5_errors
+from bncli.formats.hdf5.layouts import check_strings
+from bncli.formats.hdf5.vetting import (
     identity,
     missing_filter,
     name_bytes,

@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bncli.engine.local import fit as fit
+    from bncli.engine.fit import fit as fit
     from bncli.engine.merge import merge as merge
     from bncli.numerics import batchnorm as batchnorm
     from bncli.stats.record import Stats as Stats
@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 __all__ = ["Stats", "__version__", "batchnorm", "fit", "load", "merge"]
 
 _HOMES = {
-    "fit": "bncli.engine.local",
+    "fit": "bncli.engine.fit",
     "merge": "bncli.engine.merge",
     "load": "bncli.stats.record",
     "Stats": "bncli.stats.record",

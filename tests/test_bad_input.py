@@ -21,7 +21,7 @@ import pytest
 from bad_files import HDF5, NPY, X
 from cli_helpers import BN, bn, check_refused, good, save, save_h5, table, untouched
 
-from bncli.engine import fold
+from bncli.engine import accumulate
 from bncli.formats.hdf5 import file as hdf5_file
 from bncli.formats.hdf5.virtual import Picked
 
@@ -562,13 +562,13 @@ def test_texts_in_compounds_that_claim_gigabytes(here: Path) -> None:
 def test_a_source_of_a_virtual_dataset_that_changes_during_the_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_h5(here / "s.h5", X)
     virtual_file(here / "v.h5", [(..., "s.h5", "x", (16, 4), ...)], (16, 4))
-    original = fold.segment_moments
+    original = accumulate.segment_moments
 
     def touching(*args: Any) -> Any:
         os.utime("s.h5", ns=(1, 1))
         return original(*args)
 
-    monkeypatch.setattr(fold, "segment_moments", touching)
+    monkeypatch.setattr(accumulate, "segment_moments", touching)
     with untouched(here):
         check_refused(3, ["fit", "v.h5", "--allow-virtual"], "s.h5: changed while it was being read")
 

@@ -21,9 +21,9 @@ from faults.kills import EAGER, Killed, fit_killed, make_data
 from helpers import ANY_ADVICE, advised, bits, check_same_bytes
 
 import bncli
-from bncli.engine import checkpoint, fold
+from bncli.engine import accumulate, checkpoint
 from bncli.engine.checkpoint import Keeper, differences
-from bncli.engine.local import fit_to_file, make_spec
+from bncli.engine.fit import fit_to_file, make_spec
 from bncli.errors import InputError, MismatchError, OutputExistsError, WriteError
 from bncli.numerics import compiled, layout
 from bncli.stats import container
@@ -190,21 +190,21 @@ def test_integers_that_were_rounded_are_still_told(here: Path) -> None:
 def test_parts_of_a_fold(here: Path) -> None:
     rng = np.random.default_rng(3)
     features = 7
-    empty = fold.Fold.empty(features)
-    whole = fold.Fold(
+    empty = accumulate.Fold.empty(features)
+    whole = accumulate.Fold(
         empty.population.map(lambda a: rng.standard_normal(a.shape)),
         empty.running.map(lambda a: rng.standard_normal(a.shape)),
         *(12, 3, 1, True),
     )
     arrays, attributes = container.unpack(container.pack(*whole.parts()), "s")
-    back = fold.Fold.of_parts(arrays, attributes, features)
+    back = accumulate.Fold.of_parts(arrays, attributes, features)
     for part in ("population", "running"):
         for one, other in zip(getattr(whole, part).arrays(), getattr(back, part).arrays(), strict=True):
             assert one.tobytes() == other.tobytes()
     for field in dataclasses.fields(whole)[2:]:
         assert getattr(whole, field.name) == getattr(back, field.name)
     with pytest.raises(ValueError, match="population"):
-        fold.Fold.of_parts(arrays, attributes, features + 1)
+        accumulate.Fold.of_parts(arrays, attributes, features + 1)
 
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_signal_keeps_what_was_done_and_says_how_to_go_on(
     args = ["fit", "x.npy", "--batch-size", "32"]
     slow = EAGER.replace("EVERY = checkpoint.SHARE = 0", "EVERY = 3600").replace(
         "sys.argv",
-        "import time\nfold = __import__('bncli.engine.fold', fromlist=['_'])\nreal = fold.fold_segment\n"
+        "import time\nfold = __import__('bncli.engine.accumulate', fromlist=['_'])\nreal = fold.fold_segment\n"
         "fold.fold_segment = lambda *a: (time.sleep(0.06), real(*a))[1]\nsys.argv",
         1,
     )
@@ -261,7 +261,7 @@ def test_nothing_is_promised_when_nothing_was_done(tmp_path: Path) -> None:
     save(tmp_path / "x.npy", table(2000, 3))
     slow = EAGER.replace(
         "sys.argv",
-        "import time\nfold = __import__('bncli.engine.fold', fromlist=['_'])\n"
+        "import time\nfold = __import__('bncli.engine.accumulate', fromlist=['_'])\n"
         "fold.fold_segment = lambda *a: time.sleep(60)\nsys.argv",
         1,
     )
@@ -417,7 +417,7 @@ def test_learning_goes_on_only_from_the_end_of_a_run(here: Path) -> None:
     save(here / "y.npy", (x[:, 0] > 0).astype("i8"))
     options = {"nan": "error", "target": "y.npy", "epochs": 2, "batch_size": 5}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bncli.engine.lesson.RUN_BATCHES", 4)
+        patch.setattr("bncli.engine.learning.setup.RUN_BATCHES", 4)
         stopped_fit(1, **options)
     with pytest.raises(InputError, match="a damaged checkpoint"):
         fitted(resume=True, **options)
@@ -599,7 +599,7 @@ def test_a_failed_checkpoint_leaves_the_one_before(here: Path, monkeypatch: pyte
 
 def test_fingerprint_holds_every_option_that_matters() -> None:
     """An option added later is in it, unless it is named as one that changes nothing."""
-    from bncli.engine.local import FREE
+    from bncli.engine.fit import FREE
     from bncli.engine.plan import FitSpec
 
     assert set(FREE) <= set(FitSpec.__dataclass_fields__)

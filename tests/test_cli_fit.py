@@ -522,17 +522,17 @@ def test_the_memory_that_a_refusal_names_is_enough(here: Path, kind: str) -> Non
 def test_an_output_that_appears_during_a_fit_is_kept_and_so_is_the_result(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bncli.engine import fold
+    from bncli.engine import accumulate
 
     save(here / "x.npy", table())
     good("fit", "x.npy", "-o", "expected.bn.h5", "-q")
-    original = fold.segment_moments
+    original = accumulate.segment_moments
 
     def appearing(*args: object) -> object:
         (here / "x.bn.h5").write_bytes(b"another's")
         return original(*args)
 
-    monkeypatch.setattr(fold, "segment_moments", appearing)
+    monkeypatch.setattr(accumulate, "segment_moments", appearing)
     check_refused(5, ["fit", "x.npy", "-q"], "x.bn.h5: was made by another program", "the result is in x.bn.1.h5")
     assert (here / "x.bn.h5").read_bytes() == b"another's"
     check_same_bytes(bncli.load("x.bn.1.h5"), bncli.load("expected.bn.h5"))

@@ -18,7 +18,7 @@ from test_memory import LIMIT_MB, peak_mb, sparse_npy
 
 import bncli
 from bncli.engine.checkpoint import Keeper
-from bncli.engine.local import fit_to_file, make_spec
+from bncli.engine.fit import fit_to_file, make_spec
 from bncli.errors import InputError
 
 Array = npt.NDArray[Any]

@@ -14,8 +14,8 @@ from cli_helpers import Array, bn, check_refused, good
 from helpers import ANY_ADVICE, advised, check_moments, check_same_bytes, exact
 
 import bncli
-from bncli.engine import checkpoint, fold
-from bncli.engine.local import fit_to_file, make_spec
+from bncli.engine import accumulate, checkpoint
+from bncli.engine.fit import fit_to_file, make_spec
 from bncli.formats.hdf5.fills import NETCDF_DEFAULTS
 from bncli.stats.warnings import BnWarning
 
@@ -336,13 +336,13 @@ def test_apply(here: Path, workers: int, suffix: str) -> None:
 def test_what_declares_nothing_is_read_as_before(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the compiled kernel, straight from the file."""
     asked: list[bool] = []
-    original: Callable[..., Any] = fold.Values
+    original: Callable[..., Any] = accumulate.Values
 
     def watching(*args: Any, **named: Any) -> Any:
         asked.append("stored" in named or len(args) > 1)
         return original(*args, **named)
 
-    monkeypatch.setattr(fold, "Values", watching)
+    monkeypatch.setattr(accumulate, "Values", watching)
     for declared in ({}, {"missing_value": np.float32(0)}):
         write("x.h5", values(), **declared)
         good("fit", "x.h5", "-q", "-f")

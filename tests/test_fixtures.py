@@ -26,8 +26,8 @@ from helpers import (
 )
 
 import bncli
+from bncli.engine.accumulate import Fold
 from bncli.engine.checkpoint import FORMAT
-from bncli.engine.fold import Fold
 from bncli.errors import InputError
 from bncli.stats import container
 

@@ -218,7 +218,7 @@ def test_help_is_light(args: list[str]) -> None:
 
 
 def test_npy_does_not_need_rich() -> None:
-    assert "rich" not in loaded_after("import bncli.engine.local")
+    assert "rich" not in loaded_after("import bncli.engine.fit")
 
 
 def test_public_names_are_there() -> None:

@@ -178,16 +178,16 @@ def test_changed_during_the_run(which: str, how: str) -> None:
 
 
 def test_change_during_a_fit_is_exit_3(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bncli.engine import fold
+    from bncli.engine import accumulate
 
     save(Path("x.npy"), table())
-    original = fold.segment_moments
+    original = accumulate.segment_moments
 
     def touching(*args: Any) -> Any:
         os.utime("x.npy", ns=(1, 1))
         return original(*args)
 
-    monkeypatch.setattr(fold, "segment_moments", touching)
+    monkeypatch.setattr(accumulate, "segment_moments", touching)
     with untouched(Path()):
         check_refused(3, ["fit", "x.npy"], "x.npy: changed while it was being read")
 
@@ -195,10 +195,10 @@ def test_change_during_a_fit_is_exit_3(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", ["npy", "h5"])
 def test_a_change_whose_time_was_put_back_is_noticed(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Written in place, then given the old time of modification: the time of change tells."""
-    from bncli.engine import fold
+    from bncli.engine import accumulate
 
     path = save(Path("x.npy"), table()) if kind == "npy" else save_h5(Path("x.h5"), table())
-    original = fold.segment_moments
+    original = accumulate.segment_moments
 
     def writing(*args: Any) -> Any:
         before = os.stat(path)
@@ -209,7 +209,7 @@ def test_a_change_whose_time_was_put_back_is_noticed(monkeypatch: pytest.MonkeyP
         assert os.stat(path).st_mtime_ns == before.st_mtime_ns
         return original(*args)
 
-    monkeypatch.setattr(fold, "segment_moments", writing)
+    monkeypatch.setattr(accumulate, "segment_moments", writing)
     check_refused(3, ["fit", path, "-j", "1"], f"{path}: changed while it was being read")
     assert not Path("x.bn.h5").exists()
 

@@ -17,12 +17,12 @@ from helpers import ANY_ADVICE, advised, peer
 
 import bncli
 from bncli import Stats
-from bncli.engine import lesson
-from bncli.engine.learn import Classroom, Course
-from bncli.engine.lesson import Lesson, Plan, open_target
-from bncli.engine.local import make_spec
+from bncli.engine.executors import ahead
+from bncli.engine.fit import make_spec
+from bncli.engine.learning import setup
+from bncli.engine.learning.setup import Lesson, Plan, open_target
+from bncli.engine.learning.trainer import Classroom, Course
 from bncli.engine.order import Order
-from bncli.engine.workers import ahead
 from bncli.errors import InputError, MismatchError, UsageError
 from bncli.formats.dataset import Joined
 from bncli.numerics import learning
@@ -496,7 +496,7 @@ def test_too_few_samples() -> None:
 
 
 def test_labels_that_must_be_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lesson, "MOST_CLASSES", 50)
+    monkeypatch.setattr(setup, "MOST_CLASSES", 50)
     x, _ = classified(n=100)
     refused(InputError, "more than 50 different labels", x, target=np.arange(100))
     stats = fit(x, target=np.arange(100), loss="mse", epochs=1)

@@ -12,7 +12,7 @@ import pytest
 
 import bncli
 from bncli.engine.apply import ApplySpec, apply
-from bncli.engine.workers import in_order
+from bncli.engine.executors import in_order
 from bncli.errors import InputError
 from bncli.numerics import layout
 

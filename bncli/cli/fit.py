@@ -123,7 +123,7 @@ def fit(
       bn fit more.npy --like train.bn.h5 --init like      keep training
       bn fit train.h5 --target ::/y --holdout 0.2     learn gamma and beta
     """
-    from bncli.engine.local import fit_to_file, look
+    from bncli.engine.fit import fit_to_file, look
     from bncli.render.progress import progress
     from bncli.render.summary import fit_summary, json_text, plan_summary
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bncli.engine.executors import Readers, available, in_order
 from bncli.engine.plan import DEFAULT_MEMORY
-from bncli.engine.workers import Readers, available, in_order
 from bncli.errors import InputError, MismatchError, OutputExistsError, UsageError, WriteError, printable
 from bncli.formats.address import SEPARATOR, expand, kind_of, open_source, split
 from bncli.formats.dataset import Input, Joined

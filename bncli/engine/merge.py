@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncli.engine.fold import Fold, finish
-from bncli.engine.local import affine_parameter
+from bncli.engine.accumulate import Fold, finish
+from bncli.engine.fit import affine_parameter
 from bncli.engine.plan import DEFAULT_MEMORY, Conventions
 from bncli.errors import MismatchError, UsageError, printable
 from bncli.formats.address import expand, split

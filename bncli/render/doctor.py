@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bncli import __version__
-from bncli.engine.workers import available
+from bncli.engine.executors import available
 from bncli.formats.hdf5 import source as hdf5
 from bncli.numerics import compiled
 

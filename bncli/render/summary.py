@@ -11,8 +11,8 @@ from bncli.errors import printable
 
 if TYPE_CHECKING:  # `bn inspect` shows a record without loading what makes one
     from bncli.engine.apply import Applied, ApplySpec
-    from bncli.engine.lesson import Plan
-    from bncli.engine.local import Look
+    from bncli.engine.fit import Look
+    from bncli.engine.learning.setup import Plan
     from bncli.exchange.common import Exported
     from bncli.stats.record import Learned, Stats
 

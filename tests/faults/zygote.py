@@ -66,7 +66,7 @@ def serve() -> None:
     """Answer requests, a line each, until there are no more."""
     import importlib
 
-    for name in ("engine.local", "engine.apply", "engine.merge", "formats.hdf5.source", "exchange.npz", "exchange.csv",
+    for name in ("engine.fit", "engine.apply", "engine.merge", "formats.hdf5.source", "exchange.npz", "exchange.csv",
                  "exchange.json", "cli.fit", "cli.apply", "cli.merge", "cli.export", "cli.import_",
                  "render.summary", "render.progress"):  # fmt: skip
         importlib.import_module(f"bncli.{name}")

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli import __version__
+from bncli.engine.accumulate import Fold, finish, fold_segment, folds
 from bncli.engine.checkpoint import Keeper
-from bncli.engine.fold import Fold, finish, fold_segment, folds
-from bncli.engine.learn import learn
-from bncli.engine.lesson import Plan, open_target
+from bncli.engine.learning.setup import Plan, open_target
+from bncli.engine.learning.trainer import learn
 from bncli.engine.order import Order
 from bncli.engine.plan import Conventions, FitSpec, Progress, Segment, check_batch, options_record
 from bncli.errors import InputError, MismatchError, UsageError, printable

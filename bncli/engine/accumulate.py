@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.engine.checkpoint import Arrays, Parts
+from bncli.engine.executors import Readers, available, in_order
 from bncli.engine.plan import Conventions, FitSpec, Segment, segments
-from bncli.engine.workers import Readers, available, in_order
 from bncli.errors import InputError, printable
 from bncli.formats.dataset import DataSet
 from bncli.formats.fills import Tally

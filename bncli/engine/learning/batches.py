@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bncli.engine.fold import Fold, holds_large_integers, segment_moments
-from bncli.engine.lesson import Lesson
+from bncli.engine.accumulate import Fold, holds_large_integers, segment_moments
+from bncli.engine.executors import ahead
+from bncli.engine.learning.setup import Lesson
 from bncli.engine.plan import Conventions, Segment
-from bncli.engine.workers import ahead
 from bncli.errors import InputError, printable
 from bncli.formats.dataset import Joined
 from bncli.formats.fills import Tally

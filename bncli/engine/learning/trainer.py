@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bncli.engine.batches import Batch, Reader
+from bncli.engine.accumulate import Fold, statistics
 from bncli.engine.checkpoint import Arrays, Keeper, Parts
-from bncli.engine.fold import Fold, statistics
-from bncli.engine.lesson import Lesson, Plan, open_target
+from bncli.engine.executors import available
+from bncli.engine.learning.batches import Batch, Reader
+from bncli.engine.learning.setup import Lesson, Plan, open_target
 from bncli.engine.plan import Conventions, FitSpec, Progress
-from bncli.engine.workers import available
 from bncli.errors import InputError, printable
 from bncli.formats.dataset import Joined
 from bncli.numerics.layout import Layout

@@ -1,0 +1,1 @@
+"""Learning gamma and beta by backpropagation."""

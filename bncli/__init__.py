@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from bncli.version import __version__
+
 if TYPE_CHECKING:
     from bncli.engine.fit import fit as fit
     from bncli.engine.merge import merge as merge
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from bncli.stats.record import Stats as Stats
     from bncli.stats.record import load as load
 
-__version__ = "0.1.0"
 __all__ = ["Stats", "__version__", "batchnorm", "fit", "load", "merge"]
 
 _HOMES = {

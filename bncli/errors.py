@@ -1,4 +1,15 @@
-"""What can go wrong, and with which exit code the command line ends.
+"""What can go wrong, and with which exit code the command line ends; and bn's warnings.
+
+    BnError (70)
+    ├── UsageError (2)
+    ├── InputError (3)
+    ├── MismatchError (4)
+    ├── OutputExistsError (5)
+    │   └── ResultBesideError (5)
+    └── WriteError (74)
+    UserWarning
+    └── BnWarning
+        └── BnNote
 
 A message says what, where (file, dataset, sample, feature), what was found and what to do, in one or two lines.
 """
@@ -46,6 +57,14 @@ class WriteError(BnError):
     """Writing failed: disk full, read-only folder, I/O error."""
 
     exit_code = 74
+
+
+class BnWarning(UserWarning):
+    """Something about the data or the fit that changes how its numbers should be read."""
+
+
+class BnNote(BnWarning):
+    """Something that a run does, and a person may want to know."""
 
 
 def reason_of(error: object) -> str:

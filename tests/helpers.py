@@ -19,7 +19,7 @@ import pytest
 from hypothesis import strategies as st
 
 from bncli import Stats
-from bncli.stats.warnings import BnWarning
+from bncli.errors import BnWarning
 
 Array = npt.NDArray[Any]
 

@@ -23,12 +23,14 @@ LEVELS = [
     ["__main__"],
     ["cli"],
     ["render"],
-    ["engine", "exchange"],
+    ["exchange"],
+    [""],  # the package itself: the public names, loaded on first use
+    ["engine"],
     ["formats"],
     ["stats"],
     ["numerics", "system"],
 ]
-ANYWHERE = {"errors", ""}  # "" is the package itself: its version and the names it loads on first use
+ANYWHERE = {"errors", "version"}
 HOMES = {
     "click": {"cli"},
     "rich": {"render", "cli"},

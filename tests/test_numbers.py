@@ -20,8 +20,7 @@ from helpers import Array, advised, cut, exact, exact_columns, save_h5, save_npy
 
 import bncli
 from bncli import exchange
-from bncli.errors import InputError, MismatchError
-from bncli.stats.warnings import BnWarning
+from bncli.errors import BnWarning, InputError, MismatchError
 
 FLOATS = ("f2", "f4", "f8")
 

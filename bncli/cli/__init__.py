@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 
 import click
 
-from bncli import __version__
 from bncli.errors import BnError, InputError, UsageError, WriteError, printable
 from bncli.system import shutdown
+from bncli.version import __version__
 
 COMPLETE = "_BN_COMPLETE"  # in the environment, as click's scripts for completion have it
 REPORT = "please report it with the command, the versions and what --debug prints"

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bncli.engine.checkpoint import Arrays, Parts
 from bncli.engine.executors import Readers, available, in_order
 from bncli.engine.plan import Conventions, FitSpec, Segment, segments
-from bncli.errors import InputError, printable
+from bncli.errors import BnWarning, InputError, printable
 from bncli.formats.dataset import DataSet
 from bncli.formats.fills import Tally
 from bncli.numerics.kernels import Missing, present
@@ -22,7 +22,7 @@ from bncli.numerics.layout import Layout, Values
 from bncli.numerics.moments import Moments, Running
 from bncli.stats.container import Value
 from bncli.stats.record import Stats
-from bncli.stats.warnings import BnWarning, advice
+from bncli.stats.warnings import advice
 
 COUNTS = ("samples", "batches", "left_out")  # of a Fold
 TOO_LARGE = 1e150  # about where squares, and their sums, stop fitting a float64

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bncli.engine.executors import Readers, available, in_order
 from bncli.engine.plan import DEFAULT_MEMORY
-from bncli.errors import InputError, MismatchError, OutputExistsError, UsageError, WriteError, printable
+from bncli.errors import BnWarning, InputError, MismatchError, OutputExistsError, UsageError, WriteError, printable
 from bncli.formats.address import SEPARATOR, expand, kind_of, open_source, split
 from bncli.formats.dataset import Input, Joined
 from bncli.formats.fills import Tally, remarks
@@ -25,7 +25,6 @@ from bncli.numerics.batchnorm import Affine, output_type, overflowed
 from bncli.numerics.kernels import Missing, present
 from bncli.numerics.layout import Layout
 from bncli.stats.record import Stats
-from bncli.stats.warnings import BnWarning
 from bncli.system import atomic, shutdown
 
 SUFFIXES = {".npy": "npy", ".h5": "hdf5", ".hdf5": "hdf5", ".hdf": "hdf5"}

@@ -26,11 +26,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy.typing as npt
 
-from bncli import __version__
-from bncli.errors import BnError, InputError, MismatchError, OutputExistsError, ResultBesideError, printable
+from bncli.errors import (
+    BnError,
+    BnNote,
+    BnWarning,
+    InputError,
+    MismatchError,
+    OutputExistsError,
+    ResultBesideError,
+    printable,
+)
 from bncli.stats import container
-from bncli.stats.warnings import BnNote, BnWarning
 from bncli.system import atomic, shutdown
+from bncli.version import __version__
 
 if TYPE_CHECKING:
     from typing_extensions import Self

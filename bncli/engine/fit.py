@@ -12,14 +12,13 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from bncli import __version__
 from bncli.engine.accumulate import Fold, finish, fold_segment, folds
 from bncli.engine.checkpoint import Keeper
 from bncli.engine.learning.setup import Plan, open_target
 from bncli.engine.learning.trainer import learn
 from bncli.engine.order import Order
 from bncli.engine.plan import Conventions, FitSpec, Progress, Segment, check_batch, options_record
-from bncli.errors import InputError, MismatchError, UsageError, printable
+from bncli.errors import BnWarning, InputError, MismatchError, UsageError, printable
 from bncli.formats.address import SEPARATOR, expand, split
 from bncli.formats.dataset import DataSet, Input, Joined
 from bncli.formats.fills import remarks
@@ -32,8 +31,8 @@ from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Layout
 from bncli.stats import container
 from bncli.stats.record import Stats, check_storable, load, provenance
-from bncli.stats.warnings import BnWarning
 from bncli.system import atomic
+from bncli.version import __version__
 
 ROOM, ROOM_PER_FEATURE = 64 << 10, 256  # bytes of a stats file, at most, without long names
 FREE = ("workers", "max_memory", "dataset")  # options that do not change the result, or are part of an input's record

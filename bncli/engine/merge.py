@@ -15,12 +15,11 @@ import numpy.typing as npt
 from bncli.engine.accumulate import Fold, finish
 from bncli.engine.fit import affine_parameter
 from bncli.engine.plan import DEFAULT_MEMORY, Conventions
-from bncli.errors import MismatchError, UsageError, printable
+from bncli.errors import BnWarning, MismatchError, UsageError, printable
 from bncli.formats.address import expand, split
 from bncli.numerics.layout import feature_axis
 from bncli.numerics.moments import Moments, Running
 from bncli.stats.record import Stats, load, provenance
-from bncli.stats.warnings import BnWarning
 from bncli.system import atomic
 
 CONVENTIONS = ("momentum", "eps", "ddof", "init")

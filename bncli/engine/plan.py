@@ -13,11 +13,11 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from bncli.errors import UsageError
+from bncli.errors import BnWarning, UsageError
 from bncli.numerics.layout import Layout
 from bncli.numerics.learning import ACTIVATIONS, LOSSES, OPTIMIZERS
 from bncli.stats.record import PRESETS, Stats, check_conventions, load
-from bncli.stats.warnings import BnWarning, momentum_advice
+from bncli.stats.warnings import momentum_advice
 
 DEFAULT_MEMORY = 128 << 20
 

@@ -14,12 +14,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bncli.errors import InputError, MismatchError, UsageError, printable, reason_of
+from bncli.errors import BnWarning, InputError, MismatchError, UsageError, printable, reason_of
 from bncli.exchange.names import KNOWN
 from bncli.numerics.moments import Moments
 from bncli.stats import container
 from bncli.stats.record import PRESETS, Preset, Stats, check_conventions, provenance
-from bncli.stats.warnings import BnWarning, momentum_advice
+from bncli.stats.warnings import momentum_advice
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]

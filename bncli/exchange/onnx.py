@@ -154,7 +154,7 @@ def _shortest(value: float) -> float:
 
 
 def _model(onnx: Any, arrays: dict[str, npt.NDArray[np.float32]], rank: int, attributes: dict[str, float]) -> Any:
-    from bncli import __version__
+    from bncli.version import __version__
 
     helper = onnx.helper
     shape = ["N", len(arrays["gamma"]), *(f"D{axis}" for axis in range(2, rank))]

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bncli.errors import MismatchError
+from bncli.errors import BnWarning, MismatchError
 from bncli.exchange.common import channels, package
 from bncli.numerics.batchnorm import deviation
 from bncli.numerics.moments import Moments
 from bncli.stats.record import EPS_SHARE, Stats, provenance
-from bncli.stats.warnings import BnWarning
 
 if TYPE_CHECKING:
     from sklearn.preprocessing import StandardScaler

@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bncli.errors import InputError, printable
+from bncli.errors import BnNote, BnWarning, InputError, printable
 from bncli.exchange import names, shards
 from bncli.exchange.common import KINDS, ROUNDED, notes, pick
 from bncli.numerics.batchnorm import deviation
 from bncli.stats.record import Stats, complement
-from bncli.stats.warnings import BnNote, BnWarning
 
 KEYS = {"running_mean": "running_mean", "running_var": "running_var", "weight": "gamma", "bias": "beta"}
 DEFAULTS = {"gamma": 1, "beta": 0}

@@ -13,11 +13,10 @@ import zipfile
 from collections.abc import Sequence
 from typing import Any
 
-from bncli.errors import BnError, InputError, UsageError, printable
+from bncli.errors import BnError, BnWarning, InputError, UsageError, printable
 from bncli.exchange import pickles, state_dict
 from bncli.exchange.common import Exported, Momentum, check_readable, chosen, package, to_stats, unreadable
 from bncli.stats.record import Stats
-from bncli.stats.warnings import BnWarning
 from bncli.system import atomic
 
 OLDEST = (2, 6)  # weights_only=True of older versions can be made to run code (CVE-2025-32434)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from bncli import __version__
 from bncli.engine.executors import available
 from bncli.formats.hdf5 import source as hdf5
 from bncli.numerics import compiled
+from bncli.version import __version__
 
 # package -> (what it is for, what to install)
 OPTIONAL = {

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncli import __version__
 from bncli.errors import BnError, InputError, MismatchError, UsageError, printable, reason_of
 from bncli.numerics import batchnorm
 from bncli.numerics.arrays import to_array
@@ -25,6 +24,7 @@ from bncli.numerics.layout import feature_axis
 from bncli.numerics.moments import Moments, Running
 from bncli.stats import container
 from bncli.system import atomic
+from bncli.version import __version__
 
 FORMAT = "bncli-stats"
 FORMAT_VERSION = 1

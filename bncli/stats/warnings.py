@@ -11,14 +11,6 @@ from bncli.stats.record import DRIFT_MEAN, DRIFT_VARIANCE, EPS_SHARE, Stats, com
 NAMED = 3  # worst features named in a warning
 
 
-class BnWarning(UserWarning):
-    """Something about the data or the fit that changes how its numbers should be read."""
-
-
-class BnNote(BnWarning):
-    """Something that a run does, and a person may want to know."""
-
-
 def advice(stats: Stats) -> list[str]:
     """Warnings about a fit, most important first; an empty list when all is well."""
     return [text for text in (_drift(stats), _constant(stats), _eps(stats), _missing(stats), _left_out(stats)) if text]

@@ -18,13 +18,12 @@ from bncli.engine.executors import available
 from bncli.engine.learning.batches import Batch, Reader
 from bncli.engine.learning.setup import Lesson, Plan, open_target
 from bncli.engine.plan import Conventions, FitSpec, Progress
-from bncli.errors import InputError, printable
+from bncli.errors import BnWarning, InputError, printable
 from bncli.formats.dataset import Joined
 from bncli.numerics.layout import Layout
 from bncli.numerics.learning import Judged, Training, judge
 from bncli.stats.container import is_packed
 from bncli.stats.record import Learned, load
-from bncli.stats.warnings import BnWarning
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]

@@ -23,15 +23,14 @@ from bncli.engine.learning import setup
 from bncli.engine.learning.setup import Lesson, Plan, open_target
 from bncli.engine.learning.trainer import Classroom, Course
 from bncli.engine.order import Order
-from bncli.errors import InputError, MismatchError, UsageError
+from bncli.errors import BnWarning, InputError, MismatchError, UsageError
 from bncli.formats.dataset import Joined
 from bncli.numerics import learning
 from bncli.numerics.layout import Layout
 from bncli.render.summary import fit_summary
-from bncli.stats.warnings import BnWarning
 
 Array = npt.NDArray[Any]
-SAMPLE = Path(__file__).parent.parent / "sample_data" / "cancer_train.h5"
+SAMPLE = Path(__file__).parents[3] / "sample_data" / "cancer_train.h5"
 
 
 def fit(source: Any, **options: Any) -> Stats:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from dataclasses import replace
@@ -21,7 +20,8 @@ from exchange_helpers import (
     features,
     fitted,
 )
-from helpers import Array, advised, peer
+from helpers import advised, peer
+from torch_helpers import Evil, inference, module, trained
 
 from bncli import exchange
 from bncli.errors import InputError, UsageError
@@ -34,17 +34,6 @@ NEW = "as a new layer has them"
 @pytest.fixture(scope="module")
 def torch() -> Any:
     return peer("torch")
-
-
-def module(torch: Any, x: Array, eps: float) -> Any:
-    kinds = {2: torch.nn.BatchNorm1d, 3: torch.nn.BatchNorm1d, 4: torch.nn.BatchNorm2d, 5: torch.nn.BatchNorm3d}
-    return kinds[x.ndim](x.shape[1], eps=eps, dtype={"f4": torch.float32, "f8": torch.float64}[x.dtype.str[1:]])
-
-
-def inference(torch: Any, layer: Any, x: Array) -> Array:
-    with torch.no_grad():
-        result: Array = layer.eval()(torch.from_numpy(x)).numpy()
-    return result
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -62,14 +51,6 @@ def test_exported_and_loaded_strictly(torch: Any, tmp_path: Path, shape: tuple[i
     layer.load_state_dict(state, strict=True)
     fresh = data(shape, dtype, seed=6)
     check_agrees(inference(torch, layer, fresh), stats, fresh, use=use)
-
-
-def trained(torch: Any, model: Any, x: Array) -> None:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    for batch in torch.from_numpy(x).split(16):
-        optimizer.zero_grad()
-        model(batch).square().sub(2).square().mean().backward()
-        optimizer.step()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -160,11 +141,6 @@ def test_narrow_types(torch: Any, tmp_path: Path, dtype: str) -> None:
 def test_round_trip(torch: Any, tmp_path: Path, count: int) -> None:
     back = check_round_trip(tmp_path, count, ".pt", eps=1e-3, momentum=0.97)
     assert (back.eps, back.momentum, back.num_batches) == (1e-3, 0.97, 3)
-
-
-class Evil:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, ("ran",)
 
 
 def test_a_member_that_is_marked_as_a_folder(torch: Any, tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ import pytest
 from helpers import Array, advised, peer
 
 from bncli import exchange
-from bncli.errors import InputError, UsageError
-from bncli.stats.warnings import BnNote, BnWarning
+from bncli.errors import BnNote, BnWarning, InputError, UsageError
 
 C = 5
 

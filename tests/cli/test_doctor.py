@@ -55,7 +55,7 @@ def test_a_kernel_that_was_not_built_or_is_of_another_machine(tmp_path: Path) ->
     assert "another machine" in compiled._library_of(str(tmp_path))[1]
 
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

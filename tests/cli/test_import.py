@@ -152,7 +152,7 @@ def test_layers_are_listed(here: Path) -> None:
 @pytest.mark.peer
 def test_pickle_that_would_run_code(here: Path) -> None:
     torch = peer("torch")
-    from test_exchange_torch import Evil
+    from torch_helpers import Evil
 
     torch.save({"running_mean": torch.ones(3), "running_var": torch.ones(3), "x": Evil()}, "evil.pt")
     with untouched(here):
@@ -178,7 +178,7 @@ def test_cut_files(here: Path, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", ["pt", "safetensors", "onnx", "weights.h5"])
 def test_sample_data_there_and_back(here: Path, suffix: str) -> None:
     """Fit the images of the samples, train on in the framework, import that and apply it to the images held out."""
-    folder = Path(__file__).parent.parent / "sample_data"
+    folder = Path(__file__).parents[2] / "sample_data"
     with h5py.File(folder / "images.h5") as file:
         train = np.asarray(next(iter(file.values()))[:64], np.float32)
     heldout = np.load(folder / "images_heldout.npy").astype(np.float32)

@@ -11,9 +11,8 @@ from helpers import ANY_ADVICE, Array, advised, check_moments, exact_columns, pe
 
 import bncli
 from bncli import Stats
-from bncli.errors import MismatchError
+from bncli.errors import BnWarning, MismatchError
 from bncli.exchange import sklearn
-from bncli.stats.warnings import BnWarning
 
 pytestmark = pytest.mark.peer
 

@@ -22,7 +22,7 @@ from bncli.engine.fit import fit_to_file, make_spec
 from bncli.errors import InputError
 
 Array = npt.NDArray[Any]
-SAMPLE = Path(__file__).parent.parent / "sample_data" / "cancer_train.h5"
+SAMPLE = Path(__file__).parents[2] / "sample_data" / "cancer_train.h5"
 
 
 @pytest.fixture

@@ -22,11 +22,10 @@ import bncli
 from bncli import Stats
 from bncli.engine import order
 from bncli.engine.plan import segments
-from bncli.errors import InputError, MismatchError, UsageError
+from bncli.errors import BnWarning, InputError, MismatchError, UsageError
 from bncli.numerics import layout
 from bncli.numerics.layout import Layout
 from bncli.stats.record import PRESETS
-from bncli.stats.warnings import BnWarning
 
 INITS = ("debias", "zeros", "unit", "first")
 MOMENTA = (0.0, 0.5, 0.9, 0.999, 1 - 1e-9)

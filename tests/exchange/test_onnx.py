@@ -141,7 +141,7 @@ def test_rounded_conventions_are_told(onnx: Any, tmp_path: Path) -> None:
 def test_imported_from_a_trained_model(onnx: Any, tmp_path: Path, shape: tuple[int, ...]) -> None:
     """A model trained in torch, written by torch's own exporter and run by onnxruntime."""
     torch = peer("torch")
-    from test_exchange_torch import module, trained
+    from torch_helpers import module, trained
 
     x = data(shape, "f4")
     layer = module(torch, x, 1e-3)

@@ -15,11 +15,10 @@ from exchange_helpers import NUMBERS, check_package_missing, features
 from helpers import peer
 
 from bncli import exchange
-from bncli.errors import InputError, UsageError
+from bncli.errors import BnWarning, InputError, UsageError
 from bncli.exchange.common import KINDS, pick
 from bncli.numerics.moments import Moments
 from bncli.stats.record import Stats
-from bncli.stats.warnings import BnWarning
 
 PACKAGES = {"torch": ".pt", "safetensors": ".safetensors", "onnx": ".onnx"}
 

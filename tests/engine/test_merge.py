@@ -31,8 +31,7 @@ from hypothesis import strategies as st
 import bncli
 import bncli.exchange
 from bncli import Stats
-from bncli.errors import InputError, MismatchError, UsageError
-from bncli.stats.warnings import BnWarning
+from bncli.errors import BnWarning, InputError, MismatchError, UsageError
 
 INITS = ["debias", "zeros", "unit", "first"]  # `like` needs statistics to start from: see test_cli_fit
 MOMENTA = [0.0, 1e-3, 0.5, 0.9, 0.99, 0.999999999]

@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as np_arrays
 
 import bncli
-from bncli.errors import InputError, MismatchError, OutputExistsError, UsageError
+from bncli.errors import BnWarning, InputError, MismatchError, OutputExistsError, UsageError
 from bncli.numerics.moments import Moments, Running
 from bncli.stats import container
 from bncli.stats.record import PRESETS, Stats, check_conventions, load
-from bncli.stats.warnings import BnWarning
 
 
 def example(features: int = 3, **changes: Any) -> Stats:

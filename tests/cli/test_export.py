@@ -19,7 +19,7 @@ from helpers import peer
 import bncli
 from bncli import exchange
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from exchange_helpers import FEATURES, SHAPES, check_agrees, check_round_trip, data, features, fitted
 from helpers import advised, peer
-from test_exchange_torch import inference, module, trained
+from torch_helpers import inference, module, trained
 
 from bncli import exchange
 from bncli.errors import InputError, UsageError

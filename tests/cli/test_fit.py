@@ -16,7 +16,7 @@ from helpers import advised, check_same_bytes, cut, exact
 
 import bncli
 from bncli.engine.plan import FitSpec
-from bncli.stats.warnings import BnWarning
+from bncli.errors import BnWarning
 
 
 @pytest.fixture

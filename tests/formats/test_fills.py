@@ -16,8 +16,8 @@ from helpers import ANY_ADVICE, advised, check_moments, check_same_bytes, exact
 import bncli
 from bncli.engine import accumulate, checkpoint
 from bncli.engine.fit import fit_to_file, make_spec
+from bncli.errors import BnWarning
 from bncli.formats.hdf5.fills import NETCDF_DEFAULTS
-from bncli.stats.warnings import BnWarning
 
 # NC_FILL_* as in "NetCDF Users Guide", Appendix A; what netCDF4.default_fillvals gives too
 DEFAULTS = {

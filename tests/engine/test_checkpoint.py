@@ -24,10 +24,9 @@ import bncli
 from bncli.engine import accumulate, checkpoint
 from bncli.engine.checkpoint import Keeper, differences
 from bncli.engine.fit import fit_to_file, make_spec
-from bncli.errors import InputError, MismatchError, OutputExistsError, WriteError
+from bncli.errors import BnNote, BnWarning, InputError, MismatchError, OutputExistsError, WriteError
 from bncli.numerics import compiled, layout
 from bncli.stats import container
-from bncli.stats.warnings import BnNote, BnWarning
 from bncli.system import atomic
 
 KEPT = "x.bn.h5.checkpoint"

@@ -1,6 +1,6 @@
 """Files of every released format stay readable: what is in tests/fixtures is never written again.
 
-`python tests/test_fixtures.py` wrote them, with bn 0.1.0: format 1 of the stats file, and of the checkpoint.
+`python tests/stats/test_fixtures.py` wrote them, with bn 0.1.0: format 1 of the stats file, and of the checkpoint.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from bncli.engine.checkpoint import FORMAT
 from bncli.errors import InputError
 from bncli.stats import container
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 STATS, CHECKPOINT = FIXTURES / "stats-1.bn.h5", FIXTURES / "stats-1.bn.h5.checkpoint"
 NAMES = ("ankle", "knee", "größe")
 OPTIONS = ["--momentum", "0.75", "--eps", "0.125", "--batch-size", "16", "--init", "unit", "--ddof", "1"]

@@ -1,4 +1,4 @@
-"""CSV as Python's own reader sees it, and as people and `bn inspect` write it; round trips are in test_exchange_json.py."""
+"""CSV as Python's own reader sees it, and as people and `bn inspect` write it; round trips are in exchange/test_json.py."""
 
 from __future__ import annotations
 

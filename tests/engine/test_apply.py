@@ -350,7 +350,7 @@ def test_a_constant_is_compared_with_what_the_fitted_data_held(here: Path) -> No
     x = np.random.default_rng(0).standard_normal((100, 2))
     x[:, 1] = 5.0
     np.save("x.npy", x)
-    with pytest.warns(bncli.stats.warnings.BnWarning):
+    with pytest.warns(bncli.errors.BnWarning):
         stats = bncli.fit("x.npy", preset="torch", axis=-1)
     assert stats.running_mean[1] != 5
     assert run(stats, ["x.npy"], "same.npy").blown_up == 0
@@ -363,7 +363,7 @@ def test_features_without_statistics_are_counted(here: Path) -> None:
     x = np.random.default_rng(0).standard_normal((50, 3))
     x[:, 1] = np.nan
     np.save("x.npy", x)
-    with pytest.warns(bncli.stats.warnings.BnWarning):
+    with pytest.warns(bncli.errors.BnWarning):
         stats = bncli.fit("x.npy", nan="omit")
     x[:, 1] = 1
     np.save("y.npy", x)

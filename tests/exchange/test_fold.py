@@ -141,7 +141,7 @@ def test_the_folded_layer_is_torchs_unfused_pair(
 @pytest.mark.peer
 def test_a_convolution_over_the_sample_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Statistics of what a convolution makes of the images; folded, it gives what the pair does for those held out."""
-    torch, samples = peer("torch"), Path(__file__).parent.parent / "sample_data"
+    torch, samples = peer("torch"), Path(__file__).parents[2] / "sample_data"
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(3)
     conv, norm = torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.BatchNorm2d(8)

@@ -1,4 +1,4 @@
-"""NumPy's own archives beside `bncli.exchange.npz`; round trips are in test_exchange_json.py."""
+"""NumPy's own archives beside `bncli.exchange.npz`; round trips are in exchange/test_json.py."""
 
 from __future__ import annotations
 

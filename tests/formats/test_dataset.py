@@ -14,10 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bncli
-from bncli.errors import InputError, MismatchError, UsageError
+from bncli.errors import BnWarning, InputError, MismatchError, UsageError
 from bncli.formats.dataset import Joined
 from bncli.formats.fills import fill_in
-from bncli.stats.warnings import BnWarning
 
 BUDGET = 1 << 20
 

@@ -1,6 +1,6 @@
 """SIGINT, SIGTERM and SIGHUP at any moment: outputs as they were, no temporary files, an honest exit code, and soon.
 
-`BN_ROUNDS=200 python -m pytest -s tests/test_signals.py` is the long run; it prints the longest delay.
+`BN_ROUNDS=200 python -m pytest -s tests/system/test_shutdown.py` is the long run; it prints the longest delay.
 """
 
 from __future__ import annotations

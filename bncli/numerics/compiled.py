@@ -43,7 +43,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 def _library_of(package: str) -> tuple[ctypes.CDLL | None, str]:
     """The library in this folder and no other: Python's own search may find that of another bncli."""
     built = [p for suffix in EXTENSION_SUFFIXES if os.path.exists(p := os.path.join(package, f"_blocks{suffix}"))]
-    folder = os.path.dirname(package)
+    folder = os.path.dirname(os.path.dirname(package))
     if not built and os.path.exists(os.path.join(folder, "setup.py")):  # a checkout, perhaps beside an installation
         return None, (
             f"the compiled kernel was not built in this folder, {printable(folder)}: run 'pip install -e .' there, or an "

@@ -1,51 +1,26 @@
-/* Moments of blocks, and the merging of many moments at once: what kernels.py and moments.py do in NumPy, in one pass.
+/* Moments of blocks of values: what kernels.py does in NumPy, in one pass.
 
-   Called through ctypes, which lets go of the interpreter's lock. Sums run in a fixed order, vectors run across features
-   or lanes that are added up in a fixed order, and products are never contracted (-ffp-contract=off): the bits do not
-   depend on the processor. */
+   Called through ctypes, which releases the interpreter's lock. Sums run in a fixed order: vectors run across features,
+   or hold lanes that are added up in a fixed order, and products are never contracted (see _sums.h). So the bits do not
+   depend on the processor, nor on the width of its vectors. */
 
-#define _POSIX_C_SOURCE 200809L
-#define _FILE_OFFSET_BITS 64
-#include <errno.h>
 #include <math.h>
-#ifndef _WIN32
-#include <unistd.h>
-#endif
-#include "_vectors.h"
+#include "_sums.h"
 
-#define RUN_BYTES 128 /* bytes of one column taken at a time */
-#define WIDTH 16     /* sums side by side, in registers */
+#define RUN_BYTES 128 /* bytes of one column taken at a time: 128 squares of a byte fit 32 bits */
+#define WIDTH 16     /* sums side by side: 4 vectors of sums and 4 of squares fill the 16 registers of AVX2 */
 #define RUN 16       /* rows summed before they go into the block's sums: short sums round little */
 #define SHARE 8      /* the pivot is found from at least an 8th of a block */
-#define TINY 1e-300  /* a sum of squares below this has lost digits to underflow */
 
 typedef int32_t whole __attribute__((vector_size(16)));
 typedef int32_t eight __attribute__((vector_size(32)));
-/* of small integers */
+/* four doubles from four small integers, and eight 32-bit integers from eight bytes */
 #define LOAD_four(p) __builtin_convertvector(((whole){(p)[0], (p)[1], (p)[2], (p)[3]}), four)
 #define LOAD_eight(p) ((eight){(p)[0], (p)[1], (p)[2], (p)[3], (p)[4], (p)[5], (p)[6], (p)[7]})
-#define TWO_SUM(a, b, sum, error)                                                                                      \
-    do {                                                                                                               \
-        sum = (a) + (b);                                                                                               \
-        four t_ = sum - (a);                                                                                           \
-        error = ((a) - (sum - t_)) + ((b) - t_);                                                                       \
-    } while (0)
 
-INLINE void two_sum(double a, double b, double *sum, double *error)
-{
-    double s = a + b, t = s - a;
-    *sum = s;
-    *error = (a - (s - t)) + (b - t);
-}
-
-INLINE void quick_two_sum(double a, double b, double *sum, double *error)
-{
-    double s = a + b;
-    *sum = s;
-    *error = b - (s - a);
-}
-
-/* Mean, its low part and m2 of one feature of a block, from its sums about the pivot. */
+/* Mean (high and low part) and m2 of one feature of a block, from the sums of x - pivot and of their squares:
+   mean = pivot + sum / n, m2 = squares - sum^2 / n (the shifted data of Chan, Golub & LeVeque 1983, section 3). It cancels
+   little, since the pivot lies near the mean; two_sum keeps the digits of the mean that the pivot's exponent cuts off. */
 INLINE void finish(double n, double pivot, double sum, double squares, double *mean, double *low, double *m2)
 {
     double offset = sum / n, m = squares - sum * offset;
@@ -53,13 +28,15 @@ INLINE void finish(double n, double pivot, double sum, double squares, double *m
     two_sum(pivot, offset, mean, low);
 }
 
+/* Every how many-th row the pivot is taken from: each in small blocks, every 8th in large ones. */
 INLINE size pivot_step(size rows)
 {
     size step = rows / SHARE;
     return step < 1 ? 1 : step > SHARE ? SHARE : step;
 }
 
-/* `finish` for four columns, and where its result needs a look (see look_T). */
+/* `finish` for four columns. DOUBTFUL marks columns that look_T has to examine: the subtraction cancelled more than half
+   of the squares (the pivot is more than one sd from the mean), or the squares underflowed. */
 #define FINISH(n, pivot, sum, squares, mean, low, m2)                                                                  \
     do {                                                                                                               \
         four offset_ = (sum) / (n);                                                                                    \
@@ -69,7 +46,8 @@ INLINE size pivot_step(size rows)
     } while (0)
 #define DOUBTFUL(n, sum, squares, m2) ((2 * (sum) * ((sum) / (n)) > (squares)) | ((m2) < TINY))
 
-/* Each block in turn, as many columns side by side as there are; a last strip overlaps the one before. */
+/* Each block in turn, with the kernel for its width. Strips of 16 or 8 columns cover wide rows; the last one overlaps the
+   one before, and computes the same bits again, instead of a loop for what is left. */
 #define EACH_BLOCK(T, ONE, FEW)                                                                                        \
     for (size g = 0; g < blocks; g++, x += rows * columns, mean += columns, low += columns, m2 += columns) {           \
         if (columns == 1) ONE##_##T(x, rows, 1, mean, low, m2);                                                        \
@@ -88,7 +66,9 @@ INLINE size pivot_step(size rows)
         }                                                                                                              \
     }
 
-/* STRIP: N times four neighbouring columns of a block, about a pivot near the mean (see kernels._about_pivot). */
+/* STRIP: N times four neighboring columns of a block. Two passes: the pivot, the first row plus the mean offset of every
+   8th row from it (see kernels._about_pivot for the bound that this gives), then sums of deviations from it and of their
+   squares. Sums of RUN rows go into the block's: two short sums round less than one long one. */
 #define STRIP(N, T, TYPE)                                                                                              \
 INLINE void strip##N##_##T(const TYPE *x, size rows, size stride, double *mean, double *low, double *m2)               \
 {                                                                                                                      \
@@ -125,7 +105,8 @@ INLINE void strip##N##_##T(const TYPE *x, size rows, size stride, double *mean, 
             look_##T(x + c, rows, stride, sum[c / 4][c % 4], squares[c / 4][c % 4], mean + c, low + c, m2 + c);        \
 }
 
-/* FEW: 1, 2 or 4 columns, several rows of them as lanes. */
+/* FEW: 1, 2 or 4 columns, which divide the four lanes: a vector holds 4, 2 or 1 rows, and value i of the block belongs to
+   column i % columns. Four vectors of sums run side by side; FOLD adds the lanes of a column, in a fixed order. */
 #define FOLD(v, columns)                                                                                               \
     ((columns) == 4 ? (v) : (columns) == 2 ? (v) + (four){(v)[2], (v)[3], (v)[0], (v)[1]} : ALL(((v)[0] + (v)[2]) + ((v)[1] + (v)[3])))
 #define FEW(T, TYPE)                                                                                                   \
@@ -165,7 +146,13 @@ INLINE void few_##T(const TYPE *x, size rows, int columns, double *mean, double 
         for (int c = 0; c < columns; c++) look_##T(x + c, rows, columns, sum[c], squares[c], mean + c, low + c, m2 + c); \
 }
 
-/* FLOATING: a block of `rows` rows of `columns` values; `narrow` takes several rows of 3, 5, 6 or 7 columns as lanes. */
+/* FLOATING: all kernels of one type whose sums round.
+
+   look_T computes a doubtful column again, about its first mean this time, unless the squares overflow; m2 becomes NaN
+   where values vary and their squares vanished, which tells kernels.py that there is no result.
+   narrow_T takes 3, 5, 6 or 7 columns. `width` is the largest multiple of `columns` in WIDTH lanes: 15 of 16 with 3 or 5
+   columns. Each step loads 16 values and moves on by `width`, so that lane i always holds column i % columns; the lanes
+   from `width` on are not read. */
 #define FLOATING(T, TYPE)                                                                                              \
 INLINE void look_##T(const TYPE *x, size rows, size stride, double sum, double squares, double *mean, double *low,     \
                      double *m2)                                                                                       \
@@ -196,7 +183,7 @@ INLINE void narrow_##T(const TYPE *x, size rows, int columns, double *mean, doub
     for (int c = 0; c < width; c++) pivot[c] = (double)x[c % columns] + offset[c % columns] / (double)used;            \
     four s[4], q[4];                                                                                                   \
     for (int i = 0; i < 4; i++) s[i] = q[i] = ALL(0.0);                                                                \
-    for (; at + WIDTH <= values; at += width) /* lanes from `width` on hold nothing of use */                          \
+    for (; at + WIDTH <= values; at += width) /* lanes from `width` on hold sums that are not used */                  \
         for (int i = 0; i < 4; i++) {                                                                                  \
             four d = FOUR(x + at + 4 * i) - FOUR(pivot + 4 * i);                                                       \
             s[i] += d;                                                                                                 \
@@ -228,18 +215,22 @@ FLOATING(u4, uint32_t)
 FLOATING(i8, int64_t)
 FLOATING(u8, uint64_t)
 
-/* 8- and 16-bit integers: the sums of up to 2^15 values, and of their squares, are exact in float64. */
+/* 8- and 16-bit integers need no pivot: the sums of up to 2^15 values (31 bits), and of their squares (47 bits), are exact
+   in float64 and in 64-bit integers. So are n * q and s * s; m2 rounds twice, in the conversion and in the division. */
 INLINE void exact(size rows, double sum, double squares, double *mean, double *low, double *m2)
 {
     int64_t n = rows, s = (int64_t)sum, q = (int64_t)squares;
-    double whole = (double)(n * q - s * s), high;
+    double whole = (double)(n * q - s * s), high; /* n * m2 */
     *m2 = whole / (double)n;
     *mean = sum / (double)n;
-    high = (double)(float)*mean; /* in two parts, whose products with n are exact */
-    *low = ((sum - high * (double)n) - (*mean - high) * (double)n) / (double)n; /* the division's remainder */
+    /* The division's remainder, sum - mean * n, over n is the low part. The product has to be exact: the mean is split
+       into its upper 24 bits and the rest (Dekker's split), whose products with n < 2^16 fit 53 bits. */
+    high = (double)(float)*mean;
+    *low = ((sum - high * (double)n) - (*mean - high) * (double)n) / (double)n;
 }
 
-/* WHOLE: sums in vectors VECTOR of W numbers NUMBER: float64 for 16 bits, 32-bit integers for bytes. */
+/* WHOLE: the same kernels for integers whose sums are exact, in vectors VECTOR of W numbers NUMBER: doubles for 16 bits,
+   32-bit integers for bytes (2^15 squares of a byte stay below 2^31). Their order does not matter. */
 #define WHOLE_STRIP(N, T, TYPE, VECTOR, W)                                                                             \
 INLINE void strip##N##_##T(const TYPE *x, size rows, size stride, double *mean, double *low, double *m2)               \
 {                                                                                                                      \
@@ -263,7 +254,7 @@ INLINE void narrow_##T(const TYPE *x, size rows, int columns, double *mean, doub
     size at = 0, values = rows * columns;                                                                              \
     VECTOR s[WIDTH / W], q[WIDTH / W];                                                                                 \
     for (int i = 0; i < WIDTH / W; i++) s[i] = q[i] = (VECTOR){0};                                                     \
-    for (; at + WIDTH <= values; at += width) /* lanes from `width` on hold nothing of use */                          \
+    for (; at + WIDTH <= values; at += width) /* lanes from `width` on hold sums that are not used */                  \
         for (int i = 0; i < WIDTH / W; i++) {                                                                          \
             VECTOR d = LOAD_##VECTOR(x + at + W * i);                                                                  \
             s[i] += d;                                                                                                 \
@@ -285,7 +276,8 @@ CLONES static void blocks_##T(const TYPE *x, size blocks, size rows, size column
     EACH_BLOCK(T, ONE, narrow)                                                                                         \
 }
 
-/* One column of bytes: 16-bit numbers, whose products the processor adds two by two. */
+/* LINE: one column of bytes. Widened to 16 bits, since processors multiply those and add the products two by two into 32
+   bits in one instruction (pmaddwd), which compilers find in these three loops. */
 #define LINE(T, TYPE)                                                                                                  \
 INLINE void line_##T(const TYPE *x, size rows, int columns, double *mean, double *low, double *m2)                     \
 {                                                                                                                      \
@@ -322,317 +314,4 @@ int bn_blocks(int code, const void *x, size blocks, size rows, size columns, dou
     CASE('b', 1, u1) CASE('u', 1, u1) CASE('u', 2, u2) CASE('u', 4, u4) CASE('u', 8, u8)
     }
     return 1;
-}
-
-/* Moments of n features: count, mean and m2, the latter two as sums high + low. */
-typedef struct { double *at[5]; } moments;
-enum { COUNT, MEAN, LOW, M2, M2_LOW };
-
-/* Moments.merge of four features: Chan, Golub & LeVeque (1983), see moments.py. */
-INLINE void merge_four(const four a[5], const four b[5], four out[5])
-{
-    four count = a[COUNT] + b[COUNT], delta = (b[MEAN] - a[MEAN]) + (b[LOW] - a[LOW]);
-    four base = a[MEAN], base_low = a[LOW], share, part, small, large, mean, m2, error, error1, error2;
-    if (ANY((mask)(a[COUNT] != b[COUNT]))) {
-        mask swap = b[COUNT] > a[COUNT];
-        large = CHOOSE(swap, b[COUNT], a[COUNT]);
-        small = CHOOSE(swap, a[COUNT], b[COUNT]) / CHOOSE(count > 1, count, ALL(1.0));
-        share = CHOOSE(swap, -small, small);
-        base = CHOOSE(swap, b[MEAN], base);
-        base_low = CHOOSE(swap, b[LOW], base_low);
-    } else { /* the same without a division */
-        large = a[COUNT];
-        share = small = CHOOSE(count > 0, ALL(0.5), ALL(0.0));
-    }
-    part = share * delta;
-    TWO_SUM(base, part, mean, error);
-    error += base_low;
-    out[MEAN] = mean + error;
-    out[LOW] = error - (out[MEAN] - mean);
-    TWO_SUM(a[M2], b[M2], m2, error1);
-    part = delta * (delta * (small * large));
-    base = m2;
-    TWO_SUM(base, part, m2, error2);
-    error = (a[M2_LOW] + b[M2_LOW]) + (error1 + error2);
-    out[M2] = m2 + error;
-    out[M2_LOW] = error - (out[M2] - m2);
-    /* the means differ, but by too little to square */
-    out[M2] = CHOOSE((out[M2] < TINY) & (delta != 0) & (small > 0), ALL(NAN), out[M2]);
-    out[COUNT] = count;
-}
-
-/* Merge the features of row a and row b at places `at` into row `to`, as many as `left`. */
-INLINE void merge_at(moments from, const size at[4], size next, size left, moments to, size place)
-{
-#define AT(x) ((four){(x)[at[0]], (x)[at[1]], (x)[at[2]], (x)[at[3]]})
-#define ALL_AT(add) {AT(from.at[0] + (add)), AT(from.at[1] + (add)), AT(from.at[2] + (add)), AT(from.at[3] + (add)), AT(from.at[4] + (add))}
-    const four a[5] = ALL_AT(0), b[5] = ALL_AT(next);
-    four merged[5];
-    merge_four(a, b, merged);
-    for (int k = 0; k < 5; k++) memcpy(to.at[k] + place, merged + k, (size_t)left * sizeof(double));
-}
-
-/* Merge neighbouring rows of n features: `pairs` times two rows of `from` become one of `to`, which may be the same. */
-CLONES static void merge_pairs(size pairs, size n, moments from, moments to)
-{
-    if (n >= 4) {
-        for (size pair = 0; pair < pairs; pair++) {
-            for (size c = 0; c < n; c += 4) {
-                size at = 2 * pair * n + c, left = n - c < 4 ? n - c : 4;
-                if (left == 4) merge_at(from, (size[]){at, at + 1, at + 2, at + 3}, n, 4, to, pair * n + c);
-                else merge_at(from, (size[]){at, at + (left > 1), at + 2 * (left > 2), at}, n, left, to, pair * n + c);
-            }
-        }
-        return;
-    }
-    for (size e = 0; e < pairs * n; e += 4) { /* several pairs side by side */
-        size left = pairs * n - e < 4 ? pairs * n - e : 4, at[4];
-        for (size j = 0; j < 4; j++) {
-            size element = j < left ? e + j : e;
-            at[j] = n == 1 ? 2 * element : element / n * 2 * n + element % n;
-        }
-        merge_at(from, at, n, left, to, e);
-    }
-}
-
-/* Moments.reduce: each of `runs` runs of `rows` rows of n features becomes one row, neighbour merged with neighbour until one
-   is left. `to` holds half of what `from` does, rounded up in each run. */
-static void reduce(size runs, size rows, size n, moments from, moments to)
-{
-    if (rows == 1)
-        for (int k = 0; k < 5; k++) memcpy(to.at[k], from.at[k], (size_t)(runs * n) * sizeof(double));
-    for (; rows > 1; rows = (rows + 1) / 2, from = to) {
-        if (rows % 2 == 0) {
-            merge_pairs(runs * rows / 2, n, from, to);
-            continue;
-        }
-        for (size run = 0; run < runs; run++) {
-            size half = rows / 2;
-            moments in, out;
-            for (int k = 0; k < 5; k++) {
-                in.at[k] = from.at[k] + run * rows * n;
-                out.at[k] = to.at[k] + run * (half + 1) * n;
-            }
-            merge_pairs(half, n, in, out);
-            for (int k = 0; k < 5; k++) memmove(out.at[k] + half * n, in.at[k] + 2 * half * n, (size_t)n * sizeof(double));
-        }
-    }
-}
-
-void bn_reduce_moments(size runs, size rows, size n, double *count, double *mean, double *low, double *m2, double *m2_low,
-                       double *to_count, double *to_mean, double *to_low, double *to_m2, double *to_m2_low)
-{
-    reduce(runs, rows, n, (moments){{count, mean, low, m2, m2_low}}, (moments){{to_count, to_mean, to_low, to_m2, to_m2_low}});
-}
-
-#ifndef _WIN32
-static int read_whole(int fd, int64_t offset, char *buffer, size bytes)
-{
-    for (size done = 0; done < bytes;) {
-        ssize_t got = pread(fd, buffer + done, (size_t)(bytes - done), (off_t)(offset + done));
-        if (got < 0 && errno == EINTR) continue;
-        if (got <= 0) return 0;
-        done += got;
-    }
-    return 1;
-}
-
-/* bn_blocks and bn_reduce_moments of runs of blocks that lie in a file from byte `offset` on: what is read is summed while it is in
-   the cache, `at_once` blocks at a time. `scratch` holds 5 * (at_once or, if more, blocks) * columns numbers, and as
-   many again halved. Returns 0; 1 as bn_blocks; or 2 when the file ends before or cannot be read. */
-int bn_read_runs(int fd, int64_t offset, int code, char *buffer, double *scratch, size at_once, size item, size runs, size blocks,
-                 size rows, size columns, double *count, double *mean, double *low, double *m2, double *m2_low)
-{
-    size together = at_once / blocks > 0 ? at_once / blocks : 1, room = together * blocks * columns;
-    moments found, half, out = {{count, mean, low, m2, m2_low}};
-    for (int k = 0; k < 5; k++) {
-        found.at[k] = scratch + k * room;
-        half.at[k] = scratch + 5 * room + k * (room / 2 + together * columns);
-    }
-    for (size i = 0; i < room; i++) { found.at[COUNT][i] = (double)rows; found.at[M2_LOW][i] = 0; }
-    for (size first = 0; first < runs; first += together) {
-        size now = first + together < runs ? together : runs - first, all = now * blocks;
-        for (size block = 0; block < all; block += at_once) {
-            size some = block + at_once < all ? at_once : all - block, bytes = some * rows * columns * item, at = block * columns;
-            if (!read_whole(fd, offset, buffer, bytes)) return 2;
-            offset += bytes;
-            if (bn_blocks(code, buffer, some, rows, columns, found.at[MEAN] + at, found.at[LOW] + at, found.at[M2] + at)) return 1;
-        }
-        reduce(now, blocks, columns, found, half);
-        for (int k = 0; k < 5; k++)
-            memcpy(out.at[k] + first * columns, half.at[k], (size_t)(now * columns) * sizeof(double));
-    }
-    return 0;
-}
-#endif
-
-/* Weights of two consecutive runs of k1 and k2 batches in their mean, see moments._weights; log_m is NaN for no momentum. */
-static void weights(double k1, double k2, double log_m, double *earlier, double *later)
-{
-    int plain = isnan(log_m);
-    double share1 = plain ? k1 : -expm1(k1 * log_m) * exp(k2 * log_m), share2 = plain ? k2 : -expm1(k2 * log_m);
-    double whole = plain ? k1 + k2 : -expm1((k1 + k2) * log_m);
-    if (!(whole > 0)) whole = 1;
-    *earlier = share1 / whole;
-    *later = share2 / whole;
-}
-
-INLINE void merge_running_one(double w1, double w2, double *a, double *low, double *first, double b, double b_low,
-                              double b_first, int empty)
-{
-    double delta = (b - *a) + (b_low - *low), sum, error;
-    int swap = w2 > 0.5;
-    two_sum(swap ? b : *a, delta * (swap ? -w1 : w2), &sum, &error);
-    quick_two_sum(sum, (swap ? b_low : *low) + error, a, low);
-    if (empty) *first = b_first;
-}
-
-/* All features have the same k, so one pair of weights serves them. */
-CLONES static void merge_running(size n, double w1, double w2, int empty, double *restrict a, double *restrict low,
-                                 double *restrict first, const double *b, const double *b_low, const double *b_first)
-{
-    for (size i = 0; i < n; i++) merge_running_one(w1, w2, a + i, low + i, first + i, b[i], b_low[i], b_first[i], empty);
-}
-
-/* Running.reduce in place: rows of (2, n) statistics with k of (1, kn), kn being 1 or n. */
-static void reduce_running(size rows, size n, size kn, double log_m, double *k, double *a, double *low, double *first)
-{
-    for (; rows > 1; rows = (rows + 1) / 2) {
-        double last1 = NAN, last2 = NAN, w1 = 0, w2 = 0; /* most pairs weigh as the pair before */
-        for (size i = 0; i < rows / 2; i++) {
-            size to = i * 2 * n, one = 2 * i * 2 * n, two = (2 * i + 1) * 2 * n;
-            double *k1 = k + 2 * i * kn, *k2 = k1 + kn;
-            for (size j = 0; j < 2 * n && i; j++) {
-                a[to + j] = a[one + j];
-                low[to + j] = low[one + j];
-                first[to + j] = first[one + j];
-            }
-            for (size f = 0; f < kn; f++) {
-                if (k1[f] != last1 || k2[f] != last2) weights(last1 = k1[f], last2 = k2[f], log_m, &w1, &w2);
-                if (kn == 1)
-                    merge_running(2 * n, w1, w2, k1[0] == 0, a + to, low + to, first + to, a + two, low + two, first + two);
-                else
-                    for (size s = 0; s < 2; s++)
-                        merge_running(1, w1, w2, k1[f] == 0, a + to + s * n + f, low + to + s * n + f, first + to + s * n + f,
-                                      a + two + s * n + f, low + two + s * n + f, first + two + s * n + f);
-                k[i * kn + f] = k1[f] + k2[f];
-            }
-        }
-        if (rows % 2) {
-            size to = rows / 2 * 2 * n, from = (rows - 1) * 2 * n;
-            for (size j = 0; j < 2 * n; j++) {
-                a[to + j] = a[from + j];
-                low[to + j] = low[from + j];
-                first[to + j] = first[from + j];
-            }
-            for (size f = 0; f < kn; f++) k[rows / 2 * kn + f] = k[(rows - 1) * kn + f];
-        }
-    }
-}
-
-/* Running.of and Running.reduce of the moments of `rows` batches of n features: a, low and first of shape (rows, 2, n) and k of
-   shape (rows, n) hold the result in their first row; log_m is NaN for no momentum. */
-void bn_running(size rows, size n, double ddof, double log_m, const double *count, const double *mean, const double *m2,
-                double *k, double *a, double *low, double *first)
-{
-    int alike = 1; /* features that have the same counts have the same weights */
-    for (size r = 0; r < rows; r++)
-        for (size c = 1; c < n; c++) alike &= count[r * n + c] == count[r * n];
-    for (size r = 0; r < rows; r++)
-        for (size c = 0; c < n; c++) {
-            size i = r * n + c, to = 2 * r * n + c;
-            int folded = count[i] >= 2;
-            if (!alike) k[i] = folded;
-            else if (c == 0) k[r] = folded;
-            a[to] = first[to] = folded ? mean[i] : 0;
-            a[to + n] = first[to + n] = folded ? m2[i] / (count[i] - ddof) : 0;
-            low[to] = low[to + n] = 0;
-        }
-    reduce_running(rows, n, alike ? 1 : n, log_m, k, a, low, first);
-    if (alike)
-        for (size c = 1; c < n; c++) k[c] = k[0];
-}
-
-/* HDF5's shuffle filter: the first bytes of all elements, then all second bytes and so on; little-endian machines only. */
-#define SHUFFLE(BITS)                                                                                                  \
-CLONES static void join_##BITS(size first, size count, const uint8_t *from, uint##BITS##_t *to)                        \
-{                                                                                                                      \
-    for (size i = first; i < count; i++) {                                                                             \
-        uint##BITS##_t value = 0;                                                                                      \
-        for (int k = 0; k < BITS / 8; k++) value |= (uint##BITS##_t)((uint##BITS##_t)from[k * count + i] << 8 * k);     \
-        to[i] = value;                                                                                                 \
-    }                                                                                                                  \
-}                                                                                                                      \
-CLONES static void split_##BITS(size count, const uint##BITS##_t *from, uint8_t *to)                                   \
-{                                                                                                                      \
-    for (int k = 0; k < BITS / 8; k++)                                                                                 \
-        for (size i = 0; i < count; i++) to[k * count + i] = (uint8_t)(from[i] >> 8 * k);                              \
-}
-SHUFFLE(16)
-SHUFFLE(32)
-SHUFFLE(64)
-
-/* The same for 4 bytes, 16 elements at a time, by interleaving: bytes of two planes, then pairs of bytes. */
-typedef uint8_t sixteen __attribute__((vector_size(16), aligned(1), may_alias));
-#ifdef __clang__
-#define MIX(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define MIX(a, b, ...) __builtin_shuffle(a, b, (sixteen){__VA_ARGS__})
-#endif
-#define LOW(a, b) MIX(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
-#define HIGH(a, b) MIX(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
-#define LOW_PAIRS(a, b) MIX(a, b, 0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23)
-#define HIGH_PAIRS(a, b) MIX(a, b, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31)
-static void join_fours(size count, const uint8_t *from, uint32_t *to)
-{
-    size whole = count / 16 * 16;
-    for (size i = 0; i < whole; i += 16) {
-        sixteen a = *(const sixteen *)(from + i), b = *(const sixteen *)(from + count + i);
-        sixteen c = *(const sixteen *)(from + 2 * count + i), d = *(const sixteen *)(from + 3 * count + i);
-        sixteen ab = LOW(a, b), cd = LOW(c, d), *out = (sixteen *)(to + i);
-        out[0] = LOW_PAIRS(ab, cd);
-        out[1] = HIGH_PAIRS(ab, cd);
-        ab = HIGH(a, b);
-        cd = HIGH(c, d);
-        out[2] = LOW_PAIRS(ab, cd);
-        out[3] = HIGH_PAIRS(ab, cd);
-    }
-    join_32(whole, count, from, to);
-}
-
-/* Shuffle `count` elements of 2, 4 or 8 bytes, or undo it; returns 1 for other sizes. */
-int bn_shuffle(int bytes, int undo, size count, const void *from, void *to)
-{
-    switch (bytes) {
-#define EITHER(BITS, JOIN) case BITS / 8: if (undo) JOIN; else split_##BITS(count, from, to); return 0;
-    EITHER(16, join_16(0, count, from, to)) EITHER(32, join_fours(count, from, to)) EITHER(64, join_64(0, count, from, to))
-    }
-    return 1;
-}
-
-/* LZF, as h5py's filter stores it (format of liblzf): undone into at most `room` bytes. Returns how many it gives, or
-   -1 when it is damaged, room + 1 when it gives more. */
-size bn_unlzf(const unsigned char *in, size length, unsigned char *out, size room)
-{
-    size from = 0, to = 0;
-    while (from < length) {
-        size code = in[from++], count = code >> 5;
-        if (count == 0) { /* a run of bytes as they are */
-            count = code + 1;
-            if (from + count > length) return -1;
-            if (to + count > room) return room + 1;
-            while (count--) out[to++] = in[from++];
-            continue;
-        }
-        if (count == 7) {
-            if (from >= length) return -1;
-            count += in[from++];
-        }
-        if (from >= length) return -1;
-        size back = ((code & 31) << 8 | in[from++]) + 1; /* bytes that were given before, which may overlap these */
-        if (back > to) return -1;
-        if (to + count + 2 > room) return room + 1;
-        for (count += 2; count--; to++) out[to] = out[to - back];
-    }
-    return to;
 }

@@ -1,6 +1,7 @@
-/* One batch of learning gamma and beta: what affine.py does in NumPy, a few samples at a time, which stay in cache.
+/* One batch of learning gamma and beta: what learning.py does in NumPy, a few samples at a time, which stay in cache.
 
-   Sums run in a fixed order and exponentials are computed here, so that the bits do not depend on the processor. */
+   Sums run in a fixed order and exponentials are computed here, not by libm, so that the bits depend on neither the
+   processor nor the system. */
 
 #include <math.h>
 #include "_vectors.h"
@@ -17,25 +18,29 @@ typedef struct {
     double pooled, batch; /* values of a feature in a sample, and samples of the whole batch */
 } shape;
 
-/* e^x = *up / *down. With x = n log(2) + r, |r| <= log(2)/2, it is 2^n e^r, and e^r = N(r)/N(-r), the Pade approximant of degree
-   6 over 6, off by less than 2e-19. */
+/* e^x = *up / *down, without a division of its own.
+
+   With x = n log(2) + r and |r| <= log(2)/2 it is 2^n e^r, and e^r = N(r)/N(-r), the Pade approximant of degree 6 over 6
+   (Golub & Van Loan, Matrix Computations), off by less than 2e-19. N(r) = even(r^2) + odd(r). */
 INLINE void exponential(double x, double *up, double *down)
 {
     x = x > 600 ? 600 : x;
     x = x < -600 ? -600 : x;
-    double shifted = x * 1.4426950408889634 + 0x1.8p52, n = shifted - 0x1.8p52; /* the low bits of `shifted` hold n */
+    /* x / log(2) + 1.5 * 2^52: doubles of that size are 1 apart, so the sum rounds to n, and its low bits are n's */
+    double shifted = x * 1.4426950408889634 + 0x1.8p52, n = shifted - 0x1.8p52;
+    /* log(2) in two parts (Cody & Waite 1980): the first has few enough bits that n times it is exact */
     double r = (x - n * 0x1.62e42fefa38p-1) - n * 0x1.ef35793c7673p-45, s = r * r, two_to_n;
     double even = ((s + 840) * s + 75600) * s + 665280, odd = r * ((42 * s + 10080) * s + 332640);
     uint64_t bits;
     memcpy(&bits, &shifted, 8);
-    bits = (bits << 52) + 0x3ff0000000000000;
+    bits = (bits << 52) + 0x3ff0000000000000; /* n into the exponent, plus the bias: 2^n */
     memcpy(&two_to_n, &bits, 8);
     *up = two_to_n * (even + odd);
     *down = even - odd;
 }
 
-/* sigmoid = 1/(1 + e^-y), tanh = (e^2y - 1)/(e^2y + 1): each with one division. tanh is right to 4e-16, of values near 0 too, which
-   have fewer digits then. */
+/* sigmoid = 1/(1 + e^-y), tanh = (e^2y - 1)/(e^2y + 1), each with one division of up and down. tanh has an absolute error
+   of 4e-16; near 0 its relative error is larger. NaN stays NaN. */
 INLINE double activation(int kind, double y)
 {
     double up, down;
@@ -54,8 +59,8 @@ INLINE double slope(int kind, double a)
     return 1;
 }
 
-/* xhat = (x - mean) * inverse, the normalised values, and a = activation(gamma * xhat + beta). `column` holds mean, inverse, gamma
-   and beta of each column. */
+/* xhat = (x - mean) * inverse, the normalized values, and a = activation(gamma * xhat + beta). `column` holds mean,
+   inverse, gamma and beta of each column, one array after the other. */
 #define ACTIVATE(T, TYPE)                                                                                              \
 INLINE void activate_##T(int kind, size rows, size columns, const TYPE *restrict x, const double *restrict column,     \
                          double *restrict xhat, double *restrict a)                                                    \
@@ -70,7 +75,8 @@ INLINE void activate_##T(int kind, size rows, size columns, const TYPE *restrict
 ACTIVATE(f4, float)
 ACTIVATE(f8, double)
 
-/* Adds to dgamma and dbeta of each column; `repeated` says that all rows share one row of da. */
+/* Adds to each column's dgamma = sum(dy * xhat) and dbeta = sum(dy), where dy = da * activation'(y) (Ioffe & Szegedy 2015,
+   section 3); `repeated` says that all rows share one row of da. */
 INLINE void gradients(int kind, size rows, size columns, int repeated, const double *restrict da, const double *restrict xhat,
                       const double *restrict a, double *restrict dgamma, double *restrict dbeta)
 {
@@ -82,7 +88,7 @@ INLINE void gradients(int kind, size rows, size columns, int repeated, const dou
         }
 }
 
-/* CALL(KIND) with the activation as a constant, which gives each a loop of its own. */
+/* CALL(KIND) with the activation as a constant, which compiles a loop without branches for each. */
 #define EACH_KIND(kind, CALL)                                                                                          \
     do {                                                                                                               \
         if (kind == SIGMOID) CALL(SIGMOID);                                                                            \
@@ -91,7 +97,7 @@ INLINE void gradients(int kind, size rows, size columns, int repeated, const dou
         else CALL(IDENTITY);                                                                                           \
     } while (0)
 
-/* The mean of each feature's values in one sample. */
+/* The mean of each feature's values in one sample (global average pooling), summed in four lanes. */
 INLINE void pool(const shape *m, const double *a, double *pooled)
 {
     for (size c = 0; c < m->features; c++) pooled[c] = 0;
@@ -107,7 +113,8 @@ INLINE void pool(const shape *m, const double *a, double *pooled)
     for (size c = 0; c < m->features; c++) pooled[c] /= m->pooled;
 }
 
-/* out = pooled · weight^T + bias for `count` samples, a constant. */
+/* out = pooled · weight^T + bias for `count` samples, a constant. Each weight is loaded once for all of them; a sum has
+   four lanes, added up in a fixed order, and what is left of the features by itself. */
 INLINE void head(size count, size features, size outputs, const double *pooled, const double *weight, const double *bias, double *out)
 {
     for (size k = 0; k < outputs; k++, weight += features) {
@@ -124,7 +131,8 @@ INLINE void head(size count, size features, size outputs, const double *pooled, 
     }
 }
 
-/* Adds the gradient of the head's weights and bias, and fills `da`, the gradient at what went into it. */
+/* Adds the gradient of the head's weights, slopes^T · pooled, and bias, sum(slopes), and fills `da`, the gradient at each
+   value that was pooled: slopes · weight / values of a feature. */
 INLINE void head_gradients(size count, const shape *m, const double *pooled, const double *weight, const double *slopes,
                            double *dweight, double *dbias, double *da)
 {
@@ -154,8 +162,8 @@ INLINE void head_gradients(size count, const shape *m, const double *pooled, con
         }
 }
 
-/* -log softmax(out)[label]; `out` becomes its gradient divided by `samples`. The largest output is subtracted first, so that no
-   exponential overflows. */
+/* -log softmax(out)[label]; `out` becomes its gradient, softmax - onehot(label), divided by `samples`. The largest output
+   is subtracted first, so that no exponential overflows. */
 INLINE double cross_entropy(size outputs, double *out, int64_t label, double samples, int64_t *correct)
 {
     double top = out[0], at_label = out[label], total = 0;
@@ -185,7 +193,8 @@ INLINE double squares(size count, double *out, const double *target, double elem
     return sum;
 }
 
-/* Loss and gradients of `count` samples, a constant, from their xhat and a on. */
+/* Loss and gradients of `count` samples, a constant, from their xhat and a on: pool, head, loss, then backward. `room` holds
+   the outputs, then da, then one row of da repeated for each position (`wide`), then the pooled means. */
 INLINE double compare(size count, const shape *m, const double *parameters, const void *target, size first, const double *xhat,
                       const double *a, double *room, double *gradient, double *columns, int64_t *correct)
 {
@@ -229,14 +238,17 @@ INLINE double distil(const shape *m, const double *target, const double *xhat, d
     return sum;
 }
 
-CLONES static double judge(const shape *m, int single, size together, const void *x, const double *mean, const double *inverse,
-                           const double *parameters, const void *target, double *scratch, double *gradient, int64_t *correct)
+/* bn_loss_and_gradient, with its problem in a record. `sums` gathers dgamma and dbeta of each column, which are added up
+   for each feature at the end. */
+CLONES static double all_samples(const shape *m, int single, size together, const void *x, const double *mean,
+                                 const double *inverse, const double *parameters, const void *target, double *scratch,
+                                 double *gradient, int64_t *correct)
 {
     double *column = scratch, *xhat = column + 6 * m->columns, *a = xhat + together * m->values, *room = a + together * m->values;
     double loss = 0;
     for (size c = 0, j = 0; c < m->features; c++) /* a feature's, repeated for each of its positions */
         for (size i = 0; i < m->positions; i++, j++) {
-            column[j] = mean[c];
+            column[j] = mean[c]; /* inverse, gamma and beta lie behind, as `activate` reads them */
             column[m->columns + j] = inverse[c];
             column[2 * m->columns + j] = parameters[c];
             column[3 * m->columns + j] = parameters[m->features + c];
@@ -260,20 +272,23 @@ CLONES static double judge(const shape *m, int single, size together, const void
     return loss;
 }
 
-/* Judge samples of a batch of `batch` samples, see affine.judge: x of (samples, rows, features, positions) values, float32 where `single`, else float64; mean and
-   inverse (1 / sqrt(var + eps)) of each feature; parameters gamma, beta, weight (outputs, features) and bias in a row; target
-   int64 labels for cross-entropy, else float64 of (samples, outputs), or of x's shape where there are no outputs.
+/* Loss and gradient of some samples of a batch of `batch`, see learning.loss_and_gradient: x of (samples, rows, features,
+   positions) values, float32 where `single`, else float64; mean and inverse (1 / sqrt(var + eps)) of each feature;
+   parameters gamma, beta, weight (outputs, features) and bias in a row; target int64 labels for cross-entropy, else
+   float64 of (samples, outputs), or of x's shape where there are no outputs.
 
-   Adds to the gradient, of the parameters' shape, and puts the sum of the samples' losses (of squares for mse) into *loss and the
-   samples whose largest output is their label's into *correct. `together` samples, 1 or TOGETHER, are held at a time; scratch holds
-   6 * columns + 2 * together * sample numbers and, beside them, together * (2 * features + outputs) + columns or a sample's. */
-void bn_judge(int activation, int loss_kind, int single, size together, size samples, size rows, size features, size positions,
-              size outputs, double batch, const void *x, const double *mean, const double *inverse, const double *parameters, const void *target,
-              double *scratch, double *gradient, double *loss, int64_t *correct)
+   Adds to the gradient, of the parameters' shape, and puts the sum of the samples' losses (of squares for mse) into *loss
+   and the number of samples whose largest output is their label's into *correct. `together` samples, 1 or TOGETHER, are
+   held at a time; scratch holds 6 * columns + 2 * together * sample numbers and, beside them,
+   together * (2 * features + outputs) + columns or a sample's, whichever is more. */
+void bn_loss_and_gradient(int activation, int loss_kind, int single, size together, size samples, size rows, size features,
+                          size positions, size outputs, double batch, const void *x, const double *mean,
+                          const double *inverse, const double *parameters, const void *target, double *scratch,
+                          double *gradient, double *loss, int64_t *correct)
 {
     size columns = features * positions;
     shape m = {activation, loss_kind, samples, rows, features, positions, outputs, columns, rows * columns,
                (double)(rows * positions), batch};
     *correct = 0;
-    *loss = judge(&m, single, together, x, mean, inverse, parameters, target, scratch, gradient, correct);
+    *loss = all_samples(&m, single, together, x, mean, inverse, parameters, target, scratch, gradient, correct);
 }

@@ -2,17 +2,20 @@
 
 #include "_vectors.h"
 
-#define INFINITE_4 0x7f800000u /* the exponent's bits: all of them are set in infinities and NaN */
+/* the exponent's bits of float32 and float64: all of them are set in infinities and NaN, and in nothing else */
+#define INFINITE_4 0x7f800000u
 #define INFINITE_8 0x7ff0000000000000u
 
-/* Returns whether a result is not finite. */
+/* ROW: one row, or the positions of one feature. y = (x - mean) * scale + beta in double, each operation rounded by itself
+   as in NumPy, then once more to the output's type. Results that are not finite are found by their bits, which the
+   compiler turns into vectors, unlike a branch. `one` is a constant in each call: all values are of one feature. */
 #define ROW(IN, IN_TYPE, OUT, OUT_TYPE, BITS)                                                                          \
 INLINE BITS row_##IN##_##OUT(size count, const IN_TYPE *restrict x, const double *restrict mean,                       \
                              const double *restrict scale, const double *restrict beta, OUT_TYPE *restrict y, int one) \
 {                                                                                                                      \
     BITS found = 0;                                                                                                    \
     for (size i = 0; i < count; i++) {                                                                                 \
-        size c = one ? 0 : i; /* one feature's values, or one value of each feature */                                 \
+        size c = one ? 0 : i;                                                                                          \
         BITS bits;                                                                                                     \
         y[i] = (OUT_TYPE)(((double)x[i] - mean[c]) * scale[c] + beta[c]);                                              \
         memcpy(&bits, y + i, sizeof bits);                                                                             \

@@ -1,4 +1,4 @@
-"""What people hand over as an array, as a NumPy array or an error that says why not."""
+"""The types of arrays, and conversion to one of what a caller gives as an array."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ import numpy.typing as npt
 
 from bncli.errors import InputError
 
+Array = npt.NDArray[Any]  # of any type
+Floats = npt.NDArray[np.float64]
+Bytes = npt.NDArray[np.uint8]
+Bools = npt.NDArray[np.bool_]
+DType = np.dtype[Any]
+
 BFLOAT16 = ("bfloat16", "torch.bfloat16")  # as ml_dtypes (JAX) and PyTorch name it; NumPy has no such type
 
 
-def to_array(values: Any, what: str = "the array") -> npt.NDArray[Any]:
-    """Values as a NumPy array, without a copy where there need be none.
+def to_array(values: Any, what: str = "the array") -> Array:
+    """Values as a NumPy array, without a copy where possible.
 
     A PyTorch tensor is read whether or not it requires a gradient; bfloat16 becomes float32, which holds all its values.
 
@@ -21,16 +27,16 @@ def to_array(values: Any, what: str = "the array") -> npt.NDArray[Any]:
     ----------
     values : array, nested lists of numbers, or anything that NumPy makes an array of
     what : str
-        What the message calls them.
+        Their name in an error message.
 
     Raises
     ------
     InputError
-        When they do not make an array, or are a masked array, whose mask would be lost.
+        When NumPy cannot convert them, or they are a masked array, whose mask would be lost.
     """
     if isinstance(values, np.ma.MaskedArray):
         raise InputError(
-            "a masked array is refused; fill it with NaN (x.filled(np.nan)), and leave those out of a fit with nan='omit'"
+            "masked arrays are not supported; fill it with NaN (x.filled(np.nan)), and have fit skip those with nan='omit'"
         )
     try:
         for step in ("detach", "resolve_conj", "resolve_neg"):  # a tensor that is a view in another sign, say
@@ -43,6 +49,6 @@ def to_array(values: Any, what: str = "the array") -> npt.NDArray[Any]:
     except Exception as error:  # whatever the object's own __array__ raises
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{what}: a {type(values).__name__} does not make an array of numbers ({reason}); give a NumPy array, or rows "
-            "of equal length"
+            f"{what}: a {type(values).__name__} cannot be converted to an array of numbers ({reason}); give a NumPy array, "
+            "or rows of equal length"
         ) from None

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bncli.errors import InputError, MismatchError, UsageError
 from bncli.numerics import compiled
-from bncli.numerics.arrays import to_array
+from bncli.numerics.arrays import Array, Bools, DType, Floats, to_array
 from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Layout, Values, feature_axis
 from bncli.numerics.moments import Moments
@@ -22,7 +22,6 @@ from bncli.numerics.moments import Moments
 WIDE_ROW = 512  # values of one row that numpy takes well in one go
 PART_VALUES = 1 << 16  # computed by parts at a time
 FLOAT64 = np.finfo(np.float64)
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +67,11 @@ class Affine:
         return replace(Affine(*parts), divisor=None if self.divisor is None else self.divisor[index])
 
     @property
-    def unknown(self) -> npt.NDArray[np.bool_]:
+    def unknown(self) -> Bools:
         """Where there are no statistics."""
         return np.asarray(np.isnan(self.minus) | np.isnan(self.times) | np.isnan(self.over) | np.isnan(self.plus))
 
-    def __call__(self, x: npt.NDArray[Any], dtype: npt.DTypeLike = np.float64) -> tuple[npt.NDArray[Any], bool]:
+    def __call__(self, x: Array, dtype: npt.DTypeLike = np.float64) -> tuple[Array, bool]:
         """Computed in float64, the subtraction first, so that x = mean gives beta; rounded; and whether all is finite."""
         y = x.astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -83,7 +82,7 @@ class Affine:
             y += self.plus
         return self.rounded(x, y, dtype)
 
-    def columns(self, x: npt.NDArray[Any], dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], bool]:
+    def columns(self, x: Array, dtype: DType) -> tuple[Array, bool]:
         """The same of x of shape (R, C, I) by statistics of shape (C, 1), compiled where it can be."""
         minus, scale, plus = (a[:, 0] for a in (self.minus, self.scale, self.plus))
         found = compiled.normalize(x, minus, scale, plus, dtype) if self.divisor is None else None
@@ -91,7 +90,7 @@ class Affine:
             return self(x, dtype)
         return found if found[1] else self.rounded(x, found[0], dtype)
 
-    def rounded(self, x: npt.NDArray[Any], y: npt.NDArray[Any], dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], bool]:
+    def rounded(self, x: Array, y: Array, dtype: npt.DTypeLike) -> tuple[Array, bool]:
         """y rounded, by parts where a step overflowed or scale is NaN; and whether all is finite."""
         y = round_to(y, np.dtype(dtype))
         if (fine := np.isfinite(y)).all():
@@ -133,7 +132,7 @@ class Cache:
     axis: int
 
 
-def moments(x: npt.NDArray[Any], axis: int = -1) -> Moments:
+def moments(x: Array, axis: int = -1) -> Moments:
     """Count, mean and m2 of each feature of one batch: Moments of shape (C,).
 
     Parameters
@@ -149,7 +148,7 @@ def moments(x: npt.NDArray[Any], axis: int = -1) -> Moments:
 
 def forward(
     x: npt.ArrayLike, gamma: npt.ArrayLike, beta: npt.ArrayLike, eps: float = 1e-5, axis: int = -1
-) -> tuple[npt.NDArray[Any], Cache]:
+) -> tuple[Array, Cache]:
     """Training mode: normalise a batch with its own statistics.
 
     y = gamma · (x - mean) / sqrt(var + eps) + beta, with var divided by n.
@@ -201,9 +200,7 @@ def forward(
     return _checked(x, xhat, shift, None), Cache(mean, var, xhat, gamma, eps, axis)
 
 
-def backward(
-    dy: npt.ArrayLike, cache: Cache
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def backward(dy: npt.ArrayLike, cache: Cache) -> tuple[Array, Floats, Floats]:
     """The exact gradient of `forward`, through the batch's own mean and variance.
 
     With n values per feature and sums over a feature's values (Ioffe & Szegedy 2015, section 3, brought to one line):
@@ -276,7 +273,7 @@ def normalize(
     eps: float = 1e-5,
     axis: int = -1,
     dtype: npt.DTypeLike | None = None,
-) -> npt.NDArray[Any]:
+) -> Array:
     """Test mode: y = gamma · (x - mean) / sqrt(var + eps) + beta, the subtraction first.
 
     Parameters
@@ -316,7 +313,7 @@ def denormalize(
     eps: float = 1e-5,
     axis: int = -1,
     dtype: npt.DTypeLike | None = None,
-) -> npt.NDArray[Any]:
+) -> Array:
     """The inverse of `normalize`: x = (y - beta) / gamma · sqrt(var + eps) + mean.
 
     Parameters and result are those of `normalize`.
@@ -335,7 +332,7 @@ def denormalize(
     return _applied(y, mean, var, gamma, beta, eps, axis, dtype, inverse=True)
 
 
-def output_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def output_type(dtype: DType) -> DType:
     """Type of the result when none is asked for: float types stay, others become float32."""
     return dtype.newbyteorder("=") if dtype.kind == "f" else np.dtype(np.float32)
 
@@ -348,7 +345,7 @@ def deviation(var: Floats, eps: float) -> Floats:
     return np.where(sd == 0, 1.0, sd)
 
 
-def round_to(values: Floats, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def round_to(values: Floats, dtype: DType) -> Array:
     """Round float64 values to `dtype`; what is too large becomes infinite, silently (see `overflowed`)."""
     with np.errstate(over="ignore", invalid="ignore"):
         return values.astype(dtype, copy=False)
@@ -374,7 +371,7 @@ def _by_parts(x: Floats, minus: Floats | float, times: Floats, over: Floats, plu
         return np.asarray(np.ldexp(np.ldexp(term, power - half) + np.ldexp(plus, -half), half))
 
 
-def overflowed(before: npt.NDArray[Any], after: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+def overflowed(before: Array, after: Array) -> Bools:
     """Mark finite values whose result is infinite: they do not fit the result's type."""
     return np.asarray(np.isinf(after) & np.isfinite(before))
 
@@ -392,7 +389,7 @@ def per_feature(values: npt.ArrayLike, features: int, name: str) -> Floats:
     return np.broadcast_to(array, features)
 
 
-def real_array(x: npt.ArrayLike) -> npt.NDArray[Any]:
+def real_array(x: npt.ArrayLike) -> Array:
     """x as an array of a type bn computes with (bool, integers, floats), of two or more dimensions."""
     array = to_array(x)
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
@@ -423,7 +420,7 @@ def _shape(rank: int, axis: int) -> tuple[int, ...]:
 
 
 def _applied(
-    x: npt.NDArray[Any],
+    x: Array,
     mean: npt.ArrayLike,
     var: npt.ArrayLike,
     gamma: npt.ArrayLike,
@@ -433,7 +430,7 @@ def _applied(
     dtype: npt.DTypeLike | None,
     *,
     inverse: bool,
-) -> npt.NDArray[Any]:
+) -> Array:
     """Test mode or its inverse with statistics along x's feature axis, refusing values that do not fit the result's type."""
     axis = feature_axis(x.ndim, axis)
     named = {"mean": mean, "var": var, "gamma": gamma, "beta": beta}
@@ -441,9 +438,7 @@ def _applied(
     return _checked(x, x, Affine.of(m, v, g, b, eps, inverse=inverse), dtype)
 
 
-def _checked(
-    given: npt.NDArray[Any], x: npt.NDArray[Any], affine: Affine, dtype: npt.DTypeLike | None
-) -> npt.NDArray[Any]:
+def _checked(given: Array, x: Array, affine: Affine, dtype: npt.DTypeLike | None) -> Array:
     """The result for x, which comes from what was given; refuses values that do not fit its type."""
     result, finite = affine(x, target := output_type(given.dtype) if dtype is None else np.dtype(dtype))
     if not finite and (count := int(np.count_nonzero(overflowed(given, result)))):

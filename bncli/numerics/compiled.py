@@ -1,7 +1,9 @@
-"""The compiled kernel (`_blocks.c`, `_normalizing.c`, `_learning.c`), when it was built: the same arithmetic in one pass instead of many.
+"""The compiled kernel, where it was built: the same arithmetic in one pass instead of many.
 
-It is a plain shared library without Python in it, called through ctypes, which lets go of the interpreter's lock.
-`BN_KERNEL=numpy` in the environment does without it, `BN_KERNEL=c` insists on it.
+`_blocks.c` sums blocks, `_moments.c` merges, `_bytes.c` decodes HDF5 chunks, `_normalizing.c` applies statistics and
+`_learning.c` computes losses and gradients. Together they are one shared library without Python in it, called through
+ctypes, which releases the interpreter's lock; SIGNATURES declares every function. In the environment `BN_KERNEL=numpy`
+selects NumPy instead, and `BN_KERNEL=c` makes a missing kernel an error.
 """
 
 from __future__ import annotations
@@ -11,26 +13,50 @@ import math
 import os
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bncli.errors import UsageError, printable
+from bncli.numerics.arrays import Array, Bytes, DType, Floats
 
-READ_BYTES = 256 << 10  # read and summed at a time; stays in the second cache
+READ_BYTES = 256 << 10  # read and summed at a time; stays in the second-level cache
 CHOICES = ("c", "numpy")  # for BN_KERNEL
 TOGETHER = 8  # samples, as in `_learning.c`
 
-Floats = npt.NDArray[np.float64]
+
+class _Pointer(ctypes.c_void_p):
+    """A parameter that takes a contiguous NumPy array as the address of its first value."""
+
+    @classmethod
+    def from_param(cls, array: Array) -> _Pointer:
+        return cls(array.ctypes.data)
+
+
+_INT, _INT64, _SIZE, _DOUBLE = ctypes.c_int, ctypes.c_int64, ctypes.c_ssize_t, ctypes.c_double
+SIGNATURES: dict[str, tuple[type | None, list[type]]] = {  # name -> result, parameters, as in the C files
+    "bn_blocks": (_INT, [_INT, _Pointer, *[_SIZE] * 3, *[_Pointer] * 3]),
+    "bn_read_runs": (_INT, [_INT, _INT64, _INT, *[_Pointer] * 2, *[_SIZE] * 6, *[_Pointer] * 5]),
+    "bn_reduce_moments": (None, [*[_SIZE] * 3, *[_Pointer] * 10]),
+    "bn_running": (None, [*[_SIZE] * 2, *[_DOUBLE] * 2, *[_Pointer] * 7]),
+    "bn_shuffle": (_INT, [_INT, _INT, _SIZE, *[_Pointer] * 2]),
+    "bn_unlzf": (_SIZE, [_Pointer, _SIZE, _Pointer, _SIZE]),
+    "bn_normalize": (_INT, [*[_INT] * 2, *[_SIZE] * 3, *[_Pointer] * 5]),
+    "bn_loss_and_gradient": (None, [*[_INT] * 3, *[_SIZE] * 6, _DOUBLE, *[_Pointer] * 9]),
+}
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    """The library, and why it is not there or what it is; raises UsageError when BN_KERNEL asks for what there is not."""
+    """The library, and what it is or why it is missing.
+
+    Raises
+    ------
+    UsageError
+        When BN_KERNEL is neither empty nor one of CHOICES, or is c and there is no library.
+    """
     asked = os.environ.get("BN_KERNEL", "")
     if asked not in ("", *CHOICES):
         raise UsageError(
-            f"BN_KERNEL={printable(asked)} is not one of {', '.join(CHOICES)}; unset it for the best there is"
+            f"BN_KERNEL={printable(asked)} is not one of {', '.join(CHOICES)}; unset it for the fastest available"
         )
     if asked == "numpy":
         return None, "BN_KERNEL=numpy asks for it"
@@ -42,19 +68,26 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 def _library_of(package: str) -> tuple[ctypes.CDLL | None, str]:
     """The library in this folder and no other: Python's own search may find that of another bncli."""
-    built = [p for suffix in EXTENSION_SUFFIXES if os.path.exists(p := os.path.join(package, f"_blocks{suffix}"))]
+    suffixes = sorted(EXTENSION_SUFFIXES, key=lambda suffix: ".abi3" not in suffix)  # what setup.py builds comes first
+    built = [p for suffix in suffixes if os.path.exists(p := os.path.join(package, f"_blocks{suffix}"))]
     folder = os.path.dirname(os.path.dirname(package))
     if not built and os.path.exists(os.path.join(folder, "setup.py")):  # a checkout, perhaps beside an installation
         return None, (
-            f"the compiled kernel was not built in this folder, {printable(folder)}: run 'pip install -e .' there, or an "
-            "installed bn from elsewhere"
+            f"the compiled kernel was not built in this folder, {printable(folder)}: run 'pip install -e .' there, or run "
+            "an installed bn from another folder"
         )
     if not built:
         return None, "the compiled kernel was not built: there was no C compiler when bncli was installed"
     try:
-        return ctypes.CDLL(built[0]), "compiled"
+        library = ctypes.CDLL(built[0])
+        for name, (result, parameters) in SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, parameters
     except OSError:
         return None, "the compiled kernel was built for another machine; install bncli again"
+    except AttributeError:
+        return None, "the compiled kernel was built from another version of bncli; install bncli again"
+    return library, "compiled"
 
 
 _library, NOTE = _load()
@@ -62,22 +95,21 @@ AVAILABLE = _library is not None
 NAME = "c" if AVAILABLE else "numpy"
 
 
-def blocks(x: npt.NDArray[Any]) -> tuple[Floats, Floats, Floats]:
+def blocks(x: Array) -> tuple[Floats, Floats, Floats]:
     """Mean, its low part and m2 of G blocks x of shape (G, r, C): three arrays of shape (G, C)."""
     native = np.dtype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind == "f" else x.dtype.newbyteorder("=")
     x = np.ascontiguousarray(x, native)
     groups, rows, features = x.shape
     out = tuple(np.empty((groups, features)) for _ in range(3))
-    code = ord(x.dtype.kind) << 8 | x.dtype.itemsize
-    if _call("bn_blocks", ctypes.c_int(code), x, groups, rows, features, *out):
+    if _call("bn_blocks", _code(x.dtype), x, groups, rows, features, *out):
         raise TypeError(f"no compiled kernel for {x.dtype}")
     return out[0], out[1], out[2]
 
 
-def read_runs(fd: int, offset: int, dtype: np.dtype[Any], shape: tuple[int, int, int, int]) -> list[Floats] | None:
-    """Moments of runs of blocks, of shape (runs, blocks, r, C), that lie in a file from byte `offset` on.
+def read_runs(fd: int, offset: int, dtype: DType, shape: tuple[int, int, int, int]) -> list[Floats] | None:
+    """Moments of runs of blocks, of shape (runs, blocks, r, C), stored in a file from byte `offset` on.
 
-    Five arrays of shape (runs, C), as `reduce_moments` gives; None when the values cannot be read or summed so.
+    Five arrays of shape (runs, C), as `reduce_moments` gives; None when the values cannot be read or have no kernel.
     """
     runs, blocks, rows, features = shape
     block_bytes = rows * features * dtype.itemsize
@@ -85,9 +117,7 @@ def read_runs(fd: int, offset: int, dtype: np.dtype[Any], shape: tuple[int, int,
     buffer = np.empty(at_once * block_bytes, np.uint8)
     scratch = np.empty(15 * max(at_once, blocks) * features)
     out = [np.empty((runs, features)) for _ in range(5)]
-    code = ctypes.c_int(ord(dtype.kind) << 8 | dtype.itemsize)
-    place = (ctypes.c_int(fd), ctypes.c_int64(offset))
-    if _call("bn_read_runs", *place, code, buffer, scratch, at_once, dtype.itemsize, *shape, *out):
+    if _call("bn_read_runs", fd, offset, _code(dtype), buffer, scratch, at_once, dtype.itemsize, *shape, *out):
         return None
     return out
 
@@ -108,32 +138,30 @@ def running(count: Floats, mean: Floats, m2: Floats, ddof: int, momentum_log: fl
     k, *statistics = np.empty((batches, features)), *(np.empty((batches, 2, features)) for _ in range(3))
     log_m = math.nan if momentum_log is None else momentum_log
     given = [np.ascontiguousarray(v) for v in (count, mean, m2)]
-    _call("bn_running", batches, features, ctypes.c_double(ddof), ctypes.c_double(log_m), *given, k, *statistics)
+    _call("bn_running", batches, features, ddof, log_m, *given, k, *statistics)
     return [k[:1].copy(), *(s[0].copy() for s in statistics)]
 
 
-def shuffle(
-    data: npt.NDArray[np.uint8], size: int, *, undo: bool, out: npt.NDArray[np.uint8] | None = None
-) -> npt.NDArray[np.uint8] | None:
+def shuffle(data: Bytes, size: int, *, undo: bool, out: Bytes | None = None) -> Bytes | None:
     """HDF5's shuffle of the whole elements of `size` bytes in `data`, or its inverse; None where it is not compiled.
 
-    It goes into `out`, a contiguous array of as many bytes, where one is given.
+    The result goes into `out`, a contiguous array of as many bytes, where one is given.
     """
     if not AVAILABLE or sys.byteorder != "little":
         return None
     data = np.ascontiguousarray(data)
     out = np.empty_like(data) if out is None else out
-    failed = _call("bn_shuffle", ctypes.c_int(size), ctypes.c_int(undo), data.size // size, data, out)
+    failed = _call("bn_shuffle", size, undo, data.size // size, data, out)
     return None if failed else out
 
 
-def unlzf(data: npt.NDArray[np.uint8], room: int) -> npt.NDArray[np.uint8]:
+def unlzf(data: Bytes, room: int) -> Bytes:
     """Undo LZF into at most `room` bytes.
 
     Raises
     ------
     ValueError
-        When the data is damaged, or gives more.
+        When the data is damaged, or inflates to more.
     """
     out = np.empty(room, np.uint8)
     given = _call("bn_unlzf", data, data.size, out, room)
@@ -142,9 +170,7 @@ def unlzf(data: npt.NDArray[np.uint8], room: int) -> npt.NDArray[np.uint8]:
     return out[:given]
 
 
-def normalize(
-    x: npt.NDArray[Any], mean: Floats, scale: Floats, beta: Floats, dtype: np.dtype[Any]
-) -> tuple[npt.NDArray[Any], bool] | None:
+def normalize(x: Array, mean: Floats, scale: Floats, beta: Floats, dtype: DType) -> tuple[Array, bool] | None:
     """(x - mean) * scale + beta, computed in float64 and rounded to `dtype`, and whether all of it is finite.
 
     x has the shape (R, C, I), the others (C,). None where it is not compiled for these types.
@@ -152,33 +178,42 @@ def normalize(
     if not (AVAILABLE and dtype in (np.float32, np.float64)):
         return None
     x, y = np.ascontiguousarray(x, x.dtype.newbyteorder("=")), np.empty(x.shape, dtype)
-    codes = ctypes.c_int(ord(x.dtype.kind) << 8 | x.dtype.itemsize), ctypes.c_int(dtype.itemsize)
-    found = _call("bn_normalize", *codes, *x.shape, x, *map(np.ascontiguousarray, (mean, scale, beta)), y)
+    statistics = map(np.ascontiguousarray, (mean, scale, beta))
+    found = _call("bn_normalize", _code(x.dtype), dtype.itemsize, *x.shape, x, *statistics, y)
     return None if found == 2 else (y, not found)
 
 
-def judge(
+def loss_and_gradient(
     problem: tuple[int, int, int, int, int, int],
     batch: int,
-    x: npt.NDArray[Any],
+    x: Array,
     statistics: tuple[Floats, Floats],
     values: Floats,
-    target: npt.NDArray[Any],
+    target: Array,
     gradient: Floats,
     at_once: int,
 ) -> tuple[float, int]:
-    """Judge samples of a batch, see `affine.judge`: adds to the gradient; returns the sum of the losses and the hits.
+    """Loss of samples of a batch, see `learning.loss_and_gradient`; adds to the gradient.
 
     Parameters
     ----------
     problem : (activation, loss, rows, features, positions, outputs)
-        The first two by their places in `affine`, the shape of a sample, and the head's outputs.
+        The first two as indexes into `learning.ACTIVATIONS` and `LOSSES`, the shape of a sample, and the head's outputs.
     batch : int
         Samples of the whole batch.
-    x : float32 or float64
+    x : float32 or float64, shape (N, ...)
     statistics : (mean, 1 / sqrt(var + eps)), each of shape (C,)
+    values, gradient : shape (P,)
+    target : shape (N,), (N, K) or that of x
     at_once : int
         Samples that may be held at a time.
+
+    Returns
+    -------
+    loss : float
+        The sum of the losses.
+    correct : int
+        Samples whose class was right.
     """
     activation, loss_kind, rows, features, positions, outputs = problem
     together, columns = TOGETHER if at_once >= TOGETHER else 1, features * positions
@@ -186,23 +221,18 @@ def judge(
     scratch = np.empty(6 * columns + 2 * together * rows * columns + room)
     given = (x, *statistics, values, target.astype(np.int64 if loss_kind else np.float64, copy=False))
     loss, correct = np.empty(1), np.empty(1, np.int64)
-    codes = map(ctypes.c_int, (activation, loss_kind, x.dtype == np.float32))
-    numbers = (together, len(x), rows, features, positions, outputs, ctypes.c_double(batch))
-    _call("bn_judge", *codes, *numbers, *map(np.ascontiguousarray, given), scratch, gradient, loss, correct)
+    codes = activation, loss_kind, int(x.dtype == np.float32)
+    sizes = together, len(x), rows, features, positions, outputs
+    arrays = (*map(np.ascontiguousarray, given), scratch, gradient, loss, correct)
+    _call("bn_loss_and_gradient", *codes, *sizes, batch, *arrays)
     return float(loss[0]), int(correct[0])
 
 
-def _call(name: str, *arguments: Any) -> int:
-    """Call a function of the library: arrays go as pointers, integers as sizes."""
-    passed = [
-        ctypes.c_void_p(a.ctypes.data)
-        if isinstance(a, np.ndarray)
-        else ctypes.c_ssize_t(a)
-        if isinstance(a, int)
-        else a
-        for a in arguments
-    ]
-    function = getattr(_library, name)
-    function.restype = ctypes.c_ssize_t if name == "bn_unlzf" else ctypes.c_int
-    result: int = function(*passed)
-    return result
+def _code(dtype: DType) -> int:
+    """A type as the C files name it: NumPy's kind and item size."""
+    return ord(dtype.kind) << 8 | dtype.itemsize
+
+
+def _call(name: str, *arguments: Array | float) -> int:
+    """Call a function of the library, which converts by its signature; 0 where it returns nothing."""
+    return getattr(_library, name)(*arguments) or 0

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from bncli.numerics import compiled
+from bncli.numerics.arrays import Array, Bools, DType, Floats
 
 BLOCK_ROWS = 128  # rounding grows with the length of a sum; short blocks keep it near one ulp
 LANES = 4  # partial sums that run side by side: fewer, longer vector operations and shorter sums
@@ -25,8 +26,6 @@ FEATURES_AT_ONCE = TILE_BYTES // BLOCK_ROWS // 8
 TINY = 1e-300  # a sum of squares below this has lost digits to underflow
 
 _buffers = threading.local()
-
-Floats = npt.NDArray[np.float64]
 
 
 class Blocks(NamedTuple):
@@ -43,7 +42,7 @@ class Place(NamedTuple):
 
     fd: int
     offset: int
-    dtype: np.dtype[Any]
+    dtype: DType
 
 
 class Missing(NamedTuple):
@@ -66,7 +65,7 @@ def quick_two_sum(a: Floats, b: Floats) -> tuple[Floats, Floats]:
     return s, b - (s - a)
 
 
-def block_moments(x: npt.NDArray[Any], missing: Missing) -> Blocks:
+def block_moments(x: Array, missing: Missing) -> Blocks:
     """Count, mean and sum of squared deviations per block and feature.
 
     Parameters
@@ -108,7 +107,7 @@ def stored_runs(place: Place, shape: tuple[int, int, int, int], missing: Missing
     return None if found is None or (missing.omit and not np.isfinite(found[3]).all()) else found
 
 
-def present(x: npt.NDArray[Any], missing: Missing) -> npt.NDArray[np.bool_]:
+def present(x: Array, missing: Missing) -> Bools:
     """Mark the values that count (True), of the shape of x."""
     keep = np.isfinite(x) if missing.omit else np.ones(x.shape, bool)
     if missing.fill is not None:
@@ -116,7 +115,7 @@ def present(x: npt.NDArray[Any], missing: Missing) -> npt.NDArray[np.bool_]:
     return keep
 
 
-def _tile_moments(x: npt.NDArray[Any], missing: Missing) -> Blocks:
+def _tile_moments(x: Array, missing: Missing) -> Blocks:
     if missing.fill is None and x.dtype.kind in "bui" and x.dtype.itemsize <= 2 and x.shape[1] <= BLOCK_ROWS:
         return _whole_moments(x)
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
@@ -127,7 +126,7 @@ def _tile_moments(x: npt.NDArray[Any], missing: Missing) -> Blocks:
         return _about_pivot(x, present(x, missing))
 
 
-def _about_pivot(x: npt.NDArray[Any], keep: npt.NDArray[np.bool_] | None) -> Blocks:
+def _about_pivot(x: Array, keep: Bools | None) -> Blocks:
     """Shift by a pivot near the block's mean, then sum deviations and their squares.
 
     The pivot is the first value plus the mean offset of every 8th value from it. A constant block thus has
@@ -163,7 +162,7 @@ def _about_pivot(x: npt.NDArray[Any], keep: npt.NDArray[np.bool_] | None) -> Blo
     return blocks
 
 
-def _whole_moments(x: npt.NDArray[Any]) -> Blocks:
+def _whole_moments(x: Array) -> Blocks:
     """Moments of 8- and 16-bit integers: the sums of a block, and of the squares, are exact without a pivot.
 
     128 squares of 8 bits stay below 2^24, which float32 counts up to; 128 of 16 bits are far below 2^53.
@@ -178,8 +177,8 @@ def _whole_moments(x: npt.NDArray[Any]) -> Blocks:
 
 
 def _about_mean(
-    x: npt.NDArray[Any],
-    keep: npt.NDArray[np.bool_] | None,
+    x: Array,
+    keep: Bools | None,
     blocks: Blocks,
     group: npt.NDArray[np.intp],
     feature: npt.NDArray[np.intp],
@@ -205,11 +204,11 @@ def _about_mean(
 
 
 def _sums(
-    x: npt.NDArray[Any],
+    x: Array,
     dtype: npt.DTypeLike,
     pivot: Floats | None = None,
-    keep: npt.NDArray[np.bool_] | None = None,
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    keep: Bools | None = None,
+) -> tuple[Array, Array]:
     """Sums of x - pivot, and of its squares, over the rows: (G, r, C) becomes two arrays of shape (G, C) of this type.
 
     As many blocks at a time as stay in cache. Partial sums run side by side, in a fixed order; what is left after the
@@ -242,10 +241,10 @@ def _sums(
     return sums, squares
 
 
-def _scratch(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+def _scratch(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     """A buffer of this thread, to be overwritten: fresh memory for every block would cost more than the sums."""
     size = math.prod(shape)
-    buffer: npt.NDArray[Any] | None = getattr(_buffers, "deviations", None)
+    buffer: Array | None = getattr(_buffers, "deviations", None)
     if buffer is None or buffer.size < size or buffer.dtype != dtype:
         buffer = _buffers.deviations = np.empty(size, dtype)
     return buffer[:size].reshape(shape)
@@ -264,7 +263,7 @@ def _subtract(d: Floats, pivot: Floats) -> None:
     np.subtract(d[:, whole:], pivot, out=d[:, whole:])
 
 
-def _add_rows(d: npt.NDArray[Any], sums: npt.NDArray[Any], squares: npt.NDArray[Any], *, exact: bool) -> None:
+def _add_rows(d: Array, sums: Array, squares: Array, *, exact: bool) -> None:
     """Fill `sums` and `squares`, of shape (G, W), with those of d, of shape (G, r, W); einsum squares and adds in one pass."""
     line = d[:, :, 0]
     if d.shape[2] == 1 and exact:  # whole numbers, whose order does not matter
@@ -279,7 +278,7 @@ def _add_rows(d: npt.NDArray[Any], sums: npt.NDArray[Any], squares: npt.NDArray[
         np.einsum("grc,grc->gc", d, d, out=squares)
 
 
-def _mark_underflow(x: npt.NDArray[Any], keep: npt.NDArray[np.bool_] | None, first: Floats, m2: Floats) -> None:
+def _mark_underflow(x: Array, keep: Bools | None, first: Floats, m2: Floats) -> None:
     """Set m2 to NaN where the squares vanished although the values vary."""
     tiny = m2 < TINY
     if x.dtype.kind != "f" or not tiny.any():

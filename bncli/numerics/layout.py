@@ -12,12 +12,10 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy.typing as npt
 
 from bncli.errors import UsageError
 from bncli.numerics import compiled
+from bncli.numerics.arrays import Array
 from bncli.numerics.kernels import BLOCK_ROWS, Missing, Place, block_moments, stored_runs
 from bncli.numerics.moments import Moments
 
@@ -25,7 +23,7 @@ PIECE_VALUES = 1 << 18 if compiled.AVAILABLE else 1 << 20  # read and computed a
 WIDE_VALUES = 1 << 21  # blocks of wide rows have fewer rows, so that they hold no more than this
 PENDING_VALUES = 1 << 16  # results of blocks that wait to be merged: merging many at once is what makes it cheap
 
-Read = Callable[[int, int], npt.NDArray[Any]]  # (first value, count) -> values, shape (count,)
+Read = Callable[[int, int], Array]  # (first value, count) -> values, shape (count,)
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Values:
     stored: Callable[[int, int], Place | None] = lambda first, count: None
     start: int = 0
 
-    def __call__(self, first: int, count: int) -> npt.NDArray[Any]:
+    def __call__(self, first: int, count: int) -> Array:
         """Read values at positions first to first + count."""
         return self.read(self.start + first, count)
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.numerics import compiled
+from bncli.numerics.arrays import Array, Floats
 from bncli.numerics.batchnorm import deviation
 from bncli.numerics.layout import Layout
 
@@ -22,8 +23,6 @@ LOSSES = ("mse", "cross-entropy")  # so are these
 OPTIMIZERS = ("adam", "sgd")
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba (2015), arXiv 1412.6980, algorithm 1
 CHUNK_VALUES = 1 << 16  # values, or outputs, of whole samples that are computed at a time: float64 arrays of 512 KB
-
-Floats = npt.NDArray[np.float64]
 
 
 class Parameters(NamedTuple):
@@ -35,7 +34,7 @@ class Parameters(NamedTuple):
     bias: Floats
 
 
-class Judged(NamedTuple):
+class LossGradient(NamedTuple):
     """The loss of a batch (a mean), its samples whose class was right, and the loss's gradient, of shape (P,)."""
 
     loss: float
@@ -112,12 +111,12 @@ class Training:
         """No step taken yet."""
         return cls(values, np.zeros_like(values), np.zeros_like(values))
 
-    def pack(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, int]]:
+    def pack(self) -> tuple[dict[str, Array], dict[str, int]]:
         """Named arrays and attributes, from which `unpack` makes the same state."""
         return {"values": self.values, "first": self.first, "second": self.second}, {"steps": self.steps}
 
     @classmethod
-    def unpack(cls, arrays: dict[str, npt.NDArray[Any]], attributes: dict[str, Any]) -> Training:
+    def unpack(cls, arrays: dict[str, Array], attributes: dict[str, Any]) -> Training:
         """The state that was packed. Raises KeyError where a part is missing, ValueError where they do not fit."""
         values, first, second = (arrays[name] for name in ("values", "first", "second"))
         if not values.shape == first.shape == second.shape == (values.size,):
@@ -156,9 +155,7 @@ class Optimizer:
         return Training(training.values - moved, first, second, steps)
 
 
-def judge(
-    model: Model, values: Floats, x: npt.NDArray[Any], mean: Floats, var: Floats, target: npt.NDArray[Any]
-) -> Judged:
+def loss_and_gradient(model: Model, values: Floats, x: Array, mean: Floats, var: Floats, target: Array) -> LossGradient:
     """Normalise with the given statistics and compare with the target.
 
     In training mode the statistics are the batch's own, in test mode the running ones. They depend on the data alone, so
@@ -176,7 +173,7 @@ def judge(
 
     Returns
     -------
-    Judged
+    LossGradient
         The mean of the loss over samples (cross-entropy) or over all elements (mse), as PyTorch's default.
     """
     statistics = mean, 1 / deviation(var, model.eps)
@@ -188,15 +185,15 @@ def judge(
         chunk = slice(first, first + at_once)
         part, right = add(model, values, statistics, x[chunk], target[chunk], len(x), gradient)
         loss, correct = loss + part, correct + right
-    return Judged(loss, correct, gradient)
+    return LossGradient(loss, correct, gradient)
 
 
 def _add_compiled(
     model: Model,
     values: Floats,
     statistics: tuple[Floats, Floats],
-    x: npt.NDArray[Any],
-    target: npt.NDArray[Any],
+    x: Array,
+    target: Array,
     samples: int,
     gradient: Floats,
 ) -> tuple[float, int]:
@@ -205,7 +202,9 @@ def _add_compiled(
     x = x if x.dtype == np.float32 else x.astype(np.float64, copy=False)
     sample = (layout.rows_per_sample, layout.features, layout.positions)
     problem = (*codes, *sample, model.outputs)
-    total, correct = compiled.judge(problem, samples, x, statistics, values, target, gradient, model.samples_at_once)
+    total, correct = compiled.loss_and_gradient(
+        problem, samples, x, statistics, values, target, gradient, model.samples_at_once
+    )
     terms = samples if model.loss == "cross-entropy" else samples * (model.outputs or layout.sample_size)
     return total / terms, correct
 
@@ -214,8 +213,8 @@ def _add(
     model: Model,
     values: Floats,
     statistics: tuple[Floats, Floats],
-    x: npt.NDArray[Any],
-    target: npt.NDArray[Any],
+    x: Array,
+    target: Array,
     samples: int,
     gradient: Floats,
 ) -> tuple[float, int]:
@@ -243,7 +242,7 @@ def _add(
     return loss, correct
 
 
-def _compare(loss: str, outputs: Floats, target: npt.NDArray[Any], rows: int) -> tuple[float, int, Floats]:
+def _compare(loss: str, outputs: Floats, target: Array, rows: int) -> tuple[float, int, Floats]:
     """The share of these outputs in the loss of a batch of `rows`, how many are right, and the gradient at the outputs."""
     if loss == "cross-entropy":
         total, slopes = cross_entropy(outputs, target)

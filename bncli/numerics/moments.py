@@ -8,18 +8,16 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from bncli.numerics import compiled
+from bncli.numerics.arrays import Bools, Floats
 from bncli.numerics.kernels import TINY, Blocks, quick_two_sum, two_sum
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Floats = npt.NDArray[np.float64]
 
-
-def choose(where: npt.NDArray[np.bool_], yes: Floats, no: Floats) -> Floats:
+def choose(where: Bools, yes: Floats, no: Floats) -> Floats:
     """np.where, without its copy when the answer is the same everywhere."""
     return yes if where.all() else np.where(where, yes, no) if where.any() else no
 

@@ -92,7 +92,7 @@ def test_the_benchmark_refuses_a_label_that_is_wrong(unbuilt: Path) -> None:
 def test_a_kernel_that_is_none_is_refused(unbuilt: Path) -> None:
     done = run_in(unbuilt, "-m", "bncli", "doctor", BN_KERNEL="nunpy")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "bn: error: BN_KERNEL=nunpy is not one of c, numpy; unset it for the best there is\n"
+    assert done.stderr == "bn: error: BN_KERNEL=nunpy is not one of c, numpy; unset it for the fastest available\n"
     done = run_in(unbuilt, "-m", "bncli", "doctor", BN_KERNEL="c")
     assert done.returncode == 2
     assert "BN_KERNEL=c: the compiled kernel was not built in this folder" in done.stderr

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -161,3 +163,24 @@ def test_a_result_too_large_for_its_type_is_not_finite() -> None:
     x = np.array([[[1.0, 1e9, 1.0]]])
     assert not affine.columns(x, np.dtype("f4"))[1]
     assert affine.columns(x, np.dtype("f8"))[1]
+
+
+def test_signatures_are_those_of_the_c_files() -> None:
+    """Every function of the library is declared, with the types that C has."""
+    kinds = {"int": "c_int", "int64_t": "c_int64", "size": "c_ssize_t", "double": "c_double", "void": None}
+    found = {}
+    for path in Path(compiled.__file__).parent.glob("*.c"):
+        for result, name, parameters in re.findall(r"^(\w+) (bn_\w+)\(([^)]*)\)\n\{", path.read_text(), re.MULTILINE):
+            types = ["_Pointer" if "*" in p else kinds[p.split()[0]] for p in " ".join(parameters.split()).split(", ")]
+            found[name] = kinds[result], types
+    alias = {name: getattr(ctypes, name) for name in kinds.values() if name} | {"_Pointer": compiled._Pointer}
+    assert {
+        name: (alias[result] if result else None, [alias[t] for t in types]) for name, (result, types) in found.items()
+    } == compiled.SIGNATURES
+
+
+def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(compiled.SIGNATURES, "bn_of_another_version", (None, []))
+    library, note = compiled._library_of(os.path.dirname(compiled.__file__))
+    assert library is None
+    assert "another version" in note

@@ -32,10 +32,10 @@ def problem(shape: tuple[int, ...], axis: int, loss: str, outputs: int, activati
     return model, rng.standard_normal(model.size) * 0.5 + 0.6, x, target
 
 
-def judge(model: Model, values: Array, x: Array, target: Array, axis: int) -> learning.Judged:
+def loss_and_gradient(model: Model, values: Array, x: Array, target: Array, axis: int) -> learning.LossGradient:
     """In training mode: with the batch's own statistics."""
     batch = batchnorm.moments(x, axis)
-    return learning.judge(model, values, x, batch.mean, batch.variance(), target)
+    return learning.loss_and_gradient(model, values, x, batch.mean, batch.variance(), target)
 
 
 class TorchNet:
@@ -83,14 +83,12 @@ def drawn(shape: tuple[int, ...], axis: int, loss: str, outputs: int, activation
 @pytest.mark.parametrize("activation", learning.ACTIVATIONS)
 @pytest.mark.parametrize(("loss", "outputs"), CASES)
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
-def test_loss_and_gradient_are_torch_autograds(
-    shape: tuple[int, ...], axis: int, loss: str, outputs: int, activation: str
-) -> None:
+def test_are_torch_autograds(shape: tuple[int, ...], axis: int, loss: str, outputs: int, activation: str) -> None:
     model, values, x, target = drawn(shape, axis, loss, outputs, activation)
     net = TorchNet(model, values, len(shape), axis)
     expected = net.loss(x, target)
     expected.backward()
-    found = judge(model, values, x, target, axis)
+    found = loss_and_gradient(model, values, x, target, axis)
     assert found.loss == pytest.approx(expected.item(), rel=1e-12, abs=1e-15)
     gradient = net.gradient()
     np.testing.assert_allclose(found.gradient, gradient, rtol=0, atol=1e-12 * max(1e-3, np.abs(gradient).max()))
@@ -100,9 +98,11 @@ def test_loss_and_gradient_are_torch_autograds(
 @pytest.mark.parametrize(("loss", "outputs"), CASES)
 def test_gradient_is_the_central_difference(loss: str, outputs: int, activation: str) -> None:
     model, values, x, target = drawn((40, 5), -1, loss, outputs, activation)
-    found, h = judge(model, values, x, target, -1), 1e-6
+    found, h = loss_and_gradient(model, values, x, target, -1), 1e-6
     for i in range(model.size):
-        up, down = (judge(model, values + s * h * (np.arange(model.size) == i), x, target, -1) for s in (1, -1))
+        up, down = (
+            loss_and_gradient(model, values + s * h * (np.arange(model.size) == i), x, target, -1) for s in (1, -1)
+        )
         assert (up.loss - down.loss) / (2 * h) == pytest.approx(found.gradient[i], rel=1e-6, abs=2e-9)
 
 
@@ -112,7 +112,9 @@ def test_gradient_of_gamma_and_beta_is_that_of_backward(shape: tuple[int, ...], 
     gamma, beta, _, _ = model.split(values)
     y, cache = batchnorm.forward(x, gamma, beta, eps=model.eps, axis=axis)
     _, dgamma, dbeta = batchnorm.backward(2 * (y - target) / y.size, cache)
-    np.testing.assert_allclose(judge(model, values, x, target, axis).gradient, [*dgamma, *dbeta], rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(
+        loss_and_gradient(model, values, x, target, axis).gradient, [*dgamma, *dbeta], rtol=1e-9, atol=1e-14
+    )
 
 
 @pytest.mark.parametrize("activation", learning.ACTIVATIONS)
@@ -122,21 +124,21 @@ def test_both_kernels_agree(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], axis: int, loss: str, outputs: int, activation: str
 ) -> None:
     model, values, x, target = drawn(shape, axis, loss, outputs, activation)
-    one = judge(model, values, x, target, axis)
+    one = loss_and_gradient(model, values, x, target, axis)
     monkeypatch.setattr(compiled, "AVAILABLE", False)
-    other = judge(model, values, x, target, axis)
+    other = loss_and_gradient(model, values, x, target, axis)
     assert one.loss == pytest.approx(other.loss, rel=1e-13)
     assert one.correct == other.correct
     np.testing.assert_allclose(one.gradient, other.gradient, rtol=1e-11, atol=1e-14)
 
 
 def activations(activation: str, y: Array) -> Array:
-    """The activations of y as `judge` has them: the gradient of weights of 0 at an output that is to be -1/2."""
+    """The activations of y as `loss_and_gradient` has them: the gradient of weights of 0 at an output that is to be -1/2."""
     model = Model(Layout(1, len(y), 1), 1, activation, "mse", 0.0)
     one, zero = np.ones(1), np.zeros(1)
     values = model.join(learning.Parameters(one, zero, zero[:, None], zero))
-    judged = learning.judge(model, values, y[None], np.zeros(len(y)), np.ones(len(y)), np.array([[-0.5]]))
-    return model.split(judged.gradient).weight[0]
+    found = learning.loss_and_gradient(model, values, y[None], np.zeros(len(y)), np.ones(len(y)), np.array([[-0.5]]))
+    return model.split(found.gradient).weight[0]
 
 
 @pytest.mark.parametrize("activation", learning.ACTIVATIONS)
@@ -167,7 +169,9 @@ def test_nan_is_not_hidden_by_an_activation(activation: str, outputs: int) -> No
     x, one, zero = np.array([[np.nan], [1.0]]), np.ones(1), np.zeros(1)
     for rows, hidden in ((x, True), (x[1:], False)):
         assert (
-            math.isnan(learning.judge(model, np.ones(model.size), rows, zero, one, np.zeros((len(rows), 1))).loss)
+            math.isnan(
+                learning.loss_and_gradient(model, np.ones(model.size), rows, zero, one, np.zeros((len(rows), 1))).loss
+            )
             == hidden
         )
 
@@ -200,7 +204,7 @@ def test_cross_entropy_is_right_to_the_last_digits(
     model = Model(Layout(1, features, 1), outputs, "identity", "cross-entropy", 0.0)
     values = model.join(model.split(rng.standard_normal(model.size))._replace(gamma=np.ones(1), beta=np.zeros(1)))
     x, labels = rng.standard_normal((samples, features)) * spread, rng.integers(outputs, size=samples)
-    found = learning.judge(model, values, x, np.zeros(features), np.ones(features), labels).loss
+    found = learning.loss_and_gradient(model, values, x, np.zeros(features), np.ones(features), labels).loss
     assert found == pytest.approx(exact_loss(model, values, x, labels), rel=1e-14, abs=3e-16 * spread)
 
 
@@ -231,7 +235,7 @@ def test_fifty_steps_are_torchs(name: str, decay: int, loss: str, outputs: int, 
     for taken in range(50):
         x = rng.standard_normal((32, 8)) * 5 - 2
         target = rng.integers(outputs, size=32) if loss == "cross-entropy" else rng.standard_normal((32, outputs or 8))
-        training = ours.step(training, judge(model, training.values, x, target, -1).gradient, taken)
+        training = ours.step(training, loss_and_gradient(model, training.values, x, target, -1).gradient, taken)
         theirs.zero_grad()
         net.loss(x, target).backward()
         theirs.step()

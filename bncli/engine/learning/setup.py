@@ -91,7 +91,7 @@ class Plan:
     Attributes
     ----------
     loss, activation, optimizer : str
-        See `affine`.
+        See `numerics.learning`.
     outputs : int
         Numbers to predict; 0 for distillation, and -1 for classes, which are yet to be found.
     order : Order
@@ -232,7 +232,7 @@ class Lesson:
         return cls(plan, model, classes, whole, head, start, fixed)
 
     def goals(self, values: Array) -> Array:
-        """Targets as `affine.judge` takes them: labels become their places among the classes."""
+        """Targets as `loss_and_gradient` takes them: labels become their places among the classes."""
         if self.classes is None:
             return values
         labels = values.reshape(-1)

@@ -21,7 +21,7 @@ from bncli.engine.plan import Conventions, FitSpec, Progress
 from bncli.errors import BnWarning, InputError, printable
 from bncli.formats.dataset import Joined
 from bncli.numerics.layout import Layout
-from bncli.numerics.learning import Judged, Training, judge
+from bncli.numerics.learning import LossGradient, Training, loss_and_gradient
 from bncli.stats.container import is_packed
 from bncli.stats.record import Learned, load
 
@@ -184,27 +184,27 @@ class Classroom:
         if course.batch == lesson.plan.batches:
             return replace(course, fold=batch.fold or course.fold, batch=course.batch + 1)
         taken = course.epoch * lesson.plan.batches + course.batch
-        judged = self._judge(course.learned, batch)
-        learned = lesson.optimizer.step(course.learned, judged.gradient, taken)
-        if not (math.isfinite(judged.loss) and np.isfinite(learned.values).all()):
-            raise self._diverged(course, judged.loss)
+        found = self._evaluate(course.learned, batch)
+        learned = lesson.optimizer.step(course.learned, found.gradient, taken)
+        if not (math.isfinite(found.loss) and np.isfinite(learned.values).all()):
+            raise self._diverged(course, found.loss)
         fixed = course.fixed
         if fixed:
-            fixed = lesson.head_optimizer.step(fixed, self._judge(fixed, batch).gradient, taken)
+            fixed = lesson.head_optimizer.step(fixed, self._evaluate(fixed, batch).gradient, taken)
         return replace(
             course,
             learned=learned,
             fixed=fixed,
             fold=batch.fold or course.fold,
             batch=course.batch + 1,
-            loss=course.loss + judged.loss * count,
-            correct=course.correct + judged.correct,
+            loss=course.loss + found.loss * count,
+            correct=course.correct + found.correct,
         )
 
-    def _judge(self, training: Training, batch: Batch) -> Judged:
+    def _evaluate(self, training: Training, batch: Batch) -> LossGradient:
         """In training mode: with the batch's own statistics."""
         with np.errstate(over="ignore", invalid="ignore"):
-            return judge(self.lesson.model, training.values, batch.x, batch.mean, batch.var, batch.goals)
+            return loss_and_gradient(self.lesson.model, training.values, batch.x, batch.mean, batch.var, batch.goals)
 
     def _close(self, course: Course) -> Course:
         """The course at the end of an epoch, with what it came to."""
@@ -224,13 +224,13 @@ class Classroom:
         held, loss, correct = self.lesson.plan.order.held, 0.0, 0
         for batch in self._reader(None, course.fold).batches():
             with np.errstate(over="ignore", invalid="ignore"):
-                judged = judge(self.lesson.model, training.values, batch.x, mean, var, batch.goals)
-            if not math.isfinite(judged.loss):
+                found = loss_and_gradient(self.lesson.model, training.values, batch.x, mean, var, batch.goals)
+            if not math.isfinite(found.loss):
                 raise DivergenceError(
-                    f"the held-out loss after epoch {course.epoch + 1} is {judged.loss:g}: among the samples held out, values or "
+                    f"the held-out loss after epoch {course.epoch + 1} is {found.loss:g}: among the samples held out, values or "
                     "targets are too large; rescale them or leave them out"
                 )
-            loss, correct = loss + judged.loss * len(batch.x), correct + judged.correct
+            loss, correct = loss + found.loss * len(batch.x), correct + found.correct
         return loss / held, correct / held
 
     def _diverged(self, course: Course, loss: float) -> DivergenceError:

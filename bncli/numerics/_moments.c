@@ -1,0 +1,260 @@
+/* Merging moments and running statistics: what moments.py does in NumPy, bit for bit, many at once.
+
+   Neighbors are merged pairwise until one is left, a tree whose shape follows from the number of parts alone. Mean and m2
+   are pairs high + low (see _sums.h), so that no number of merges adds an error worth naming. */
+
+#define _POSIX_C_SOURCE 200809L /* pread */
+#define _FILE_OFFSET_BITS 64
+#include <errno.h>
+#include <math.h>
+#include <unistd.h>
+#include "_sums.h"
+
+/* of _blocks.c */
+int bn_blocks(int code, const void *x, size blocks, size rows, size columns, double *mean, double *low, double *m2);
+
+/* Moments of n features, an array of each part: count, mean and m2, the latter two as sums high + low. */
+typedef struct { double *at[5]; } moments;
+enum { COUNT, MEAN, LOW, M2, M2_LOW };
+
+/* Moments.merge of four features (Chan, Golub & LeVeque 1983, eq. 2.1): with delta = mean_b - mean_a,
+
+       mean = mean_a + delta * n_b / n,    m2 = m2_a + m2_b + delta^2 * n_a * n_b / n
+
+   The mean moves from that of the larger part, by at most half of delta. The operations and their order are those of
+   moments.py, and so are the bits. */
+INLINE void merge_four(const four a[5], const four b[5], four out[5])
+{
+    four count = a[COUNT] + b[COUNT], delta = (b[MEAN] - a[MEAN]) + (b[LOW] - a[LOW]);
+    four base = a[MEAN], base_low = a[LOW], share, part, small, large, mean, m2, error, error1, error2;
+    if (ANY((mask)(a[COUNT] != b[COUNT]))) {
+        mask swap = b[COUNT] > a[COUNT];
+        large = CHOOSE(swap, b[COUNT], a[COUNT]);
+        small = CHOOSE(swap, a[COUNT], b[COUNT]) / CHOOSE(count > 1, count, ALL(1.0));
+        share = CHOOSE(swap, -small, small);
+        base = CHOOSE(swap, b[MEAN], base);
+        base_low = CHOOSE(swap, b[LOW], base_low);
+    } else { /* the same without a division */
+        large = a[COUNT];
+        share = small = CHOOSE(count > 0, ALL(0.5), ALL(0.0));
+    }
+    part = share * delta; /* how far the mean moves; negative where it moves from b's */
+    TWO_SUM(base, part, mean, error);
+    error += base_low;
+    out[MEAN] = mean + error;
+    out[LOW] = error - (out[MEAN] - mean); /* quick_two_sum: the error is smaller than the mean */
+    /* m2 = a + b + between, with the errors of both sums and the low words gathered into a new low word */
+    TWO_SUM(a[M2], b[M2], m2, error1);
+    part = delta * (delta * (small * large));
+    base = m2;
+    TWO_SUM(base, part, m2, error2);
+    error = (a[M2_LOW] + b[M2_LOW]) + (error1 + error2);
+    out[M2] = m2 + error;
+    out[M2_LOW] = error - (out[M2] - m2);
+    /* the means differ, but by too little to square: there is no result, and kernels.py says so */
+    out[M2] = CHOOSE((out[M2] < TINY) & (delta != 0) & (small > 0), ALL(NAN), out[M2]);
+    out[COUNT] = count;
+}
+
+/* Merge four features, at places `at` of one row and `next` further on of the other; the first `left` are stored. */
+INLINE void merge_at(moments from, const size at[4], size next, size left, moments to, size place)
+{
+#define AT(x) ((four){(x)[at[0]], (x)[at[1]], (x)[at[2]], (x)[at[3]]})
+#define ALL_AT(add) {AT(from.at[0] + (add)), AT(from.at[1] + (add)), AT(from.at[2] + (add)), AT(from.at[3] + (add)), AT(from.at[4] + (add))}
+    const four a[5] = ALL_AT(0), b[5] = ALL_AT(next);
+    four merged[5];
+    merge_four(a, b, merged);
+    for (int k = 0; k < 5; k++) memcpy(to.at[k] + place, merged + k, (size_t)left * sizeof(double));
+}
+
+/* Merge neighboring rows of n features: `pairs` times two rows of `from` become one of `to`. They may be the same array,
+   since a pair is read before its result is written, which lies at or before it. Lanes beyond the last feature repeat
+   another one, so that nothing outside the arrays is read. */
+CLONES static void merge_pairs(size pairs, size n, moments from, moments to)
+{
+    if (n >= 4) {
+        for (size pair = 0; pair < pairs; pair++) {
+            for (size c = 0; c < n; c += 4) {
+                size at = 2 * pair * n + c, left = n - c < 4 ? n - c : 4;
+                if (left == 4) merge_at(from, (size[]){at, at + 1, at + 2, at + 3}, n, 4, to, pair * n + c);
+                else merge_at(from, (size[]){at, at + (left > 1), at + 2 * (left > 2), at}, n, left, to, pair * n + c);
+            }
+        }
+        return;
+    }
+    for (size e = 0; e < pairs * n; e += 4) { /* 1 to 3 features: several pairs side by side */
+        size left = pairs * n - e < 4 ? pairs * n - e : 4, at[4];
+        for (size j = 0; j < 4; j++) {
+            size element = j < left ? e + j : e;
+            at[j] = n == 1 ? 2 * element : element / n * 2 * n + element % n;
+        }
+        merge_at(from, at, n, left, to, e);
+    }
+}
+
+/* Moments.reduce_runs: each of `runs` runs of `rows` rows of n features becomes one row, neighbor merged with neighbor
+   until one is left. `to` holds half of what `from` does, rounded up in each run. With an even number of rows no pair
+   crosses a run's end, so all runs are one call; with an odd one each run's last row is carried over as it is. */
+static void reduce(size runs, size rows, size n, moments from, moments to)
+{
+    if (rows == 1)
+        for (int k = 0; k < 5; k++) memcpy(to.at[k], from.at[k], (size_t)(runs * n) * sizeof(double));
+    for (; rows > 1; rows = (rows + 1) / 2, from = to) {
+        if (rows % 2 == 0) {
+            merge_pairs(runs * rows / 2, n, from, to);
+            continue;
+        }
+        for (size run = 0; run < runs; run++) {
+            size half = rows / 2;
+            moments in, out;
+            for (int k = 0; k < 5; k++) {
+                in.at[k] = from.at[k] + run * rows * n;
+                out.at[k] = to.at[k] + run * (half + 1) * n;
+            }
+            merge_pairs(half, n, in, out);
+            for (int k = 0; k < 5; k++) memmove(out.at[k] + half * n, in.at[k] + 2 * half * n, (size_t)n * sizeof(double));
+        }
+    }
+}
+
+void bn_reduce_moments(size runs, size rows, size n, double *count, double *mean, double *low, double *m2, double *m2_low,
+                       double *to_count, double *to_mean, double *to_low, double *to_m2, double *to_m2_low)
+{
+    reduce(runs, rows, n, (moments){{count, mean, low, m2, m2_low}}, (moments){{to_count, to_mean, to_low, to_m2, to_m2_low}});
+}
+
+/* Read so many bytes with pread, which moves no file position that threads would share. Returns whether it could. */
+static int read_whole(int fd, int64_t offset, char *buffer, size bytes)
+{
+    for (size done = 0; done < bytes;) {
+        ssize_t got = pread(fd, buffer + done, (size_t)(bytes - done), (off_t)(offset + done));
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) return 0; /* an error, or the end of the file */
+        done += got;
+    }
+    return 1;
+}
+
+/* bn_blocks and bn_reduce_moments of runs of blocks that lie in a file from byte `offset` on: what is read is summed
+   while it is in the cache, `at_once` blocks at a time, and merged when whole runs (`together`) are there.
+
+   `scratch` holds the moments of those blocks, 5 * max(at_once, blocks) * columns numbers, and the half as many that
+   `reduce` makes of them, rounded up in each run. Returns 0; 1 as bn_blocks; or 2 when the file ends before or cannot
+   be read. */
+int bn_read_runs(int fd, int64_t offset, int code, char *buffer, double *scratch, size at_once, size item, size runs, size blocks,
+                 size rows, size columns, double *count, double *mean, double *low, double *m2, double *m2_low)
+{
+    size together = at_once / blocks > 0 ? at_once / blocks : 1, room = together * blocks * columns;
+    moments found, half, out = {{count, mean, low, m2, m2_low}};
+    for (int k = 0; k < 5; k++) {
+        found.at[k] = scratch + k * room;
+        half.at[k] = scratch + 5 * room + k * (room / 2 + together * columns);
+    }
+    for (size i = 0; i < room; i++) { found.at[COUNT][i] = (double)rows; found.at[M2_LOW][i] = 0; }
+    for (size first = 0; first < runs; first += together) {
+        size now = first + together < runs ? together : runs - first, all = now * blocks;
+        for (size block = 0; block < all; block += at_once) {
+            size some = block + at_once < all ? at_once : all - block, bytes = some * rows * columns * item, at = block * columns;
+            if (!read_whole(fd, offset, buffer, bytes)) return 2;
+            offset += bytes;
+            if (bn_blocks(code, buffer, some, rows, columns, found.at[MEAN] + at, found.at[LOW] + at, found.at[M2] + at)) return 1;
+        }
+        reduce(now, blocks, columns, found, half);
+        for (int k = 0; k < 5; k++)
+            memcpy(out.at[k] + first * columns, half.at[k], (size_t)(now * columns) * sizeof(double));
+    }
+    return 0;
+}
+
+/* Weights of two consecutive runs of k1 and k2 batches in their mean: m^k2 (1 - m^k1) and 1 - m^k2, over 1 - m^(k1 + k2)
+   (moments._weights). expm1 keeps the digits of 1 - m^k where m is close to 1; log_m is NaN for no momentum: then all
+   batches weigh the same. */
+static void weights(double k1, double k2, double log_m, double *earlier, double *later)
+{
+    int plain = isnan(log_m);
+    double share1 = plain ? k1 : -expm1(k1 * log_m) * exp(k2 * log_m), share2 = plain ? k2 : -expm1(k2 * log_m);
+    double whole = plain ? k1 + k2 : -expm1((k1 + k2) * log_m);
+    if (!(whole > 0)) whole = 1;
+    *earlier = share1 / whole;
+    *later = share2 / whole;
+}
+
+/* Running.merge of one statistic: a + (b - a) * w2, or b + (a - b) * w1 from the side of the larger weight. A feature that
+   has no batch yet (`empty`) takes the later run's first statistics. */
+INLINE void merge_running_one(double w1, double w2, double *a, double *low, double *first, double b, double b_low,
+                              double b_first, int empty)
+{
+    double delta = (b - *a) + (b_low - *low), sum, error;
+    int swap = w2 > 0.5;
+    two_sum(swap ? b : *a, delta * (swap ? -w1 : w2), &sum, &error);
+    quick_two_sum(sum, (swap ? b_low : *low) + error, a, low);
+    if (empty) *first = b_first;
+}
+
+/* All features have the same k, so one pair of weights serves them. */
+CLONES static void merge_running(size n, double w1, double w2, int empty, double *restrict a, double *restrict low,
+                                 double *restrict first, const double *b, const double *b_low, const double *b_first)
+{
+    for (size i = 0; i < n; i++) merge_running_one(w1, w2, a + i, low + i, first + i, b[i], b_low[i], b_first[i], empty);
+}
+
+/* Running.reduce in place: rows of (2, n) statistics with k of (1, kn), kn being 1 or n. Row i becomes the merge of rows 2i
+   and 2i + 1, a last odd row is carried over, until one is left. */
+static void reduce_running(size rows, size n, size kn, double log_m, double *k, double *a, double *low, double *first)
+{
+    for (; rows > 1; rows = (rows + 1) / 2) {
+        double last1 = NAN, last2 = NAN, w1 = 0, w2 = 0; /* most pairs have the weights of the pair before */
+        for (size i = 0; i < rows / 2; i++) {
+            size to = i * 2 * n, one = 2 * i * 2 * n, two = (2 * i + 1) * 2 * n;
+            double *k1 = k + 2 * i * kn, *k2 = k1 + kn;
+            for (size j = 0; j < 2 * n && i; j++) {
+                a[to + j] = a[one + j];
+                low[to + j] = low[one + j];
+                first[to + j] = first[one + j];
+            }
+            for (size f = 0; f < kn; f++) {
+                if (k1[f] != last1 || k2[f] != last2) weights(last1 = k1[f], last2 = k2[f], log_m, &w1, &w2);
+                if (kn == 1)
+                    merge_running(2 * n, w1, w2, k1[0] == 0, a + to, low + to, first + to, a + two, low + two, first + two);
+                else
+                    for (size s = 0; s < 2; s++)
+                        merge_running(1, w1, w2, k1[f] == 0, a + to + s * n + f, low + to + s * n + f, first + to + s * n + f,
+                                      a + two + s * n + f, low + two + s * n + f, first + two + s * n + f);
+                k[i * kn + f] = k1[f] + k2[f];
+            }
+        }
+        if (rows % 2) {
+            size to = rows / 2 * 2 * n, from = (rows - 1) * 2 * n;
+            for (size j = 0; j < 2 * n; j++) {
+                a[to + j] = a[from + j];
+                low[to + j] = low[from + j];
+                first[to + j] = first[from + j];
+            }
+            for (size f = 0; f < kn; f++) k[rows / 2 * kn + f] = k[(rows - 1) * kn + f];
+        }
+    }
+}
+
+/* Running.of and Running.reduce of the moments of `rows` batches of n features: a, low and first of shape (rows, 2, n) and
+   k of shape (rows, n) hold the result in their first row; log_m is NaN for no momentum. A feature with fewer than two
+   values in a batch is not folded there: its variance says nothing. */
+void bn_running(size rows, size n, double ddof, double log_m, const double *count, const double *mean, const double *m2,
+                double *k, double *a, double *low, double *first)
+{
+    int alike = 1; /* all features have the same counts, and so the same weights: k then has one column */
+    for (size r = 0; r < rows; r++)
+        for (size c = 1; c < n; c++) alike &= count[r * n + c] == count[r * n];
+    for (size r = 0; r < rows; r++)
+        for (size c = 0; c < n; c++) {
+            size i = r * n + c, to = 2 * r * n + c;
+            int folded = count[i] >= 2;
+            if (!alike) k[i] = folded;
+            else if (c == 0) k[r] = folded;
+            a[to] = first[to] = folded ? mean[i] : 0;
+            a[to + n] = first[to + n] = folded ? m2[i] / (count[i] - ddof) : 0;
+            low[to] = low[to + n] = 0;
+        }
+    reduce_running(rows, n, alike ? 1 : n, log_m, k, a, low, first);
+    if (alike)
+        for (size c = 1; c < n; c++) k[c] = k[0];
+}

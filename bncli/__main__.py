@@ -1,4 +1,4 @@
-"""Where the process begins and ends: signals are seen to before bn itself is loaded, and no thread is waited for."""
+"""Where the process begins and ends: signal handling starts before bn itself is loaded, and no thread is waited for."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from bncli.system import shutdown
 
 def main() -> NoReturn:
     """Run bn; see `bncli.cli.main`."""
-    shutdown.watch()
-    # bn leaves BLAS alone; the threads that NumPy's would start cost a tenth of a short run, and spin at the begin of a long one
+    shutdown.process.watch()
+    # bn does not use BLAS; the threads that NumPy would start for it cost a tenth of a short run, and spin when a long one begins
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from bncli.cli import main as run
 
@@ -22,7 +22,7 @@ def main() -> NoReturn:
     except SystemExit as done:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             sys.stderr.flush()
-        shutdown.hold_back()
+        shutdown.process.block_if_stopping()
         os._exit(done.code if isinstance(done.code, int) else 1)  # stdout is flushed; all files are closed or given up
 
 

@@ -140,7 +140,7 @@ def _complete(asked: str) -> int:
 
 def _said(message: str, code: int, debug: bool) -> int:
     """Print an error on stderr, never more than its own lines, and return the exit code."""
-    shutdown.hold_back()
+    shutdown.process.block_if_stopping()
     if debug:
         import traceback
 
@@ -179,7 +179,7 @@ def _bn_warnings() -> Iterator[None]:
 def _show_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
     kind = {"BnWarning": "warning", "BnNote": "note"}.get(category.__name__)
     if kind and not _quiet():
-        shutdown.hold_back()
+        shutdown.process.block_if_stopping()
         with contextlib.suppress(OSError, ValueError):  # a full log is no reason to lose the result
             print(f"bn: {kind}: {printable(message)}", file=sys.stderr, flush=True)
 

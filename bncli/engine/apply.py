@@ -241,7 +241,7 @@ def _folder(jobs: list[Job]) -> Iterator[None]:
         with contextlib.suppress(OSError):
             os.rmdir(folder)
 
-    with shutdown.tidied(remove):
+    with shutdown.process.on_stop(remove):
         try:
             os.mkdir(folder)
         except OSError as error:

@@ -169,7 +169,7 @@ class Keeper:
 
     def __enter__(self) -> Self:
         atomic.sweep(self.path)
-        self._watched = shutdown.tidied(self._stopped)
+        self._watched = shutdown.process.on_stop(self._stopped)
         self._watched.__enter__()
         self._wait(0)
         return self

@@ -91,7 +91,9 @@ class _Bar(_Clock):
             console=Console(stderr=True),
             transient=True,
         )
-        self._stack.enter_context(shutdown.tidied(bar.stop))  # a stopped process must not leave the cursor hidden
+        self._stack.enter_context(
+            shutdown.process.on_stop(bar.stop)
+        )  # a stopped process must not leave the cursor hidden
         task = self._stack.enter_context(bar).add_task(self._label, status="", total=None)
         return lambda done, total, status: bar.update(task, completed=done, total=total, status=status)
 

@@ -45,7 +45,7 @@ class Outputs:
         self._force, self._inputs, self._final = force, inputs, final
         self._pending: list[_Pending] = []
         self._swept: dict[str, list[str]] = {}  # folder -> what was in it
-        self._watched = shutdown.tidied(self._tidy)
+        self._watched = shutdown.process.on_stop(self._tidy)
 
     def add(self, path: str) -> str:
         """Return the path of an empty temporary file that becomes `path`. A symbolic link is kept: its target is replaced.
@@ -65,7 +65,7 @@ class Outputs:
             self._swept[folder] = _listed(folder)
         _sweep(folder, name, self._swept[folder])
         try:
-            with shutdown.held:
+            with shutdown.process.lock:
                 fd, temporary = _temporary(folder, name)
                 self._pending.append(_Pending(path, target, temporary, fd))
         except OSError as error:
@@ -101,12 +101,12 @@ class Outputs:
                         f"{printable(new.path)}: was made by another program during the run and was not replaced; "
                         f"the result is in {printable(_beside(new))}"
                     )
-        with shutdown.held:
+        with shutdown.process.lock:
             for place, new in enumerate(self._pending):
                 with _telling(new.path, f" ({place} outputs before it are written)" * bool(place)):
                     os.replace(new.temporary, new.target)
                 if self._final:
-                    shutdown.pass_by()
+                    shutdown.process.outputs_complete()
         for folder, path in {os.path.dirname(new.target): new.path for new in self._pending}.items():
             try:
                 _sync_folder(folder)

@@ -1,8 +1,12 @@
-"""SIGINT and SIGTERM: a thread that waits for them tidies up and ends the process, whatever the others are doing.
+"""SIGINT, SIGTERM and SIGHUP: a dedicated thread cleans up and ends the process, whatever the other threads are doing.
 
-No exception is raised: one that comes between any two lines can be lost in a callback, must not unwind through HDF5, and
-waits for as long as the main thread is inside a library. What has to be undone is said beforehand (`tidied`), what must
-not be cut in two holds `held`, and once the outputs have their names the little that is left is let finish (`pass_by`).
+No exception is raised: one raised between any two lines can be lost in a callback, must not unwind through HDF5, and waits
+for as long as the main thread is inside a library. So cleanup is registered in advance (`on_stop`), steps that must not be
+interrupted hold `lock`, and once the outputs have their names the rest of the run may finish (`outputs_complete`).
+
+Signals belong to the process, and one arrives without knowing which run it is for. So there is one `Shutdown`, `process`,
+that the entry point starts and whatever writes files registers with. As a library (`bncli.fit` in a notebook) nothing
+starts it: the host's own signal handling stays, and `with` blocks clean up.
 """
 
 from __future__ import annotations
@@ -15,69 +19,80 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-held = threading.RLock()  # who has it is not stopped
 GRACE = 1.0  # seconds that a run has to end by itself once its outputs have their names
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
-_tidying: list[Callable[[], object]] = []
-_too_late = False
 
 
-def watch() -> None:
-    """Let a thread of its own wait for the signals. Called once, before any other thread is started."""
-    numbers = {n for n in _WORDS if signal.getsignal(n) is not signal.SIG_IGN}  # in the background of a script, say
-    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    threading.Thread(target=_wait, args=(numbers,), name="bn-signals", daemon=True).start()
+class Shutdown:
+    """What happens when the process is told to stop.
 
-
-@contextlib.contextmanager
-def tidied(tidy: Callable[[], object]) -> Iterator[None]:
-    """Have `tidy` called, from another thread, when the process is stopped within the block; a text it returns is said.
-
-    What was entered last is called first.
+    Attributes
+    ----------
+    lock : RLock
+        Its holder is not stopped. Hold it briefly.
     """
-    with held:
-        _tidying.append(tidy)
-    try:
-        yield
-    finally:
-        with held:
-            _tidying.remove(tidy)
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self._cleanups: list[Callable[[], object]] = []
+        self._complete = False
+
+    def watch(self) -> None:
+        """Start the thread that waits for the signals. To be called once, before any other thread is started.
+
+        Threads inherit the mask, so the signals reach this thread alone. A signal that was ignored at the start (by
+        `nohup`, or in the background of a script) stays ignored.
+        """
+        numbers = {n for n in _WORDS if signal.getsignal(n) is not signal.SIG_IGN}
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        threading.Thread(target=self._wait, args=(numbers,), name="bn-signals", daemon=True).start()
+
+    @contextlib.contextmanager
+    def on_stop(self, cleanup: Callable[[], object]) -> Iterator[None]:
+        """Have `cleanup` called, from another thread, when the process is stopped within the block.
+
+        The last one registered is called first. A text that it returns replaces the one printed about the outputs.
+        """
+        with self.lock:
+            self._cleanups.append(cleanup)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._cleanups.remove(cleanup)
+
+    def outputs_complete(self) -> None:
+        """The outputs have their names: from now on a stopped run has GRACE seconds to finish, and nothing is removed."""
+        self._complete = True
+
+    def block_if_stopping(self) -> None:
+        """Block once shutdown has begun: an error that another thread meets now comes from files that cleanup removed."""
+        with self.lock:
+            pass
+
+    def stop(self, number: int) -> NoReturn:
+        """Clean up, print one line, and end the process with 128 and the signal's number."""
+        with self.lock:
+            complete = self._complete
+        if complete:
+            time.sleep(GRACE)  # the reader of a full pipe may be gone: the run cannot end by itself then
+            self._end(number, "the outputs are complete")
+        with self.lock:  # never released: the process ends
+            message = "outputs are as they were"
+            for cleanup in reversed(self._cleanups.copy()):
+                with contextlib.suppress(Exception):  # one that fails does not keep the others from running
+                    result = cleanup()
+                    message = result if isinstance(result, str) else message
+            self._end(number, message)
+
+    def _wait(self, numbers: set[signal.Signals]) -> None:
+        self.stop(signal.sigwait(numbers))
+
+    @staticmethod
+    def _end(number: int, message: str) -> NoReturn:
+        with contextlib.suppress(OSError):
+            os.write(2, f"bn: {_WORDS[signal.Signals(number)]}; {message}\n".encode(errors="backslashreplace"))
+        os._exit(128 + number)
 
 
-def pass_by() -> None:
-    """From now on the outputs have their names: a run that is stopped may do the little that is left, for GRACE seconds."""
-    global _too_late
-    _too_late = True
-
-
-def hold_back() -> None:
-    """Wait for ever when the process is being stopped: what another thread has to say now is about files taken away."""
-    with held:
-        pass
-
-
-def _wait(numbers: set[signal.Signals]) -> None:
-    while True:
-        _stop(signal.sigwait(numbers))
-
-
-def _stop(number: int) -> None:
-    """Tidy up, say so, and end the process with 128 and the signal's number."""
-    with held:
-        complete = _too_late
-    if complete:
-        time.sleep(GRACE)  # who reads what is printed may have stopped reading
-        _end(number, "the outputs are complete")
-    with held:
-        said = "outputs are as they were"
-        for tidy in reversed(_tidying.copy()):
-            with contextlib.suppress(Exception):  # the others still have their turn
-                told = tidy()
-                said = told if isinstance(told, str) else said
-        _end(number, said)
-
-
-def _end(number: int, said: str) -> NoReturn:
-    with contextlib.suppress(OSError):
-        os.write(2, f"bn: {_WORDS[signal.Signals(number)]}; {said}\n".encode(errors="backslashreplace"))
-    os._exit(128 + number)
+process = Shutdown()

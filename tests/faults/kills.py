@@ -26,8 +26,8 @@ from bncli.stats import container
 EAGER = """
 import sys
 from bncli.system import shutdown
-shutdown.watch()  # before NumPy starts threads, as the real entry does
-shutdown.watch = lambda: None
+shutdown.process.watch()  # before NumPy starts threads, as the real entry does
+shutdown.process.watch = lambda: None
 from bncli.numerics import layout
 from bncli.engine import checkpoint
 checkpoint.EVERY = checkpoint.SHARE = 0

@@ -181,11 +181,9 @@ def test_a_second_signal_changes_nothing(tmp_path: Path) -> None:
     assert temporaries(tmp_path) == []
 
 
-def test_tidying_goes_backwards_and_the_last_word_is_said(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cleanup_goes_backwards_and_the_last_text_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     """In a child: all are called, also after one that fails."""
-    monkeypatch.setattr(shutdown, "_too_late", False)
+    process = shutdown.Shutdown()
     pid = os.fork()
     if not pid:
 
@@ -194,11 +192,11 @@ def test_tidying_goes_backwards_and_the_last_word_is_said(
             raise OSError
 
         with (
-            shutdown.tidied(lambda: os.write(1, b"third") and "words"),
-            shutdown.tidied(fails),
-            shutdown.tidied(lambda: os.write(1, b"first ")),
+            process.on_stop(lambda: os.write(1, b"third") and "words"),
+            process.on_stop(fails),
+            process.on_stop(lambda: os.write(1, b"first ")),
         ):
-            shutdown._stop(signal.SIGTERM)
+            process.stop(signal.SIGTERM)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
     assert capfd.readouterr() == ("first second third", "bn: terminated; words\n")

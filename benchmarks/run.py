@@ -1,9 +1,9 @@
 """Time bn side by side with peers: python benchmarks/run.py [--quick] [--only NAME]
 
-Every contestant of a task runs in turn, for several rounds, on a large and on a small file of the same kind; start-up is
-taken out by subtracting the small file's time. Printed are medians and ratios, and for fits how far each result is from
-the exact population variance. Data is made in a temporary folder and stays in the page cache. A peer that is not
-installed is left out and named.
+All programs of a task take turns, for several rounds, on a large and on a small file of the same kind; the small file's
+time is subtracted, which removes start-up. Printed are medians and ratios, and how far each population variance is from
+the exact one. Data is made in a temporary folder and stays in the page cache. A peer that is not installed is skipped
+with a note. The bncli that is measured and its kernel are printed first; a kernel that does not match its label is an error.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BATCHES = """
 import sys, numpy as np
 x = np.load(sys.argv[1], mmap_mode="r")
 """
-# each prints the population variance it arrives at, where it has one, as JSON
+# each prints its population variance, where it has one, as JSON
 NUMPY_LOOP = (
     BATCHES
     + """
@@ -79,7 +79,7 @@ with h5py.File(sys.argv[1]) as f:
         r, v = 0.9 * r + 0.1 * b.mean(0), 0.9 * v + 0.1 * b.var(0)
 """
 # per epoch, with the data in memory
-TORCH_LEARNS = """
+TORCH_TRAINING = """
 import sys, h5py, torch
 torch.set_num_threads(2)
 with h5py.File(sys.argv[1]) as f:
@@ -99,7 +99,7 @@ COPY = 'cp "$0" "$0.copy" && sync "$0.copy"'
 
 @dataclass
 class Task:
-    """One kind of work: the data, who does it (FILE stands for the data), and what the ratios are to."""
+    """One kind of work: its data, the commands that do it (FILE stands for the data), and the one that ratios are to."""
 
     name: str
     make: Callable[[Path, int], None]
@@ -108,7 +108,7 @@ class Task:
     base: str
     small: int = 16
     suffix: str = ".npy"
-    once: tuple[str, ...] = ()  # who takes so long that one round does
+    once: tuple[str, ...] = ()  # slow ones, which run in the first round only
 
 
 def save_npy(shape: tuple[int, ...], dtype: str) -> Callable[[Path, int], None]:
@@ -142,18 +142,18 @@ def save_hdf5(chunk_rows: int) -> Callable[[Path, int], None]:
     return make
 
 
-def save_labelled(path: Path, samples: int) -> None:
+def save_labeled(path: Path, samples: int) -> None:
     """Write an HDF5 file of (N, 256) float32 in 10 classes, x, and their labels, y."""
     rng = np.random.default_rng(0)
     labels = rng.integers(10, size=samples)
-    centres = rng.standard_normal((10, 256), np.float32) / 4
+    centers = rng.standard_normal((10, 256), np.float32) / 4
     with h5py.File(path, "w") as file:
-        file["x"] = centres[labels] + rng.standard_normal((samples, 256), np.float32)
+        file["x"] = centers[labels] + rng.standard_normal((samples, 256), np.float32)
         file["y"] = labels
 
 
 def bn(*options: str, workers: int = 2, kernel: str = "") -> list[str]:
-    """A bn fit with this many workers; kernel numpy does without the compiled one."""
+    """A bn fit with this many workers; kernel "numpy" selects the NumPy kernel."""
     prefix = ["env", f"BN_KERNEL={kernel}"] if kernel else []
     return [*prefix, *BN, "fit", "FILE", "-q", "-f", "-o", "OUT.bn.h5", "-j", str(workers), *options]
 
@@ -162,7 +162,7 @@ def peer(code: str, *packages: str, arguments: tuple[str, ...] = ()) -> list[str
     """A peer's command, or an empty one where a package is missing."""
     missing = [p for p in packages if importlib.util.find_spec(p) is None]
     if missing:
-        print(f"{', '.join(missing)} not installed: left out", file=sys.stderr)
+        print(f"{', '.join(missing)} not installed: skipped", file=sys.stderr)
         return []
     return [PYTHON, "-c", code, "FILE", *arguments]
 
@@ -185,7 +185,7 @@ def tasks(scale: float) -> list[Task]:
             cat
             | both
             | {"torch BatchNorm1d, 2 threads": peer(TORCH, "torch")}
-            | {"NumPy loop (the origin's)": peer(NUMPY_LOOP, arguments=("1",))}
+            | {"NumPy loop": peer(NUMPY_LOOP, arguments=("1",))}
             | {"scikit-learn partial_fit": peer(PARTIAL_FIT, "sklearn"), "dask.array": peer(DASK, "dask")},
             "cat",
         ),
@@ -203,7 +203,7 @@ def tasks(scale: float) -> list[Task]:
         ),
     ]
     loop = {"h5py and NumPy loop": peer(H5PY_LOOP)}
-    for rows, once in ((1024, ()), (16384, tuple(loop))):  # the loop inflates each large chunk 64 times
+    for rows, once in ((1024, ()), (16384, tuple(loop))):  # the loop decompresses each large chunk 64 times
         name = f"fit gzip-4 and shuffle, chunks ({rows}, 256)"
         task = Task(name, save_hdf5(rows), size(1 << 19), both | loop, "bn -j 2", small=8, suffix=".h5", once=once)
         found.append(task)
@@ -211,9 +211,9 @@ def tasks(scale: float) -> list[Task]:
     learn = ("--target", "::/y", "--epochs", str(epochs))
     runners = {"bn -j 2": bn(*learn), "bn -j 1": bn(*learn, workers=1)}
     runners["bn -j 2, NumPy kernel"] = bn(*learn, kernel="numpy")
-    runners["torch, 2 threads"] = peer(TORCH_LEARNS, "torch", arguments=(str(epochs),))
+    runners["torch, 2 threads"] = peer(TORCH_TRAINING, "torch", arguments=(str(epochs),))
     name = f"learn from (N, 256) float32 and 10 classes, {epochs} epochs"
-    found.append(Task(name, save_labelled, size(1 << 16), runners, "torch, 2 threads", suffix=".h5"))
+    found.append(Task(name, save_labeled, size(1 << 16), runners, "torch, 2 threads", suffix=".h5"))
     apply = [*BN, "apply", "STATS", "FILE", "-q", "-f", "-o", "OUT.npy"]
     runners = {"cp and sync": ["sh", "-c", COPY, "FILE"], "bn apply -j 2": [*apply, "-j", "2"]}
     found.append(Task("apply (N, 256) float32 .npy", save_npy((256,), "f4"), size(1 << 20), runners, "cp and sync"))
@@ -227,11 +227,8 @@ def seconds(command: list[str], path: Path) -> float:
     command = [words.get(word, word) for word in command]
     if str(stats) in command and not stats.exists():
         subprocess.run([*BN, "fit", str(path), "-q", "-o", str(stats)], check=True)
-    for left in (
-        Path(f"{out}.npy"),
-        Path(f"{path}.copy"),
-    ):  # to give back its space takes time, which nobody asked about
-        left.unlink(missing_ok=True)
+    for earlier in (Path(f"{out}.npy"), Path(f"{path}.copy")):  # freeing its space takes time that is not the command's
+        earlier.unlink(missing_ok=True)
     start = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - start
@@ -243,7 +240,7 @@ def run(task: Task, rounds: int) -> None:
         large, small = Path(folder, "large" + task.suffix), Path(folder, "small" + task.suffix)
         task.make(large, task.samples)
         task.make(small, task.samples // task.small)
-        os.sync()  # nothing is left to be written while they are timed
+        os.sync()  # so that no writing of data goes on while commands are timed
         size = large.stat().st_size - small.stat().st_size
         runners = {name: command for name, command in task.runners.items() if command}
         times: dict[str, list[float]] = {name: [] for name in runners}
@@ -303,14 +300,20 @@ def accuracy() -> None:
 
 
 def check_kernels() -> None:
-    """Leave where bn would compute with another kernel than its label says."""
+    """Print which bncli is measured; exit where it would compute with another kernel than its label says."""
+    where = subprocess.run([PYTHON, "-c", "import bncli; print(bncli.__file__)"], capture_output=True, text=True)
+    if where.returncode:
+        sys.exit(f"bncli cannot be imported: {where.stderr.strip().splitlines()[-1]}")
     for label, kernel, asked in (("bn", "c", {}), ("bn, NumPy kernel", "numpy", {"BN_KERNEL": "numpy"})):
-        done = subprocess.run([*BN, "doctor", "--json"], env=os.environ | asked, capture_output=True, text=True)
+        environment = {k: v for k, v in os.environ.items() if k != "BN_KERNEL"} | asked
+        done = subprocess.run([*BN, "doctor", "--json"], env=environment, capture_output=True, text=True)
         if done.returncode:
             sys.exit(done.stderr.strip())
         found = json.loads(done.stdout)
         if found["kernel"] != kernel:
             sys.exit(f"{label!r} would run the kernel {found['kernel']}: {found['kernel_note']}")
+        print(f"{label}: bncli {found['bncli']}, kernel {kernel}, from {Path(where.stdout.strip()).parent}")
+    os.environ.pop("BN_KERNEL", None)  # so that every command runs with the kernel that its label names
 
 
 def main() -> None:
@@ -319,7 +322,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="small data and one round: under a minute, not for judging"
     )
-    parser.add_argument("--only", metavar="NAME", default="", help="only the tasks whose name holds this")
+    parser.add_argument("--only", metavar="NAME", default="", help="only the tasks whose name contains this")
     options = parser.parse_args()
     check_kernels()
     rounds = 1 if options.quick else 5

@@ -184,3 +184,17 @@ def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch)
     library, note = compiled._library_of(os.path.dirname(compiled.__file__))
     assert library is None
     assert "another version" in note
+
+
+def test_the_benchmark_names_what_it_measures(tmp_path: Path) -> None:
+    """Also where the environment asks for NumPy: each label has its own kernel."""
+    package = Path(compiled.__file__).parents[1]
+    script = Path(__file__).parents[2] / "benchmarks" / "run.py"
+    command = [sys.executable, str(script), "--quick", "--only", "no such task"]
+    environment = os.environ | {"PYTHONPATH": str(package.parent), "BN_KERNEL": "numpy"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("bn: bncli")
+    assert lines[0].endswith(f"kernel c, from {package}")
+    assert lines[1].endswith(f"kernel numpy, from {package}")

@@ -1,4 +1,4 @@
-"""What can go wrong, and with which exit code the command line ends; and bn's warnings.
+"""Errors, each with the exit code of the command line, and warnings.
 
     BnError (70)
     ├── UsageError (2)
@@ -11,7 +11,8 @@
     └── BnWarning
         └── BnNote
 
-A message says what, where (file, dataset, sample, feature), what was found and what to do, in one or two lines.
+A message says what, where (file, dataset, sample, feature), what was found and what to do, in one or two lines. Errors
+hold nothing else, so that they pickle: one raised in a worker process arrives as it is.
 """
 
 from __future__ import annotations
@@ -20,13 +21,19 @@ import json
 
 
 class BnError(Exception):
-    """An error whose message is written for the person who typed the command."""
+    """An error whose message is written for the person who typed the command.
+
+    Attributes
+    ----------
+    exit_code : int
+        Of the command line.
+    """
 
     exit_code = 70
 
 
 class UsageError(BnError):
-    """The call does not say what to do: an option, an axis, an ambiguous address, a missing extra."""
+    """The command or call is wrong or incomplete: an option, an axis, an ambiguous address, a missing extra."""
 
     exit_code = 2
 
@@ -38,7 +45,7 @@ class InputError(BnError):
 
 
 class MismatchError(BnError):
-    """Stats and data, or the values and the output's type, do not fit each other."""
+    """Statistics and data, or values and the output's type, do not fit each other."""
 
     exit_code = 4
 
@@ -50,7 +57,7 @@ class OutputExistsError(BnError):
 
 
 class ResultBesideError(OutputExistsError):
-    """The output came into being during the run; the result is complete, under another name."""
+    """Another program made the output during the run; the result is complete, under another name."""
 
 
 class WriteError(BnError):
@@ -60,17 +67,17 @@ class WriteError(BnError):
 
 
 class BnWarning(UserWarning):
-    """Something about the data or the fit that changes how its numbers should be read."""
+    """A property of the data or the fit that affects what its numbers mean."""
 
 
 class BnNote(BnWarning):
-    """Something that a run does, and a person may want to know."""
+    """A default or choice that a run made and a person may want to know."""
 
 
 def reason_of(error: object) -> str:
-    """What an error of Python or of a library says about a file, less what only a programmer understands."""
+    """The message of an error of Python or a library about a file, without what only a programmer understands."""
     if isinstance(error, (TypeError, AttributeError)):
-        return "it is not laid out as such files are"
+        return "its layout is not that of such files"
     if isinstance(error, KeyError):
         return f"it has no {error}"
     text = str(error)
@@ -78,12 +85,12 @@ def reason_of(error: object) -> str:
 
 
 def literal(text: str) -> str:
-    """Python for a text, for a line of code in a message: in double quotes where it can be, which a shell leaves readable."""
+    """A text as a Python literal, for code in a message: in double quotes where possible, which stay readable in a shell."""
     return json.dumps(text, ensure_ascii=False) if text.isprintable() else repr(text)
 
 
 def printable(text: object) -> str:
-    r"""Text from a file, safe to show: control characters and escape codes become ``\x1b`` and the like.
+    r"""Text from a file, safe to print: control characters and escape codes become ``\x1b`` and the like.
 
     >>> printable("ankle\x1b[31m")
     'ankle\\x1b[31m'

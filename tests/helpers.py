@@ -25,6 +25,13 @@ Array = npt.NDArray[Any]
 
 STATISTICS = 5e-15  # mean relative to max(|mean|, sd), variance relative to itself
 RECURRENCE = 1e-14  # running statistics against the plain recurrence
+PRESETS = {  # momentum (weight of the old value), eps, ddof, init, axis: the contract's, written independently of bncli
+    "torch": (0.9, 1e-5, 1, "unit", 1),
+    "keras": (0.99, 1e-3, 0, "unit", -1),
+    "flax": (0.99, 1e-5, 0, "unit", -1),
+    "onnx": (0.9, 1e-5, 0, "unit", 1),
+    "cs231n": (0.9, 1e-5, 0, "zeros", -1),
+}
 DTYPES = ("?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8")
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from bncli.engine.checkpoint import Arrays, Parts
 from bncli.engine.executors import Readers, available, in_order
-from bncli.engine.plan import Conventions, FitSpec, Segment, segments
+from bncli.engine.plan import FitSpec, Segment, segments
 from bncli.errors import BnWarning, InputError, printable
 from bncli.formats.dataset import DataSet
 from bncli.formats.fills import Tally
@@ -21,6 +21,7 @@ from bncli.numerics.kernels import Missing, present
 from bncli.numerics.layout import Layout, Values
 from bncli.numerics.moments import Moments, Running
 from bncli.stats.container import Value
+from bncli.stats.conventions import Conventions
 from bncli.stats.record import Stats
 from bncli.stats.warnings import advice
 
@@ -261,8 +262,7 @@ def finish(fold: Fold, conventions: Conventions, *, names: tuple[str, ...] | Non
         num_batches=fold.batches,
         num_left_out=fold.left_out,
         names=names,
-        **vars(conventions),
-        **rest,
+        **vars(conventions) | rest,
     )
     for text in advice(stats):
         warnings.warn(text, BnWarning, stacklevel=4)

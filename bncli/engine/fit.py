@@ -17,7 +17,7 @@ from bncli.engine.checkpoint import Keeper
 from bncli.engine.learning.setup import Plan, open_target
 from bncli.engine.learning.trainer import learn
 from bncli.engine.order import Order
-from bncli.engine.plan import Conventions, FitSpec, Progress, Segment, check_batch, options_record
+from bncli.engine.plan import FitSpec, Progress, Segment, check_batch, options_record
 from bncli.errors import BnWarning, InputError, MismatchError, UsageError, printable
 from bncli.formats.address import SEPARATOR, expand, split
 from bncli.formats.dataset import DataSet, Input, Joined
@@ -30,6 +30,7 @@ from bncli.numerics.batchnorm import per_feature
 from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Layout
 from bncli.stats import container
+from bncli.stats.conventions import Conventions
 from bncli.stats.record import Stats, check_storable, load, provenance
 from bncli.system import atomic
 from bncli.version import __version__

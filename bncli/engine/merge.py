@@ -14,11 +14,12 @@ import numpy.typing as npt
 
 from bncli.engine.accumulate import Fold, finish
 from bncli.engine.fit import affine_parameter
-from bncli.engine.plan import DEFAULT_MEMORY, Conventions
+from bncli.engine.plan import DEFAULT_MEMORY
 from bncli.errors import BnWarning, MismatchError, UsageError, printable
 from bncli.formats.address import expand, split
 from bncli.numerics.layout import feature_axis
 from bncli.numerics.moments import Moments, Running
+from bncli.stats.conventions import Conventions
 from bncli.stats.record import Stats, load, provenance
 from bncli.system import atomic
 
@@ -89,7 +90,7 @@ def merge(
         warnings.warn(text, BnWarning, stacklevel=3)
     affine = {name: _affine(name, given, parts, names) for name, given in (("gamma", gamma), ("beta", beta))}
     momentum = None if population_only else first.momentum
-    conventions = Conventions(momentum, first.eps, first.ddof, first.init, first.start)
+    conventions = Conventions(momentum, first.eps, first.ddof, first.init, first.axis, first.start)
     if momentum is None and first.init == "like":  # nothing starts anywhere
         conventions = replace(conventions, init="debias", start=None)
     fold = functools.reduce(lambda before, after: before.join(after, conventions.momentum), map(_fold, parts))

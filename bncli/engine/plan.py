@@ -6,7 +6,7 @@ import math
 import operator
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, cast
 
@@ -16,7 +16,8 @@ import numpy.typing as npt
 from bncli.errors import BnWarning, UsageError
 from bncli.numerics.layout import Layout
 from bncli.numerics.learning import ACTIVATIONS, LOSSES, OPTIMIZERS
-from bncli.stats.record import PRESETS, Stats, check_conventions, load
+from bncli.stats.conventions import DEFAULTS, PRESETS, Conventions, check_conventions
+from bncli.stats.record import Stats, load
 from bncli.stats.warnings import momentum_advice
 
 DEFAULT_MEMORY = 128 << 20
@@ -197,7 +198,7 @@ class FitSpec:
 
     def conventions(self) -> Conventions:
         """The arithmetic's parameters: what was asked for, else those of `like` or the preset, else the defaults."""
-        given = self.reference or PRESETS.get(self.preset or "") or Conventions(0.9, 1e-5, 0, "debias")
+        given = self.reference or PRESETS.get(self.preset or "") or DEFAULTS
         momentum = self.momentum if self.momentum is not None else given.momentum
         init = "debias" if self.reference else given.init  # new statistics do not start where the others did
         found = Conventions(
@@ -205,6 +206,7 @@ class FitSpec:
             eps=self.eps if self.eps is not None else given.eps,
             ddof=self.ddof if self.ddof is not None else given.ddof,
             init=self.init if self.init is not None else init,
+            axis=self.axis if self.axis is not None else given.axis,
         )
         check_conventions(found.momentum, found.eps, found.ddof, found.init)
         if found.init != "like":
@@ -239,20 +241,6 @@ class FitSpec:
         raise UsageError(
             f"data of shape {shape} needs --axis, the axis of its features:\n" + "\n".join(axis_choices(shape))
         )
-
-
-@dataclass(frozen=True)
-class Conventions:
-    """Momentum (None: the population), eps, ddof and init of the running statistics.
-
-    `start`, of shape (2, C), holds the mean and variance that the recurrence starts from under init `like`.
-    """
-
-    momentum: float | None
-    eps: float
-    ddof: int
-    init: str
-    start: npt.NDArray[np.float64] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

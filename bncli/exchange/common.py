@@ -16,20 +16,20 @@ import numpy.typing as npt
 
 from bncli.errors import BnWarning, InputError, MismatchError, UsageError, printable, reason_of
 from bncli.exchange.names import KNOWN
+from bncli.numerics.arrays import Floats
 from bncli.numerics.moments import Moments
 from bncli.stats import container
-from bncli.stats.record import PRESETS, Preset, Stats, check_conventions, provenance
+from bncli.stats.conventions import DEFAULTS, PRESETS, check_conventions
+from bncli.stats.record import Stats, provenance
 from bncli.stats.warnings import momentum_advice
 
 Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float64]
 Momentum = float | Literal["none"] | None  # as an option: None is not given
 FLOAT32 = np.finfo(np.float32)
 ROUNDED = "by at most 6e-8 of each (of what is between 1.2e-38 and 3.4e38)"  # 2^-24
 LEARNED_OR_RUNNING = ("running_mean", "running_var", "gamma", "beta")
 NAMED = 10  # channels in a message
 LISTED = 100  # layers named in a message
-DEFAULTS = Preset(momentum=0.9, eps=1e-5, ddof=0, init="debias", axis=-1)  # bn's own, for formats without a preset
 COUNTS = ("batch_size", "num_samples", "num_batches")
 KINDS: dict[str, type] = {"momentum": float, "eps": float, "ddof": int, "init": str, "axis": int}
 KINDS |= dict.fromkeys(COUNTS, int)
@@ -278,7 +278,7 @@ def to_stats(
     if advice := momentum_advice(weight, format):
         warnings.warn(advice, BnWarning, stacklevel=4)
     known = {**held, **options}
-    preset = vars(PRESETS.get({"safetensors": "torch"}.get(format, format), DEFAULTS))
+    preset = PRESETS.get({"safetensors": "torch"}.get(format, format), DEFAULTS).plain()
     assumed = {name: value for name, value in preset.items() if name not in known}
     assumed |= {name: value for name, value in (("gamma", 1), ("beta", 0)) if name not in columns}
     where = f"{printable(path)}: {printable(layer)}" if layer else printable(path)

@@ -14,7 +14,8 @@ from bncli.errors import BnNote, BnWarning, InputError, printable
 from bncli.exchange import names, shards
 from bncli.exchange.common import KINDS, ROUNDED, notes, pick
 from bncli.numerics.batchnorm import deviation
-from bncli.stats.record import Stats, complement
+from bncli.stats.conventions import complement
+from bncli.stats.record import Stats
 
 KEYS = {"running_mean": "running_mean", "running_var": "running_var", "weight": "gamma", "bias": "beta"}
 DEFAULTS = {"gamma": 1, "beta": 0}

@@ -14,7 +14,8 @@ if TYPE_CHECKING:  # `bn inspect` shows a record without loading what makes one
     from bncli.engine.fit import Look
     from bncli.engine.learning.setup import Plan
     from bncli.exchange.common import Exported
-    from bncli.stats.record import Learned, Stats
+    from bncli.stats.learned import Learned
+    from bncli.stats.record import Stats
 
 NOT_FOLDED = "momentum none: how the running statistics were folded is not known"
 

@@ -1,4 +1,4 @@
-"""Stats, the fitted record: what a pass over data leaves behind, to and from a file; and the frameworks' presets."""
+"""Stats, the fitted record: what a pass over data leaves behind, to and from a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
@@ -19,17 +18,18 @@ import numpy.typing as npt
 
 from bncli.errors import BnError, InputError, MismatchError, UsageError, printable, reason_of
 from bncli.numerics import batchnorm
-from bncli.numerics.arrays import to_array
+from bncli.numerics.arrays import Floats, to_array
 from bncli.numerics.layout import feature_axis
 from bncli.numerics.moments import Moments, Running
 from bncli.stats import container
+from bncli.stats.conventions import check_conventions
+from bncli.stats.learned import Learned, plain
 from bncli.system import atomic
 from bncli.version import __version__
 
 FORMAT = "bncli-stats"
 FORMAT_VERSION = 1
 SIZE_LIMIT = 16 << 30  # of a stats file; 100 bytes and more per feature
-INITS = ("debias", "zeros", "unit", "first", "like")
 DRIFT_MEAN = 0.1  # in standard deviations
 DRIFT_VARIANCE = 0.25  # relative
 EPS_SHARE = 0.01  # of the variance
@@ -38,95 +38,6 @@ EPS_SHARE = 0.01  # of the variance
 PLAIN_ATTRIBUTES = (
     "eps", "ddof", "init", "axis", "batch_size", "num_samples", "num_batches", "num_left_out", "sample_shape", "kernel",
 )  # fmt: skip
-
-Floats = npt.NDArray[np.float64]
-
-LEARNED_ARRAYS = ("weight", "bias", "first", "second", "fixed", "train_loss", "holdout_loss", "accuracy")
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A framework's conventions for batch normalization."""
-
-    momentum: float
-    eps: float
-    ddof: int
-    init: str
-    axis: int
-
-
-@dataclass(frozen=True, eq=False)
-class Learned:
-    """What learning left beside gamma and beta; kept under `affine/` in the file.
-
-    Attributes
-    ----------
-    weight, bias : shape (K, C) and (K,)
-        The linear head; K is 0 where there is none.
-    first, second : shape (2·C + K·(C + 1),)
-        Adam's moments of the gradients of gamma, beta, weight and bias, one after the other.
-    fixed : shape (3, 2·C + K·(C + 1)) or (0, …)
-        The same parameters and their moments as trained with gamma 1 and beta 0; none where there is no such comparison.
-    train_loss, holdout_loss, accuracy : shape (E,)
-        Of each epoch; NaN where there is none.
-    holdout_loss_fixed : float
-        At the end, with gamma 1, beta 0 and a head trained for as long; NaN without a hold-out.
-    classes : shape (K,) or None
-        The labels, ascending.
-    settings : dict
-        loss, activation, optimizer, lr (None: the default), steps, seed, holdout and target.
-    """
-
-    weight: Floats
-    bias: Floats
-    first: Floats
-    second: Floats
-    fixed: Floats
-    train_loss: Floats
-    holdout_loss: Floats
-    accuracy: Floats
-    holdout_loss_fixed: float
-    classes: npt.NDArray[Any] | None
-    settings: dict[str, Any]
-
-    def check(self, features: int) -> None:
-        """Raise MismatchError when the parts do not belong to each other and to this many features."""
-        missing = {"loss", "activation", "optimizer", "steps", "holdout"} - set(self.settings)
-        if missing or self.train_loss.ndim != 1 or not self.train_loss.size:
-            raise MismatchError("what was learned lacks its history or settings")
-        outputs = len(self.bias)
-        size = 2 * features + outputs * (features + 1)
-        shapes = {"weight": (outputs, features), "first": (size,), "second": (size,), "classes": (outputs,)}
-        shapes["fixed"] = (3 if len(self.fixed) else 0, size)
-        shapes |= {"accuracy": self.train_loss.shape, "holdout_loss": self.train_loss.shape}
-        for name, shape in shapes.items():
-            part = getattr(self, name)
-            if part is not None and part.shape != shape:
-                raise MismatchError(f"what was learned holds {name} of shape {part.shape}, not {shape}")
-
-    def as_dict(self) -> dict[str, Any]:
-        """What `inspect --json` shows: the losses of each epoch, and the held-out loss with and without learning."""
-        names = ("train_loss", "holdout_loss", "accuracy")
-        epochs = zip(*([_plain(v) for v in getattr(self, name).tolist()] for name in names), strict=True)
-        return {
-            "epochs": [dict(zip(names, epoch, strict=True)) for epoch in epochs],
-            "holdout_loss": _plain(float(self.holdout_loss[-1])) if self.holdout_loss.size else None,
-            "holdout_loss_fixed": _plain(self.holdout_loss_fixed),
-        }
-
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """For the stats file."""
-        found = {f"affine/{name}": getattr(self, name) for name in LEARNED_ARRAYS}
-        return found if self.classes is None else found | {"affine/classes": self.classes}
-
-    @classmethod
-    def from_parts(cls, arrays: dict[str, npt.NDArray[Any]], attributes: dict[str, Any]) -> Learned | None:
-        """What a stats file holds; None where nothing was learned."""
-        if "learning" not in attributes:
-            return None
-        parts = {name: arrays[f"affine/{name}"] for name in LEARNED_ARRAYS}
-        fixed, classes = float(attributes["holdout_loss_fixed"]), arrays.get("affine/classes")
-        return cls(**parts, holdout_loss_fixed=fixed, classes=classes, settings=json.loads(attributes["learning"]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -398,14 +309,14 @@ class Stats:
             "scale": scale,
             "shift": shift,
         }
-        plain = {name: [_plain(v) for v in values.tolist()] for name, values in columns.items()}
+        numbers = {name: [plain(v) for v in values.tolist()] for name, values in columns.items()}
         counts, flags = self.population_count.tolist(), self.flags()
         features = [
             {
                 "index": i,
                 "name": self.names[i] if self.names else None,
                 "count": counts[i],
-                **{name: values[i] for name, values in plain.items()},
+                **{name: values[i] for name, values in numbers.items()},
                 "flags": flags[i],
             }
             for i in range(self.num_features)
@@ -544,29 +455,6 @@ def load(path: str) -> Stats:
     return Stats.from_bytes(atomic.read_bytes(path, SIZE_LIMIT), path)
 
 
-def check_conventions(momentum: float | None, eps: float, ddof: int, init: str) -> None:
-    """Raise UsageError for a momentum, eps, ddof or init that has no meaning."""
-    if momentum is not None and not 0 <= momentum < 1:
-        raise UsageError(
-            f"momentum {momentum} is not in 0 <= m < 1; it is the weight of the old value (PyTorch's momentum is 1 - m)"
-        )
-    if not (math.isfinite(eps) and eps >= 0):
-        raise UsageError(f"eps {eps} is not a finite number of 0 or more")
-    if ddof not in (0, 1):
-        raise UsageError(f"ddof {ddof} is neither 0 nor 1")
-    if init not in INITS:
-        raise UsageError(f"init {init!r} is not one of {', '.join(INITS)}")
-
-
-def complement(momentum: float) -> float:
-    """1 - m, the weight of the new value, in decimal digits.
-
-    >>> complement(0.9), 1 - 0.9
-    (0.1, 0.09999999999999998)
-    """
-    return float(1 - Decimal(repr(float(momentum))))
-
-
 def check_storable(names: Sequence[str]) -> None:
     """Raise MismatchError for a name that no file could keep."""
     for i, name in enumerate(names):
@@ -576,19 +464,19 @@ def check_storable(names: Sequence[str]) -> None:
             raise MismatchError(f"the name of feature {i}, {printable(name)!r}, holds half a character")
 
 
-def provenance(sources: list[dict[str, Any]]) -> dict[str, Any]:
-    """Where a record comes from: versions, command line, sources and time."""
+def command_line() -> list[str]:
+    """The command that was typed, where this process is one of `bn`; else nothing."""
+    return ["bn", *sys.argv[1:]] if os.path.basename(sys.argv[0] or "") == "bn" else []
+
+
+def provenance(sources: list[dict[str, Any]], command: Sequence[str] | None = None) -> dict[str, Any]:
+    """Where a record comes from: versions, command line (None: that of this process), sources and time."""
     return {
         "versions": {"bncli": __version__, "numpy": np.__version__, "python": platform.python_version()},
-        "command": ["bn", *sys.argv[1:]] if os.path.basename(sys.argv[0] or "") == "bn" else [],
+        "command": command_line() if command is None else list(command),
         "sources": sources,
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def _plain(value: float) -> float | None:
-    """A number for JSON, which has no NaN or infinity."""
-    return value if math.isfinite(value) else None
 
 
 def _written_by(attributes: dict[str, Any]) -> str:
@@ -596,12 +484,3 @@ def _written_by(attributes: dict[str, Any]) -> str:
         return f", written by bn {printable(json.loads(attributes['provenance'])['versions']['bncli'])}"
     except (KeyError, TypeError, ValueError):
         return ""
-
-
-PRESETS = {
-    "torch": Preset(momentum=0.9, eps=1e-5, ddof=1, init="unit", axis=1),
-    "keras": Preset(momentum=0.99, eps=1e-3, ddof=0, init="unit", axis=-1),
-    "flax": Preset(momentum=0.99, eps=1e-5, ddof=0, init="unit", axis=-1),
-    "onnx": Preset(momentum=0.9, eps=1e-5, ddof=0, init="unit", axis=1),
-    "cs231n": Preset(momentum=0.9, eps=1e-5, ddof=0, init="zeros", axis=-1),
-}

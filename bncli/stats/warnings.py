@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.errors import printable
-from bncli.stats.record import DRIFT_MEAN, DRIFT_VARIANCE, EPS_SHARE, Stats, complement
+from bncli.stats.conventions import complement
+from bncli.stats.record import DRIFT_MEAN, DRIFT_VARIANCE, EPS_SHARE, Stats
 
 NAMED = 3  # worst features named in a warning
 

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from cli_helpers import bn, check_refused, contents, good, no_controls, save, save_h5, table, untouched
-from helpers import advised, check_same_bytes, cut, exact
+from helpers import PRESETS, advised, check_same_bytes, cut, exact
 
 import bncli
 from bncli.engine.plan import FitSpec
@@ -416,16 +416,7 @@ def test_images_by_channel(here: Path) -> None:
     assert stats.population_count.tolist() == [40 * 64] * 3
 
 
-@pytest.mark.parametrize(
-    ("preset", "expected"),
-    [
-        ("torch", (0.9, 1e-5, 1, "unit", 1)),
-        ("keras", (0.99, 1e-3, 0, "unit", -1)),
-        ("flax", (0.99, 1e-5, 0, "unit", -1)),
-        ("onnx", (0.9, 1e-5, 0, "unit", 1)),
-        ("cs231n", (0.9, 1e-5, 0, "zeros", -1)),
-    ],
-)
+@pytest.mark.parametrize(("preset", "expected"), PRESETS.items())
 def test_presets_and_options_beside_them(here: Path, preset: str, expected: tuple[object, ...]) -> None:
     save(here / "x.npy", table())
     good("fit", "x.npy", "--preset", preset, "-q")

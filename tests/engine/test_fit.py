@@ -25,7 +25,6 @@ from bncli.engine.plan import segments
 from bncli.errors import BnWarning, InputError, MismatchError, UsageError
 from bncli.numerics import layout
 from bncli.numerics.layout import Layout
-from bncli.stats.record import PRESETS
 
 INITS = ("debias", "zeros", "unit", "first")
 MOMENTA = (0.0, 0.5, 0.9, 0.999, 1 - 1e-9)
@@ -594,15 +593,9 @@ class TestConventions:
         assert stats.num_batches == 4
         assert stats.num_parameters == 4
 
-    @pytest.mark.parametrize("name", sorted(PRESETS))
+    @pytest.mark.parametrize("name", sorted(helpers.PRESETS))
     def test_presets_are_those_of_the_contract(self, name: str) -> None:
-        expected = {  # DESIGN.md, 3
-            "torch": (0.9, 1e-5, 1, "unit", 1),
-            "keras": (0.99, 1e-3, 0, "unit", -1),
-            "flax": (0.99, 1e-5, 0, "unit", -1),
-            "onnx": (0.9, 1e-5, 0, "unit", 1),
-            "cs231n": (0.9, 1e-5, 0, "zeros", -1),
-        }[name]
+        expected = helpers.PRESETS[name]
         x = np.random.default_rng(0).random((64, 3, 4))
         stats = fit(x, preset=name, batch_size=20)
         momentum, _eps, ddof, init, axis = expected

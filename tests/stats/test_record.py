@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import helpers
 import numpy as np
 import pytest
 from cli_helpers import check_refused
@@ -20,7 +21,8 @@ import bncli
 from bncli.errors import BnWarning, InputError, MismatchError, OutputExistsError, UsageError
 from bncli.numerics.moments import Moments, Running
 from bncli.stats import container
-from bncli.stats.record import PRESETS, Stats, check_conventions, load
+from bncli.stats.conventions import DEFAULTS, PRESETS, check_conventions
+from bncli.stats.record import Stats, load, provenance
 
 
 def example(features: int = 3, **changes: Any) -> Stats:
@@ -310,10 +312,10 @@ def test_what_data_must_be_like() -> None:
 
 
 def test_presets() -> None:
-    assert {name: dataclasses.astuple(preset) for name, preset in PRESETS.items()} == {
-        "torch": (0.9, 1e-5, 1, "unit", 1),
-        "keras": (0.99, 1e-3, 0, "unit", -1),
-        "flax": (0.99, 1e-5, 0, "unit", -1),
-        "onnx": (0.9, 1e-5, 0, "unit", 1),
-        "cs231n": (0.9, 1e-5, 0, "zeros", -1),
-    }
+    assert {name: tuple(preset.plain().values()) for name, preset in PRESETS.items()} == helpers.PRESETS
+    assert tuple(DEFAULTS.plain().values()) == (0.9, 1e-5, 0, "debias", -1)
+
+
+def test_the_command_line_is_handed_in() -> None:
+    assert provenance([], ["bn", "fit", "x.npy"])["command"] == ["bn", "fit", "x.npy"]
+    assert provenance([])["command"] == []  # of pytest

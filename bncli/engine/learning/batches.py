@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bncli.engine.accumulate import Fold, holds_large_integers, segment_moments
 from bncli.engine.executors import ahead
 from bncli.engine.learning.setup import Lesson
-from bncli.engine.plan import Conventions, Segment
+from bncli.engine.plan import Segment
 from bncli.errors import InputError, printable
 from bncli.formats.dataset import Joined
 from bncli.formats.fills import Tally
@@ -22,6 +22,7 @@ from bncli.formats.permuted import Drawn
 from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Values
 from bncli.numerics.moments import Moments
+from bncli.stats.conventions import Conventions
 
 AHEAD_BYTES = 16 << 20  # of batches that are read ahead
 

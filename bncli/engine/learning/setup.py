@@ -19,7 +19,7 @@ from bncli.formats.permuted import Drawn
 from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Layout, Values
 from bncli.numerics.learning import CHUNK_VALUES, Model, Optimizer, Parameters, Training
-from bncli.stats.record import Learned
+from bncli.stats.learned import Learned
 
 STEPS = 1000  # the fewest that the default number of epochs gives
 RATES = {"adam": 0.01, "sgd": 0.1}  # where --lr does not say; see `_rates`

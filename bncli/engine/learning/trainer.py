@@ -17,13 +17,15 @@ from bncli.engine.checkpoint import Arrays, Keeper, Parts
 from bncli.engine.executors import available
 from bncli.engine.learning.batches import Batch, Reader
 from bncli.engine.learning.setup import Lesson, Plan, open_target
-from bncli.engine.plan import Conventions, FitSpec, Progress
+from bncli.engine.plan import FitSpec, Progress
 from bncli.errors import BnWarning, InputError, printable
 from bncli.formats.dataset import Joined
 from bncli.numerics.layout import Layout
 from bncli.numerics.learning import LossGradient, Training, loss_and_gradient
 from bncli.stats.container import is_packed
-from bncli.stats.record import Learned, load
+from bncli.stats.conventions import Conventions
+from bncli.stats.learned import Learned
+from bncli.stats.record import load
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]

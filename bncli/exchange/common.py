@@ -19,6 +19,7 @@ from bncli.exchange.names import KNOWN
 from bncli.numerics.arrays import Floats
 from bncli.numerics.moments import Moments
 from bncli.stats import container
+from bncli.stats.columns import assumed as columns_assumed
 from bncli.stats.conventions import DEFAULTS, PRESETS, check_conventions
 from bncli.stats.record import Stats, provenance
 from bncli.stats.warnings import momentum_advice
@@ -280,7 +281,7 @@ def to_stats(
     known = {**held, **options}
     preset = PRESETS.get({"safetensors": "torch"}.get(format, format), DEFAULTS).plain()
     assumed = {name: value for name, value in preset.items() if name not in known}
-    assumed |= {name: value for name, value in (("gamma", 1), ("beta", 0)) if name not in columns}
+    assumed |= columns_assumed(tuple(columns))
     where = f"{printable(path)}: {printable(layer)}" if layer else printable(path)
     record = provenance(list(sources) or [{"name": path, "dataset": layer, "format": format}])
     try:
@@ -290,11 +291,12 @@ def to_stats(
         _check_lengths(arrays)
         _check_values(arrays, names, where)
         count = len(arrays["running_mean"])
+        gamma, beta = (arrays.get(name, np.full(count, float(assumed.get(name, 0)))) for name in ("gamma", "beta"))
         stats = Stats(
             arrays["running_mean"],
             arrays["running_var"],
-            arrays.get("gamma", np.ones(count)),
-            arrays.get("beta", np.zeros(count)),
+            gamma,
+            beta,
             _population(arrays, count),
             names=None if names is None else tuple(_name(name) for name in names),
             provenance=record | {"imported": {"format": format, "file": path, "layer": layer, "assumed": assumed}},

@@ -9,10 +9,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from bncli.exchange import fields
 from bncli.exchange.common import KINDS, Exported, Momentum, checksum, chosen, conventions, to_stats, unreadable
+from bncli.stats.columns import exported, read_back
 from bncli.stats.container import resembles
 from bncli.stats.record import Stats
 from bncli.system import atomic
@@ -28,17 +27,17 @@ _limit = threading.Lock()
 def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, inputs: Sequence[str] = ()) -> Exported:
     """Write a table whose floats round-trip exactly; NaN is `nan`."""
     stats = chosen(stats, use)
-    columns = {INDEX: np.arange(stats.num_features)} | fields.columns(stats)
+    columns = exported(stats)
     held = conventions(stats)
     names = stats.names if stats.names and any(stats.names) else None
-    told = checksum({name: columns[name] for name in fields.COLUMNS}, held, names)
+    told = checksum({name: columns[name] for name in read_back()}, held, names)
     constant = [told, *(NONE if value is None else value for value in held.values()), stats.num_features]
     out = io.StringIO(newline="")
     csv.writer(out, lineterminator="\n").writerow([*columns, CHECKSUM, *held, COUNT])
     writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # a bare \r would end a line elsewhere
     writer.writerows([*row, *constant] for row in zip(*(c.tolist() for c in columns.values()), strict=True))
     atomic.write_bytes(path, out.getvalue().encode(), force=force, inputs=inputs)
-    return Exported("csv", path, use, stats.num_features, held, fields.advice(use))
+    return Exported("csv", path, use, stats.num_features, held, fields.use_notes(use))
 
 
 def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> Stats:
@@ -58,7 +57,7 @@ def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> S
         _check_whole(columns, text)
         held = {name: _convention(name, columns[name]) for name in KINDS if name in columns}
         told = _checksum(columns)
-        numbers = {name: [float(text) for text in columns[name]] for name in fields.COLUMNS if name in columns}
+        numbers = {name: [float(text) for text in columns[name]] for name in read_back() if name in columns}
     except (ValueError, csv.Error) as error:
         raise unreadable(path, "CSV table of statistics", error) from None
     names = columns.get(fields.NAMES)

@@ -10,6 +10,7 @@ from typing import Any
 
 from bncli.exchange import fields
 from bncli.exchange.common import KINDS, Exported, Momentum, chosen, conventions, damaged, to_stats, unreadable
+from bncli.stats.columns import read_back
 from bncli.stats.record import FORMAT, FORMAT_VERSION, Stats
 from bncli.system import atomic
 
@@ -25,7 +26,7 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
     atomic.write_bytes(
         path, json.dumps(record | {CHECKSUM: _checksum(record)}, allow_nan=False).encode(), force=force, inputs=inputs
     )
-    return Exported("json", path, use, stats.num_features, conventions(stats), fields.advice(use))
+    return Exported("json", path, use, stats.num_features, conventions(stats), fields.use_notes(use))
 
 
 def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> Stats:
@@ -42,7 +43,7 @@ def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> S
         features = _features(record)
         if told is not None and told != _checksum(record):
             raise damaged(path)
-        columns = {name: [_number(feature[name]) for feature in features] for name in fields.COLUMNS}
+        columns = {name: [_number(feature[name]) for feature in features] for name in read_back(record["version"])}
         held = {name: record[name] for name in KINDS}
         names = [feature["name"] for feature in features]
         sources = [

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from bncli.exchange import fields, names, state_dict
 from bncli.exchange.common import KINDS, Exported, Momentum, chosen, conventions, to_stats, unreadable
 from bncli.stats import container
+from bncli.stats.columns import COLUMNS, exported
 from bncli.stats.record import Stats
 from bncli.system import atomic
 
@@ -40,10 +41,10 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
     single = held | {"momentum": math.nan if stats.momentum is None else stats.momentum}
     buffer = io.BytesIO()
     names = {} if stats.names is None else container.text_arrays(fields.NAMES, stats.names, "U")
-    columns = fields.columns(stats) | names
+    columns = {name: values for name, values in exported(stats).items() if COLUMNS[name].npz} | names
     np.savez(buffer, allow_pickle=False, **columns, **{k: np.array(v) for k, v in single.items()})
     atomic.write_bytes(path, buffer.getvalue(), force=force, inputs=inputs)
-    return Exported("npz", path, use, stats.num_features, held, fields.advice(use))
+    return Exported("npz", path, use, stats.num_features, held, fields.use_notes(use))
 
 
 def read(path: str, *, layer: str | None = None, eps: float | None = None, momentum: Momentum = None) -> Stats:

@@ -14,13 +14,13 @@ from bncli.errors import BnNote, BnWarning, InputError, printable
 from bncli.exchange import names, shards
 from bncli.exchange.common import KINDS, ROUNDED, notes, pick
 from bncli.numerics.batchnorm import deviation
+from bncli.stats.columns import COLUMNS
 from bncli.stats.conventions import complement
 from bncli.stats.record import Stats
 
 KEYS = {"running_mean": "running_mean", "running_var": "running_var", "weight": "gamma", "bias": "beta"}
-DEFAULTS = {"gamma": 1, "beta": 0}
 # per feature too, in files of statistics of data, and no gamma or beta
-OTHER_NUMBERS = ("count", "min", "max", "minimum", "maximum", "population_mean", "population_var", "name")
+OTHER_NUMBERS = ("min", "max", "minimum", "maximum")
 SAME = 1e-3  # relative: half precision
 SHOWN = 6  # keys in a warning
 LAYOUTS = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
@@ -163,12 +163,12 @@ def _affine(
     others = [
         printable(key)
         for name, key in group.items()
-        if name not in {*names.KNOWN, *OTHER_NUMBERS, *KINDS} and shapes[key] == length
+        if name not in {*names.KNOWN, *OTHER_NUMBERS, *COLUMNS, *KINDS} and shapes[key] == length
     ]
     if absent and others:
         warnings.warn(
             f"{printable(path)}: no name that bn knows for {' and '.join(absent)}, taken as "
-            f"{' and '.join(str(DEFAULTS[column]) for column in absent)}; not used: {', '.join(others[:SHOWN])}",
+            f"{' and '.join(str(COLUMNS[column].absent) for column in absent)}; not used: {', '.join(others[:SHOWN])}",
             BnWarning,
             stacklevel=4,
         )

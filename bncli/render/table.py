@@ -8,54 +8,22 @@ import io
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bncli.errors import UsageError, printable
 from bncli.render.summary import NOT_FOLDED, batches_in_words, json_text, momentum_in_words, same
+from bncli.stats import columns
+from bncli.stats.columns import COLUMNS
 
 if TYPE_CHECKING:
     from bncli.formats.listing import Listed
     from bncli.stats.record import Stats
 
 Row = dict[str, Any]
-COLUMNS = (
-    "index",
-    "name",
-    "count",
-    "running_mean",
-    "running_var",
-    "running_sd",
-    "population_mean",
-    "population_var",
-    "population_sd",
-    "gamma",
-    "beta",
-    "scale",
-    "shift",
-    "flags",
-)
-TITLES = {  # what a terminal shows, in the order of reading
-    "index": "#",
-    "name": "feature",
-    "running_mean": "running mean",
-    "running_sd": "running sd",
-    "glance": "mean ± sd, all on one scale",
-    "population_mean": "population mean",
-    "population_sd": "population sd",
-    "count": "count",
-    "gamma": "gamma",
-    "beta": "beta",
-    "scale": "scale",
-    "shift": "shift",
-    "flags": "flags",
-}
-# what goes first into the width there is; the rest is in the pipe's TSV, and the table says so
-PRIORITY = (
-    "index", "running_mean", "running_sd", "flags", "name", "glance", "population_mean", "population_sd",
-    "count", "scale", "shift", "gamma", "beta",
-)  # fmt: skip
+GLANCE = "glance"  # a column that is drawn: title, and ranks as in `columns`
+GLANCE_TITLE, GLANCE_READING, GLANCE_ROOM = "mean ± sd, all on one scale", 5, 6
 GLANCE_WIDTH = 18
 NAME_WIDTH = 24
 TERMINAL_ROWS = 100  # more are a page that nobody reads; the last line says how to see them
@@ -67,17 +35,16 @@ def select(stats: Stats, *, features: str | None, sort: str | None, top: int | N
     Raises
     ------
     UsageError
-        For a selection that no feature matches, or a key to sort by that is no column.
+        For a selection that no feature matches, or a key to sort by that is not a column.
     """
-    record = stats.as_dict()
-    rows = [_with_sd(feature) for feature in record["features"]]
+    record, rows = stats.as_dict(), columns.rows(stats)
     if features is not None:
         rows = [rows[i] for i in _indices(features, stats)]
     if sort is not None:
         if sort not in COLUMNS:
-            raise UsageError(f"--sort {sort!r} is no column; there are {', '.join(COLUMNS)}")
+            raise UsageError(f"--sort {sort!r} is not a column; there are {', '.join(COLUMNS)}")
         rows.sort(key=lambda row: _sort_key(row[sort]), reverse=True)
-    record["features"] = [{k: v for k, v in row.items() if not k.endswith("_sd")} for row in rows[:top]]
+    record["features"] = [columns.for_json(row) for row in rows[:top]]
     return record, rows[:top]
 
 
@@ -195,15 +162,17 @@ def _show_table(record: Row, rows: list[Row], path: str, chosen_rows: bool, kern
     console.print()
     shown = rows if chosen_rows else rows[:TERMINAL_ROWS]
     cells = _cells(shown, console.encoding)
-    columns = _fitting(cells, console.width)
+    shown_columns = _fitting(cells, console.width)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        right = column not in ("name", "flags", "glance")
+    for column in shown_columns:
+        right = column in COLUMNS and COLUMNS[column].kind not in ("text", "flags")
         table.add_column(_title(column, cells[column]), justify="right" if right else "left", no_wrap=True)
     for i in range(len(shown)):
-        table.add_row(*(Text(cells[column][i]) for column in columns))
+        table.add_row(*(Text(cells[column][i]) for column in shown_columns))
     console.print(table)
-    for line in _footer(len(rows) - len(shown), [TITLES[c] for c in TITLES if c in cells and c not in columns]):
+    for line in _footer(
+        len(rows) - len(shown), [_full_title(c) for c in _reading_order(cells) if c not in shown_columns]
+    ):
         console.print(Text(line, style="dim"))
 
 
@@ -261,15 +230,12 @@ def _footer(hidden_rows: int, hidden_columns: list[str]) -> list[str]:
 
 
 def _cells(rows: list[Row], encoding: str) -> dict[str, list[str]]:
-    """The text of every column that says something."""
-    cells = {"index": [str(row["index"]) for row in rows]}
-    if any(row["name"] for row in rows):
-        cells["name"] = [_short(printable(row["name"] or "")) for row in rows]
-    for column in ("running_mean", "running_sd", "population_mean", "population_sd", "gamma", "beta", "scale", "shift"):
-        cells[column] = aligned([row[column] for row in rows])
-    cells["count"] = [f"{row['count']:,}" for row in rows]
-    if any(row["flags"] for row in rows):
-        cells["flags"] = [", ".join(row["flags"]) for row in rows]
+    """The text of every column of a terminal that says something."""
+    cells = {}
+    for name, column in COLUMNS.items():
+        values = [row[name] for row in rows]
+        if column.reading and (column.kind not in ("text", "flags") or any(values)):
+            cells[name] = TEXTS[column.kind](values)
     known = [(row["running_mean"], row["running_sd"]) for row in rows if row["running_mean"] is not None]
     if len(known) > 1 and "utf" in encoding.lower():
         glance = Glance.over(known)
@@ -277,8 +243,17 @@ def _cells(rows: list[Row], encoding: str) -> dict[str, list[str]]:
             glance.draw(row["running_mean"], row["running_sd"]) if row["running_mean"] is not None else ""
             for row in rows
         )
-        cells["glance"] = list(drawn)
+        cells[GLANCE] = list(drawn)
     return cells
+
+
+def _reading_order(cells: Iterable[str]) -> list[str]:
+    ranks = {name: column.reading for name, column in COLUMNS.items()} | {GLANCE: GLANCE_READING}
+    return sorted(cells, key=ranks.__getitem__)
+
+
+def _full_title(column: str) -> str:
+    return GLANCE_TITLE if column == GLANCE else COLUMNS[column].title or column
 
 
 def _fitting(cells: dict[str, list[str]], width: int) -> list[str]:
@@ -287,24 +262,23 @@ def _fitting(cells: dict[str, list[str]], width: int) -> list[str]:
 
     chosen: set[str] = set()
     used = -2  # two spaces between columns
-    for column in PRIORITY:
-        if column not in cells:
-            continue
+    ranks = {name: column.room for name, column in COLUMNS.items()} | {GLANCE: GLANCE_ROOM}
+    for column in sorted(cells, key=ranks.__getitem__):
         need = max(cell_len(text) for text in [*_title(column, cells[column]).split("\n"), *cells[column]]) + 2
         if used + need <= width:
             chosen.add(column)
             used += need
-    return [column for column in TITLES if column in chosen]
+    return _reading_order(column for column in cells if column in chosen)
 
 
 def _title(column: str, texts: list[str]) -> str:
     """The title, on two lines where that makes the column narrower."""
-    title = TITLES[column]
+    title = _full_title(column)
     return (
         title
         if len(title) <= max(map(len, texts), default=0)
         else title.replace(" ", "\n", 1)
-        if column != "glance"
+        if column != GLANCE
         else "mean ± sd"
     )
 
@@ -345,14 +319,6 @@ def _field(record: Row, rows: list[Row], field: str) -> str:
     raise UsageError(f"--get {field!r}: no such field; there are {', '.join(known)}")
 
 
-def _with_sd(feature: Row) -> Row:
-    sds = {
-        f"{kind}_sd": None if (v := feature[f"{kind}_var"]) is None else math.sqrt(v)
-        for kind in ("running", "population")
-    }
-    return feature | sds
-
-
 def _sort_key(value: Any) -> tuple[bool, Any]:
     """None (NaN) sorts last when the largest come first; flags sort by how many there are."""
     return (value is not None, len(value) if isinstance(value, list) else value if value is not None else 0)
@@ -361,7 +327,7 @@ def _sort_key(value: Any) -> tuple[bool, Any]:
 def _plain(column: str, value: Any) -> str:
     """A value for TSV, CSV and --get: full precision, no control characters."""
     if value is None:
-        return "" if column == "name" else "nan"
+        return "" if COLUMNS[column].kind == "text" else "nan"
     if isinstance(value, list):
         return ";".join(value)
     return repr(value) if isinstance(value, float) else printable(value)
@@ -381,3 +347,12 @@ def _console() -> Any:
     from rich.console import Console
 
     return Console(highlight=False, emoji=False, markup=False)
+
+
+TEXTS: dict[str, Callable[[list[Any]], list[str]]] = {  # the texts of a column on a terminal, by its kind
+    "number": aligned,
+    "count": lambda values: [f"{value:,}" for value in values],
+    "index": lambda values: [str(value) for value in values],
+    "text": lambda values: [_short(printable(value or "")) for value in values],
+    "flags": lambda values: [", ".join(value) for value in values],
+}

@@ -67,11 +67,11 @@ class Learned:
     def as_dict(self) -> dict[str, Any]:
         """What `inspect --json` shows: the losses of each epoch, and the held-out loss with and without learning."""
         names = ("train_loss", "holdout_loss", "accuracy")
-        epochs = zip(*([plain(v) for v in getattr(self, name).tolist()] for name in names), strict=True)
+        epochs = zip(*([_plain(v) for v in getattr(self, name).tolist()] for name in names), strict=True)
         return {
             "epochs": [dict(zip(names, epoch, strict=True)) for epoch in epochs],
-            "holdout_loss": plain(float(self.holdout_loss[-1])) if self.holdout_loss.size else None,
-            "holdout_loss_fixed": plain(self.holdout_loss_fixed),
+            "holdout_loss": _plain(float(self.holdout_loss[-1])) if self.holdout_loss.size else None,
+            "holdout_loss_fixed": _plain(self.holdout_loss_fixed),
         }
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -89,6 +89,6 @@ class Learned:
         return cls(**parts, holdout_loss_fixed=fixed, classes=classes, settings=json.loads(attributes["learning"]))
 
 
-def plain(value: float) -> float | None:
+def _plain(value: float) -> float | None:
     """A number for JSON, which has no NaN or infinity."""
     return value if math.isfinite(value) else None

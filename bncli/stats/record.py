@@ -21,9 +21,9 @@ from bncli.numerics import batchnorm
 from bncli.numerics.arrays import Floats, to_array
 from bncli.numerics.layout import feature_axis
 from bncli.numerics.moments import Moments, Running
-from bncli.stats import container
+from bncli.stats import columns, container
 from bncli.stats.conventions import check_conventions
-from bncli.stats.learned import Learned, plain
+from bncli.stats.learned import Learned
 from bncli.system import atomic
 from bncli.version import __version__
 
@@ -298,29 +298,6 @@ class Stats:
 
     def as_dict(self) -> dict[str, Any]:
         """The record as plain values, ready for JSON: NaN becomes None, and so does what a float64 cannot hold."""
-        scale, shift = self.line()
-        columns = {
-            "running_mean": self.running_mean,
-            "running_var": self.running_var,
-            "population_mean": self.population_mean,
-            "population_var": self.population_var,
-            "gamma": self.gamma,
-            "beta": self.beta,
-            "scale": scale,
-            "shift": shift,
-        }
-        numbers = {name: [plain(v) for v in values.tolist()] for name, values in columns.items()}
-        counts, flags = self.population_count.tolist(), self.flags()
-        features = [
-            {
-                "index": i,
-                "name": self.names[i] if self.names else None,
-                "count": counts[i],
-                **{name: values[i] for name, values in numbers.items()},
-                "flags": flags[i],
-            }
-            for i in range(self.num_features)
-        ]
         learning = {"learning": self.learned.as_dict()} if self.learned else {}
         return {
             "format": FORMAT,
@@ -336,7 +313,7 @@ class Stats:
             "num_features": self.num_features,
             "num_parameters": self.num_parameters,
             "sources": [{k: v for k, v in s.items() if k != "passed_over"} for s in self.provenance.get("sources", [])],
-            "features": features,
+            "features": [columns.for_json(row) for row in columns.rows(self)],
             **learning,
         }
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType, ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bncli.errors import BnWarning, InputError, MismatchError, UsageError, printable, reason_of
+from bncli.errors import BnWarning, InputError, MismatchError, UsageError, printable
+from bncli.exchange.contract import Layer, Momentum
 from bncli.exchange.names import KNOWN
 from bncli.numerics.arrays import Floats
 from bncli.numerics.moments import Moments
@@ -25,7 +25,6 @@ from bncli.stats.record import Stats, provenance
 from bncli.stats.warnings import momentum_advice
 
 Array = npt.NDArray[Any]
-Momentum = float | Literal["none"] | None  # as an option: None is not given
 FLOAT32 = np.finfo(np.float32)
 ROUNDED = "by at most 6e-8 of each (of what is between 1.2e-38 and 3.4e38)"  # 2^-24
 LEARNED_OR_RUNNING = ("running_mean", "running_var", "gamma", "beta")
@@ -34,28 +33,6 @@ LISTED = 100  # layers named in a message
 COUNTS = ("batch_size", "num_samples", "num_batches")
 KINDS: dict[str, type] = {"momentum": float, "eps": float, "ddof": int, "init": str, "axis": int}
 KINDS |= dict.fromkeys(COUNTS, int)
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What was written, and what a person has to know on the other side.
-
-    Attributes
-    ----------
-    format, output, use : str
-    num_features : int
-    settings : dict
-        eps, momentum and the like, in the framework's own words and on its own side.
-    notes : list of str
-        Sentences: what to set, what the file does not hold, how values were rounded.
-    """
-
-    format: str
-    output: str
-    use: str
-    num_features: int
-    settings: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
 
 def package(name: str, extra: str) -> ModuleType:
@@ -145,23 +122,6 @@ def checksum(columns: Mapping[str, Any], held: Mapping[str, Any], names: Sequenc
     return container.digest(plain, {"held": json.dumps([held, names], sort_keys=True)})
 
 
-def check_readable(path: str) -> None:
-    """Raise InputError when a path is missing, not a regular file, or cannot be opened."""
-    if not os.path.isfile(path):
-        what = "is not a regular file" if os.path.exists(path) else "no such file"
-        raise InputError(f"{printable(path)}: {what}")
-    if not os.access(path, os.R_OK):
-        raise InputError(f"{printable(path)}: cannot be read: no permission")
-
-
-def unreadable(path: str, kind: str, error: object) -> InputError:
-    """The error for a file that its own library does not read; the library's words are cut to one sentence."""
-    reason = printable(" ".join(reason_of(error).split()).split(". ")[0])[:200]
-    return InputError(
-        f"{printable(path)}: not a readable {kind}: {reason or type(error).__name__}; write or copy it again"
-    )
-
-
 def damaged(path: str) -> InputError:
     """The error for a file whose values are not those of its checksum."""
     return InputError(
@@ -232,33 +192,17 @@ def _shortened(layer: str) -> list[str]:
 
 
 def to_stats(
-    path: str,
-    format: str,
-    columns: Mapping[str, Any],
-    held: Mapping[str, Any],
-    *,
-    eps: float | None,
-    momentum: Momentum,
-    layer: str | None = None,
-    names: Sequence[Any] | None = None,
-    sources: Sequence[dict[str, Any]] = (),
-    told: str | None = None,
-    tracked: int | None = None,
+    path: str, format: str, found: Layer, *, layer: str | None, eps: float | None, momentum: Momentum
 ) -> Stats:
     """Stats from what a file holds; conventions from the options, then the file, then the preset.
 
     Parameters
     ----------
-    columns : name -> array of shape (C,)
-        running_mean and running_var; gamma, beta, count, population_mean and population_var where the file has them.
-    held : name -> value
-        Conventions that the file holds: momentum, eps, ddof, init, axis, and COUNTS.
+    found : Layer
+    layer : str or None
+        The name under which the layer is recorded.
     eps, momentum
         Options; None is not given, a momentum of "none" is that there is none.
-    told : str, optional
-        The `checksum` that the file bears.
-    tracked : int, optional
-        Batches that the layer says it saw.
 
     Warns
     -----
@@ -272,6 +216,7 @@ def to_stats(
     InputError
         When the values in the file have none, or do not match its checksum.
     """
+    columns, held, names = found.columns, found.held, found.names
     weight = None if momentum == "none" else momentum
     check_conventions(weight, DEFAULTS.eps if eps is None else eps, 0, "debias")
     given = (("eps", eps, eps), ("momentum", momentum, weight))
@@ -283,10 +228,10 @@ def to_stats(
     assumed = {name: value for name, value in preset.items() if name not in known}
     assumed |= columns_assumed(tuple(columns))
     where = f"{printable(path)}: {printable(layer)}" if layer else printable(path)
-    record = provenance(list(sources) or [{"name": path, "dataset": layer, "format": format}])
+    record = provenance(list(found.sources) or [{"name": path, "dataset": layer, "format": format}])
     try:
         arrays = {name: vector(values, name) for name, values in columns.items()}
-        if told is not None and told != checksum(arrays, held, names):
+        if found.checksum is not None and found.checksum != checksum(arrays, held, names):
             raise damaged(path)
         _check_lengths(arrays)
         _check_values(arrays, names, where)
@@ -304,7 +249,7 @@ def to_stats(
         )
     except (MismatchError, UsageError, TypeError, ValueError) as error:
         raise InputError(f"{printable(path)}: {printable(error)}; it holds no statistics that bn can use") from None
-    _warn(stats, tracked, where)
+    _warn(stats, found.tracked, where)
     return stats
 
 

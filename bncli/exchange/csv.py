@@ -6,17 +6,16 @@ import contextlib
 import csv
 import io
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from bncli.exchange import fields
-from bncli.exchange.common import KINDS, Exported, Momentum, checksum, chosen, conventions, to_stats, unreadable
+from bncli.exchange.common import KINDS, checksum, conventions
+from bncli.exchange.contract import Content, Encoded, ExportOptions, Layer, Layers
 from bncli.stats.columns import exported, read_back
 from bncli.stats.container import resembles
 from bncli.stats.record import Stats
-from bncli.system import atomic
 
-LARGEST = 4 << 30
 INDEX = "index"
 CHECKSUM = "bncli_sha256"
 COUNT = "num_features"  # the last column, so that a cut file shows
@@ -24,23 +23,21 @@ NONE = "none"
 _limit = threading.Lock()
 
 
-def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, inputs: Sequence[str] = ()) -> Exported:
+def encode(stats: Stats, options: ExportOptions) -> Encoded:
     """Write a table whose floats round-trip exactly; NaN is `nan`."""
-    stats = chosen(stats, use)
     columns = exported(stats)
     held = conventions(stats)
     names = stats.names if stats.names and any(stats.names) else None
-    told = checksum({name: columns[name] for name in read_back()}, held, names)
-    constant = [told, *(NONE if value is None else value for value in held.values()), stats.num_features]
+    digest = checksum({name: columns[name] for name in read_back()}, held, names)
+    constant = [digest, *(NONE if value is None else value for value in held.values()), stats.num_features]
     out = io.StringIO(newline="")
     csv.writer(out, lineterminator="\n").writerow([*columns, CHECKSUM, *held, COUNT])
     writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # a bare \r would end a line elsewhere
     writer.writerows([*row, *constant] for row in zip(*(c.tolist() for c in columns.values()), strict=True))
-    atomic.write_bytes(path, out.getvalue().encode(), force=force, inputs=inputs)
-    return Exported("csv", path, use, stats.num_features, held, fields.use_notes(use))
+    return Encoded(out.getvalue().encode(), held, fields.use_notes(options.use))
 
 
-def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> Stats:
+def decode(content: Content) -> Layers:
     """Read a table with the columns running_mean and running_var; every other column may be missing.
 
     Raises
@@ -48,21 +45,18 @@ def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> S
     InputError
         When the file is missing, no such table, in another order, or its conventions differ from row to row.
     """
-    content = atomic.read_bytes(path, LARGEST)
-    try:
-        text = content.decode("utf-8-sig")
+    with content.reading("CSV table of statistics", ValueError, csv.Error):
+        text = content.data.decode("utf-8-sig")
         with _long_fields(len(text)):
             columns = _columns(text)
-        fields.check_there(columns, path)
+        fields.check_there(columns, content)
         _check_whole(columns, text)
         held = {name: _convention(name, columns[name]) for name in KINDS if name in columns}
-        told = _checksum(columns)
+        digest = _checksum(columns)
         numbers = {name: [float(text) for text in columns[name]] for name in read_back() if name in columns}
-    except (ValueError, csv.Error) as error:
-        raise unreadable(path, "CSV table of statistics", error) from None
     names = columns.get(fields.NAMES)
     given = names if names and any(names) else None
-    return to_stats(path, "csv", numbers, held, names=given, eps=eps, momentum=momentum, told=told)
+    return Layers.single(Layer(numbers, held, given, checksum=digest))
 
 
 @contextlib.contextmanager

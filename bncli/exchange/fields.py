@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bncli.errors import InputError, printable
+from bncli.errors import InputError
+from bncli.exchange.contract import Content
 
 NAMES = "name"
 
@@ -14,8 +15,8 @@ def use_notes(use: str) -> list[str]:
     return [] if use == "running" else ["running_mean and running_var hold the population statistics, as asked for"]
 
 
-def check_there(found: Any, path: str) -> None:
+def check_there(found: Any, content: Content) -> None:
     """Raise InputError when a field that cannot be done without is missing."""
     for name in ("running_mean", "running_var"):
         if name not in found:
-            raise InputError(f"{printable(path)}: holds no {name}; it takes running_mean and running_var to import")
+            raise InputError(f"{content}: holds no {name}; it takes running_mean and running_var to import")

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,29 +19,18 @@ import numpy.typing as npt
 
 from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.exchange import npz, safetensors
-from bncli.exchange.common import Exported, pick, unreadable
+from bncli.exchange.common import pick
+from bncli.exchange.contract import Content, Encoded, ExportOptions
 from bncli.numerics.batchnorm import Affine, overflowed, round_to
 from bncli.stats.record import Stats
-from bncli.system import atomic
 
 Array = npt.NDArray[Any]
-SIZE_LIMIT = 64 << 30  # of a file of weights
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}  # of safetensors; others are carried as bytes
 BITS = (4, 6, 8, 16, 32, 64, 128)  # that a value may have
 DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError)  # a header
 
 
-def write(
-    stats: Stats,
-    path: str,
-    *,
-    use: str = "running",
-    into: str | None = None,
-    layer: str | None = None,
-    transposed: bool | None = None,
-    force: bool = True,
-    inputs: Sequence[str] = (),
-) -> Exported:
+def encode(stats: Stats, options: ExportOptions) -> Encoded:
     """Write scale and shift of test mode, or a file of weights with the normalization folded into one of its layers.
 
     Without `into` the file holds `scale` and `shift`, each of shape (C,) in float64: y = scale · x + shift. With it, it
@@ -54,20 +43,12 @@ def write(
 
     Parameters
     ----------
-    path : str
-        A .npz or .safetensors file.
-    use : "running" or "population"
-        Which statistics.
-    into : str, optional
-        A file of the same kind, in PyTorch's layout: `LAYER.weight` of shape (C, ...) and `LAYER.bias` of shape (C,),
-        that is linear and convolution layers, transposed ones too.
-    layer : str, optional
-        LAYER, which may be left out where the file has only one; "" for a file that holds a bare `weight`.
-    transposed : bool, optional
-        Whether LAYER is a transposed convolution, whose weight is (in, C / groups, ...) and not (C, in / groups, ...). May
-        be left out where the shape fits only one of them.
-    force, inputs
-        As `files.replacing`.
+    options : ExportOptions
+        `output`, a .npz or .safetensors file. `into`: a file of the same kind, in PyTorch's layout: `LAYER.weight` of shape
+        (C, ...) and `LAYER.bias` of shape (C,), that is linear and convolution layers, transposed ones too. `layer`: LAYER,
+        which may be left out where the file has only one; "" for a file that holds a bare `weight`. `transposed`: whether
+        LAYER is a transposed convolution, whose weight is (in, C / groups, ...) and not (C, in / groups, ...), which may be
+        left out where the shape fits only one of them.
 
     Raises
     ------
@@ -78,28 +59,25 @@ def write(
         When INTO is missing, damaged or of another kind.
     MismatchError
         When the layer's shape or type does not take the statistics, or the result does not fit its type.
-    OutputExistsError, WriteError
-        As `files.replacing`.
     """
-    container = _container(path)
+    container, into, layer = _container(options.output), options.into, options.layer
     if into is None:
-        if layer is not None or transposed is not None:
+        if layer is not None or options.transposed is not None:
             option = "--transposed" if layer is None else "--layer"
             raise UsageError(f"{option} is about a layer of a file of weights; say which file with --into FILE")
-        scale, shift = stats.scale_shift(use)
+        scale, shift = stats.scale_shift()
         weights = Weights({}, {}, {}, {})
         weights.put("scale", scale, "F64")
         weights.put("shift", shift, "F64")
         notes = [f"y = scale * x + shift, in float64, with the features on axis {stats.axis}"]
     else:
-        if _container(into) is not container:
-            raise UsageError(f"{printable(path)}: give the output the suffix of --into {printable(into)}")
-        weights = container.read(atomic.read_bytes(into, SIZE_LIMIT), into)
-        layer = _choose(weights, layer, into)
-        notes = _fold(weights, stats, use, layer, transposed, printable(into))
-    sources = inputs if into is None else [*inputs, into]
-    atomic.write_bytes(path, container.write(weights), force=force, inputs=sources)
-    return Exported("fold", path, use, stats.num_features, {"eps": stats.eps, "into": into, "layer": layer}, notes)
+        if _container(into.name) is not container:
+            raise UsageError(f"{printable(options.output)}: give the output the suffix of --into {into}")
+        weights = container.read(into.data, into)
+        layer = _choose(weights, layer, into.name)
+        notes = _fold(weights, stats, options, layer, str(into))
+    settings = {"eps": stats.eps, "into": into.name if into else None, "layer": layer}
+    return Encoded(container.write(weights), settings, notes)
 
 
 class Weights(NamedTuple):
@@ -130,7 +108,7 @@ class Weights(NamedTuple):
 class Container(NamedTuple):
     """A kind of file that holds named arrays: how its bytes are read and written."""
 
-    read: Callable[[bytes, str], Weights]
+    read: Callable[[bytes, Content], Weights]
     write: Callable[[Weights], bytes]
 
 
@@ -141,11 +119,11 @@ def _container(path: str) -> Container:
     return CONTAINERS[suffix]
 
 
-def _fold(weights: Weights, stats: Stats, use: str, layer: str, transposed: bool | None, where: str) -> list[str]:
+def _fold(weights: Weights, stats: Stats, options: ExportOptions, layer: str, where: str) -> list[str]:
     """Replace weight and bias of a layer by those that give the normalised values; returns what to say about it."""
     weight_key, bias_key = (f"{layer}.{name}" if layer else name for name in ("weight", "bias"))
     shape, features = weights.shapes[weight_key], stats.num_features
-    groups = _groups(f"{where}: {printable(weight_key)}", shape, features, transposed)
+    groups = _groups(f"{where}: {printable(weight_key)}", shape, features, options.transposed)
     notes = [f"{printable(layer) or 'the layer'} holds the normalization now: leave it out of the model"]
     if groups is not None:
         kind = "a transposed convolution" + (f" of {groups} groups" if groups > 1 else "")
@@ -155,9 +133,11 @@ def _fold(weights: Weights, stats: Stats, use: str, layer: str, transposed: bool
         weights.put(bias_key, zeros, weights.types[weight_key])
         notes.append("it had no bias and has one now: build it with bias=True")
     _check_layer(weights, weight_key, bias_key, features, where)
-    mean, var = stats.statistics(use)
+    mean, var = stats.statistics()
     if np.isnan(mean).any():
-        raise MismatchError(f"feature {np.flatnonzero(np.isnan(mean))[0]} has no {use} statistics; nothing is folded")
+        raise MismatchError(
+            f"feature {np.flatnonzero(np.isnan(mean))[0]} has no {options.use} statistics; nothing is folded"
+        )
     weight, bias = (weights.arrays[key] for key in (weight_key, bias_key))
     affine, none = Affine.of(mean, var, stats.gamma, stats.beta, stats.eps), np.zeros(len(mean))
     scaling = replace(affine, minus=none, plus=-none)  # -0.0 stays
@@ -245,11 +225,9 @@ def _choose(weights: Weights, layer: str | None, path: str) -> str:
     return pick(layers, layer, path, "")
 
 
-def _read_npz(content: bytes, path: str) -> Weights:
-    try:
-        arrays = npz.read_arrays(content, SIZE_LIMIT)
-    except npz.DAMAGED as error:
-        raise unreadable(path, ".npz file", error) from None
+def _read_npz(data: bytes, content: Content) -> Weights:
+    with content.reading(".npz file", *npz.DAMAGED):
+        arrays = npz.read_arrays(data, content.limit)
     weights = Weights({}, {}, {}, {})
     for key, array in arrays.items():
         weights.put(key, array, str(array.dtype))
@@ -265,22 +243,20 @@ def _write_npz(weights: Weights) -> bytes:
     return buffer.getvalue()
 
 
-def _read_safetensors(content: bytes, path: str) -> Weights:
-    try:
-        entries, metadata, start = safetensors.header(io.BytesIO(content))
-        weights, data, end = Weights({}, {}, {}, metadata), memoryview(content)[start:], 0
+def _read_safetensors(data: bytes, content: Content) -> Weights:
+    with content.reading(".safetensors file", *DAMAGED):
+        entries, metadata, start = safetensors.header(io.BytesIO(data))
+        weights, tensors, end = Weights({}, {}, {}, metadata), memoryview(data)[start:], 0
         for key, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
             (begin, stop), kind, shape = entry["data_offsets"], entry["dtype"], tuple(entry["shape"])
             whole = min(shape, default=1) >= 0 and (stop - begin) * 8 in (math.prod(shape) * bits for bits in BITS)
-            if not end == begin <= stop <= len(data) or not whole:
+            if not end == begin <= stop <= len(tensors) or not whole:
                 raise ValueError(f"tensor {key} does not lie where its shape and type need it")
-            found = np.frombuffer(data[begin:stop], FLOATS.get(kind, "u1"))
+            found = np.frombuffer(tensors[begin:stop], FLOATS.get(kind, "u1"))
             found = found.reshape(shape) if kind in FLOATS else found
             weights.arrays[key], weights.types[key], weights.shapes[key], end = found, kind, shape, stop
-        if end != len(data):
-            raise ValueError(f"{len(data) - end} bytes belong to no tensor")
-    except DAMAGED as error:
-        raise unreadable(path, ".safetensors file", error) from None
+        if end != len(tensors):
+            raise ValueError(f"{len(tensors) - end} bytes belong to no tensor")
     return weights
 
 

@@ -5,31 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from bncli.exchange import fields
-from bncli.exchange.common import KINDS, Exported, Momentum, chosen, conventions, damaged, to_stats, unreadable
+from bncli.exchange.common import KINDS, conventions, damaged
+from bncli.exchange.contract import Content, Encoded, ExportOptions, Layer, Layers
 from bncli.stats.columns import read_back
 from bncli.stats.record import FORMAT, FORMAT_VERSION, Stats
-from bncli.system import atomic
 
-LARGEST = 4 << 30
 CHECKSUM = "sha256"
 KEYS = {"format", "version", *KINDS, "num_features", "num_parameters", "sources", "features", "learning"}
 
 
-def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, inputs: Sequence[str] = ()) -> Exported:
+def encode(stats: Stats, options: ExportOptions) -> Encoded:
     """Write the record that `bn inspect --json` prints, and beside it the SHA-256 of it."""
-    stats = chosen(stats, use)
     record = stats.as_dict()
-    atomic.write_bytes(
-        path, json.dumps(record | {CHECKSUM: _checksum(record)}, allow_nan=False).encode(), force=force, inputs=inputs
-    )
-    return Exported("json", path, use, stats.num_features, conventions(stats), fields.use_notes(use))
+    made = json.dumps(record | {CHECKSUM: _checksum(record)}, allow_nan=False).encode()
+    return Encoded(made, conventions(stats), fields.use_notes(options.use))
 
 
-def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> Stats:
+def decode(content: Content) -> Layers:
     """Read what `write`, `bn inspect --json` or `bn fit --json` wrote.
 
     Raises
@@ -37,12 +32,13 @@ def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> S
     InputError
         When the file is missing, no such JSON, of a newer version, or holds only some of the features.
     """
-    try:
-        record = json.loads(atomic.read_bytes(path, LARGEST), object_pairs_hook=_once, parse_constant=float)
-        told, record = record.get(CHECKSUM), {key: value for key, value in record.items() if key != CHECKSUM}
+    errors = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+    with content.reading("JSON of 'bn inspect --json'", *errors):
+        record = json.loads(content.data, object_pairs_hook=_once, parse_constant=float)
+        digest, record = record.get(CHECKSUM), {key: value for key, value in record.items() if key != CHECKSUM}
         features = _features(record)
-        if told is not None and told != _checksum(record):
-            raise damaged(path)
+        if digest is not None and digest != _checksum(record):
+            raise damaged(content.name)
         columns = {name: [_number(feature[name]) for feature in features] for name in read_back(record["version"])}
         held = {name: record[name] for name in KINDS}
         names = [feature["name"] for feature in features]
@@ -50,10 +46,8 @@ def read(path: str, *, eps: float | None = None, momentum: Momentum = None) -> S
             {**source, "name": str(source["name"]), "dataset": source.get("dataset")} for source in record["sources"]
         ]
         json.dumps(sources, allow_nan=False)  # elsewhere a NaN or an infinity has no meaning
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise unreadable(path, "JSON of 'bn inspect --json'", error) from None
     given = None if all(name is None for name in names) else names
-    return to_stats(path, "json", columns, held, names=given, sources=sources, eps=eps, momentum=momentum)
+    return Layers.single(Layer(columns, held, given, sources))
 
 
 def _checksum(record: Any) -> str:

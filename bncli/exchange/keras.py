@@ -9,7 +9,7 @@ a stats file, which Keras passes over; HDF5 can crash or hang over damaged bytes
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import h5py
@@ -17,21 +17,20 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.errors import InputError, UsageError, printable
-from bncli.exchange.common import ROUNDED, Exported, Momentum, bfloat16, chosen, notes, pick, to_stats, unreadable
+from bncli.exchange.common import ROUNDED, bfloat16, notes
+from bncli.exchange.contract import Content, Encoded, ExportOptions, Layer, Layers
 from bncli.stats import container
 from bncli.stats.record import Stats
-from bncli.system import atomic
 
 VARIABLES = {"0": "gamma", "1": "beta", "2": "running_mean", "3": "running_var"}
-LARGEST = 16 << 30
+KIND = "HDF5 file of Keras weights"
 LAYER = "batch_normalization"
 ZIP = b"PK\x03\x04"  # what a .keras file is
 SAVE_WEIGHTS = 'load it in Keras 3 and save the weights alone: model.save_weights("x.weights.h5")'
 
 
-def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, inputs: Sequence[str] = ()) -> Exported:
+def encode(stats: Stats, options: ExportOptions) -> Encoded:
     """Write weights that `Model.load_weights` takes, for a model whose only weights are one BatchNormalization's."""
-    stats = chosen(stats, use)
     with container.in_memory() as file:
         variables = file.create_group(f"layers/{LAYER}/vars")
         variables.attrs["name"] = LAYER
@@ -39,39 +38,42 @@ def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, 
             variables.create_dataset(key, data=getattr(stats, name), track_times=False)
         file.create_group("vars")
         file.flush()
-        atomic.write_bytes(path, container.sealed(file.id.get_file_image()), force=force, inputs=inputs)
+        made = container.sealed(file.id.get_file_image())
     settings = {"axis": stats.axis, "momentum": stats.momentum, "epsilon": stats.eps}
-    return Exported("keras", path, use, stats.num_features, settings, _advice(stats, settings))
+    return Encoded(made, settings, _notes(stats, settings))
 
 
-def read(path: str, *, layer: str | None = None, eps: float | None = None, momentum: Momentum = None) -> Stats:
-    """Read one BatchNormalization; `layer` is its name as saved, alone or after those of the models around it, or its path.
+def decode(content: Content) -> Layers:
+    """Layers by their names as saved, alone or after those of the models around them, or by their paths.
 
     Raises
     ------
-    UsageError
-        When several layers are there and none was named.
     InputError
-        When the file is damaged, or holds no such layer.
+        When the file is damaged.
     """
-    content = container.unsealed(atomic.read_bytes(path, LARGEST), printable(path))
-    if content.startswith(ZIP):
-        raise InputError(f"{printable(path)}: a whole Keras model; {SAVE_WEIGHTS}")
-    try:
-        container.check_heaps(content)
-        with h5py.File(io.BytesIO(content), "r") as file:
+    path, data = content.name, container.unsealed(content.data, str(content))
+    if data.startswith(ZIP):
+        raise InputError(f"{content}: a whole Keras model; {SAVE_WEIGHTS}")
+    with content.reading(KIND, *container.UNREADABLE):
+        container.check_heaps(data)
+        with h5py.File(io.BytesIO(data), "r") as file:
             _refuse_other_kinds(file, path)
-            groups, also = _layers(file, VARIABLES, layer, content)
-            _refuse_incomplete(_layers(file, ("0", "1", "2"), layer, content)[0], layer, len(groups), path)
+            groups, also = _layers(file, VARIABLES, None, data)
             sizes = {name: group["0"].shape[0] for name, group in groups.items()}
-            name = pick(sizes, layer, path, "no vars 0, 1, 2, 3 of one length", also)
-            columns = {column: _read(groups[name][key], content, path) for key, column in VARIABLES.items()}
-    except container.UNREADABLE as error:
-        raise unreadable(path, "HDF5 file of Keras weights", error) from None
-    return to_stats(path, "keras", columns, {}, layer=name, eps=eps, momentum=momentum)
+            places = {name: group.name for name, group in groups.items()}
+
+    def check(asked: str | None) -> None:
+        with content.reading(KIND, *container.UNREADABLE), h5py.File(io.BytesIO(data), "r") as file:
+            _refuse_incomplete(_layers(file, ("0", "1", "2"), asked, data)[0], asked, len(sizes), path)
+
+    def read(name: str) -> Layer:
+        with content.reading(KIND, *container.UNREADABLE), h5py.File(io.BytesIO(data), "r") as file:
+            return Layer({c: _read(file[places[name]][key], data, path) for key, c in VARIABLES.items()})
+
+    return Layers(sizes, read, also, "no vars 0, 1, 2, 3 of one length", check=check, keeps_asked=True)
 
 
-def _advice(stats: Stats, settings: dict[str, Any]) -> list[str]:
+def _notes(stats: Stats, settings: dict[str, Any]) -> list[str]:
     given = ", ".join(f"{name}={value!r}" for name, value in settings.items() if value is not None)
     return [
         f"load into a model whose only weights are those of one BatchNormalization({given}) at its top level: the file holds none "

@@ -8,20 +8,19 @@ import sys
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bncli.exchange import fields, names, state_dict
-from bncli.exchange.common import KINDS, Exported, Momentum, chosen, conventions, to_stats, unreadable
+from bncli.exchange.common import KINDS, conventions
+from bncli.exchange.contract import Content, Encoded, ExportOptions, Layer, Layers
 from bncli.stats import container
 from bncli.stats.columns import COLUMNS, exported
 from bncli.stats.record import Stats
-from bncli.system import atomic
 
-LARGEST = 4 << 30  # of the file
 POPULATION = ("count", "population_mean", "population_var")
 FIELDS = {*POPULATION, fields.NAMES, fields.NAMES + container.ENDS, *KINDS}
 INFLATED, RATIO = 16 << 20, 4  # bytes of all fields, and beside them times the file's; a real file has half its RATIO
@@ -34,49 +33,41 @@ HEADER = 16 << 10  # bytes of a member that its header is looked for in
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, inputs: Sequence[str] = ()) -> Exported:
+def encode(stats: Stats, options: ExportOptions) -> Encoded:
     """Write an archive that `numpy.load` opens; a momentum of none is NaN."""
-    stats = chosen(stats, use)
     held = conventions(stats)
     single = held | {"momentum": math.nan if stats.momentum is None else stats.momentum}
     buffer = io.BytesIO()
     names = {} if stats.names is None else container.text_arrays(fields.NAMES, stats.names, "U")
     columns = {name: values for name, values in exported(stats).items() if COLUMNS[name].npz} | names
     np.savez(buffer, allow_pickle=False, **columns, **{k: np.array(v) for k, v in single.items()})
-    atomic.write_bytes(path, buffer.getvalue(), force=force, inputs=inputs)
-    return Exported("npz", path, use, stats.num_features, held, fields.use_notes(use))
+    return Encoded(buffer.getvalue(), held, fields.use_notes(options.use))
 
 
-def read(path: str, *, layer: str | None = None, eps: float | None = None, momentum: Momentum = None) -> Stats:
-    """Read an archive with running_mean and running_var, under any of their `names`; every other field may be missing.
+def decode(content: Content) -> Layers:
+    """Layers of an archive with running_mean and running_var, under any of their `names`; other fields may be missing.
 
     Raises
     ------
-    UsageError
-        When several layers are there and none was named.
     InputError
-        When the file is missing, damaged, holds a name twice, pickles, or no statistics.
+        When the file is missing, damaged, holds a name twice, or pickles.
     """
-    content = atomic.read_bytes(path, LARGEST)
-    try:
-        arrays = read_arrays(content, INFLATED + RATIO * len(content), _of_layers)
-        shapes = _shapes(content) | {key: array.shape for key, array in arrays.items()}
-    except DAMAGED as error:
-        raise unreadable(path, ".npz archive", error) from None
-    found = state_dict.read_layer(shapes, arrays.__getitem__, layer, path)
-    given = {name: arrays[key] for name, key in found.keys.items() if name in FIELDS and key in arrays}
-    try:
-        held = {name: _single(given[name], name) for name in KINDS if name in given}
-        if math.isnan(held.get("momentum") or 0):
-            held["momentum"] = None
-        names = container.texts_of(fields.NAMES, given, found.columns["running_mean"].size)
-    except DAMAGED as error:
-        raise unreadable(path, ".npz archive", error) from None
-    columns = {name: given[name] for name in POPULATION if name in given} | found.columns
-    name = found.name or None
-    return to_stats(
-        path, "npz", columns, held, layer=name, names=names, eps=eps, momentum=momentum, tracked=found.tracked
-    )
+    data = content.data
+    with content.reading(".npz archive", *DAMAGED):
+        arrays = read_arrays(data, INFLATED + RATIO * len(data), _of_layers)
+        shapes = _shapes(data) | {key: array.shape for key, array in arrays.items()}
+
+    def layer(found: state_dict.Found) -> Layer:
+        given = {name: arrays[key] for name, key in found.keys.items() if name in FIELDS and key in arrays}
+        with content.reading(".npz archive", *DAMAGED):
+            held = {name: _single(given[name], name) for name in KINDS if name in given}
+            if math.isnan(held.get("momentum") or 0):
+                held["momentum"] = None
+            names = container.texts_of(fields.NAMES, given, found.columns["running_mean"].size)
+        columns = {name: given[name] for name in POPULATION if name in given} | found.columns
+        return Layer(columns, held, names, tracked=found.tracked)
+
+    return state_dict.layers(shapes, arrays.__getitem__, content.name, layer)
 
 
 def _single(array: npt.NDArray[Any], name: str) -> Any:

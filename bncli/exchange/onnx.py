@@ -6,33 +6,19 @@ Operator: https://onnx.ai/onnx/operators/onnx__BatchNormalization.html; its mome
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bncli.errors import InputError, MismatchError, UsageError, printable
-from bncli.exchange.common import (
-    ROUNDED,
-    Exported,
-    Momentum,
-    below_float32,
-    beyond_float32,
-    checksum,
-    chosen,
-    notes,
-    package,
-    pick,
-    to_stats,
-    unreadable,
-)
+from bncli.exchange.common import ROUNDED, below_float32, beyond_float32, checksum, notes, package
+from bncli.exchange.contract import Content, Encoded, ExportOptions, Layer, Layers
 from bncli.stats.record import Stats
-from bncli.system import atomic
 
 OPSET = 15
 IR_VERSION = 8  # of the release that brought opset 15: what older runtimes still read
-LARGEST = 2 << 30  # protobuf's own limit
 OPERATOR = "BatchNormalization"
 DOMAINS = ("", "ai.onnx")  # two names of ONNX's own
 INPUTS = ("gamma", "beta", "running_mean", "running_var")  # after the data, in the operator's order
@@ -41,27 +27,18 @@ FOLDED = "torch.onnx.export folds such layers into those before them unless trai
 SIGN = "bncli sha256 "  # before the checksum, in the doc_string of the node and of each of its tensors
 
 
-def write(
-    stats: Stats,
-    path: str,
-    *,
-    use: str = "running",
-    rank: int | None = None,
-    force: bool = True,
-    inputs: Sequence[str] = (),
-) -> Exported:
+def encode(stats: Stats, options: ExportOptions) -> Encoded:
     """Write a model x -> y, float32, of `rank` dimensions (that of the fit, or 2), channels on axis 1.
 
     Raises
     ------
     UsageError
-        For a rank that is no rank of samples and channels.
+        For a rank outside 2 to 8.
     MismatchError
         When a number does not fit a float32, or inference in float32 gives none.
     """
     onnx = package("onnx", "onnx")
-    stats = chosen(stats, use)
-    rank = rank if rank is not None else len(stats.sample_shape) + 1 if stats.sample_shape else 2
+    rank = options.rank if options.rank is not None else len(stats.sample_shape) + 1 if stats.sample_shape else 2
     if not 2 <= rank <= HIGHEST_RANK:
         raise UsageError(f"--rank {rank} is not in 2 to {HIGHEST_RANK}: samples, channels, and what lies behind them")
     arrays = {name: _float32(getattr(stats, name), name) for name in INPUTS}
@@ -70,26 +47,26 @@ def write(
     if stats.momentum is not None:
         attributes["momentum"] = _attribute(stats.momentum, "momentum")
     model = _model(onnx, arrays, rank, attributes)
-    atomic.write_bytes(path, model.SerializeToString(deterministic=True), force=force, inputs=inputs)
     settings = {"epsilon": None, "momentum": None} | attributes | {"rank": rank, "opset": OPSET}
-    return Exported("onnx", path, use, stats.num_features, settings, _advice(stats, arrays, settings))
+    return Encoded(model.SerializeToString(deterministic=True), settings, _notes(stats, arrays, settings))
 
 
-def read(path: str, *, layer: str | None = None, eps: float | None = None, momentum: Momentum = None) -> Stats:
-    """Read one BatchNormalization node; `layer` is its name, or that of its output where it has none.
+def decode(content: Content) -> Layers:
+    """BatchNormalization nodes by their names, or by those of their outputs where they have none.
 
     Raises
     ------
     UsageError
-        When several nodes are there and none was named, or onnx is missing.
+        When onnx is missing.
     InputError
-        When the file is damaged, or holds no such node with its numbers.
+        When the file is damaged.
     """
     onnx = package("onnx", "onnx")
     from google.protobuf.message import DecodeError
 
-    try:
-        model = onnx.ModelProto.FromString(atomic.read_bytes(path, LARGEST))
+    errors = (DecodeError, ValueError, TypeError, LookupError)
+    with content.reading("ONNX model", *errors):
+        model = onnx.ModelProto.FromString(content.data)
         if not model.opset_import:  # the last thing in a file; without it parsing still succeeds
             raise ValueError("it names no opset, so it was cut short")
         constants = dict(_constants(onnx, model.graph))
@@ -99,16 +76,18 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
         if not all(isinstance(name, str) for name in nodes):  # protobuf gives bytes where they are no UTF-8
             raise ValueError("the name of a node is no text")
         also = {name: {node.name, node.output[0]} for name, node in nodes.items()}
-        name = pick(widths, layer, path, f"no {OPERATOR} node whose numbers are in the file; {FOLDED}", also)
-        tensors = [constants[key] for key in nodes[name].input[1:5]]
-        columns = dict(zip(INPUTS, (_array(onnx, tensor, path) for tensor in tensors), strict=True))
-        opset = min((o.version for o in model.opset_import if o.domain in DOMAINS), default=OPSET)
-        _check_inference_form(nodes[name], opset, f"{printable(path)}: {printable(name)}")
-        held = _conventions(nodes[name])
-        told = _checksum([nodes[name].doc_string, *(tensor.doc_string for tensor in tensors)])
-    except (DecodeError, ValueError, TypeError, LookupError) as error:
-        raise unreadable(path, "ONNX model", error) from None
-    return to_stats(path, "onnx", columns, held, layer=name, eps=eps, momentum=momentum, told=told)
+
+    def read(name: str) -> Layer:
+        node = nodes[name]
+        with content.reading("ONNX model", *errors):
+            tensors = [constants[key] for key in node.input[1:5]]
+            columns = dict(zip(INPUTS, (_array(onnx, tensor, content.name) for tensor in tensors), strict=True))
+            opset = min((o.version for o in model.opset_import if o.domain in DOMAINS), default=OPSET)
+            _check_inference_form(node, opset, f"{content}: {printable(name)}")
+            digest = _checksum([node.doc_string, *(tensor.doc_string for tensor in tensors)])
+            return Layer(columns, _conventions(node), checksum=digest)
+
+    return Layers(widths, read, also, f"no {OPERATOR} node whose numbers are in the file; {FOLDED}")
 
 
 def _float32(values: npt.NDArray[np.float64], name: str) -> npt.NDArray[np.float32]:
@@ -172,7 +151,7 @@ def _model(onnx: Any, arrays: dict[str, npt.NDArray[np.float32]], rank: int, att
     )
 
 
-def _advice(stats: Stats, arrays: dict[str, npt.NDArray[np.float32]], settings: dict[str, Any]) -> list[str]:
+def _notes(stats: Stats, arrays: dict[str, npt.NDArray[np.float32]], settings: dict[str, Any]) -> list[str]:
     """The layout, and what the rounding to float32 does to the result."""
     rank = settings["rank"]
     conventions = (("eps", stats.eps, settings["epsilon"]), ("momentum", stats.momentum, settings["momentum"]))

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from bncli.errors import BnNote, BnWarning, InputError, printable
 from bncli.exchange import names, shards
-from bncli.exchange.common import KINDS, ROUNDED, notes, pick
+from bncli.exchange.common import KINDS, ROUNDED, notes
+from bncli.exchange.contract import Layer, Layers
 from bncli.numerics.batchnorm import deviation
 from bncli.stats.columns import COLUMNS
 from bncli.stats.conventions import complement
@@ -38,7 +39,7 @@ def settings(stats: Stats) -> dict[str, Any]:
     return {"eps": stats.eps, "momentum": None if stats.momentum is None else complement(stats.momentum)}
 
 
-def advice(stats: Stats) -> list[str]:
+def load_notes(stats: Stats) -> list[str]:
     """What to do on PyTorch's side."""
     rank = len(stats.sample_shape) + 1 if stats.sample_shape else 2
     given = ", ".join(f"{name}={value!r}" for name, value in settings(stats).items() if value is not None)
@@ -53,7 +54,7 @@ def advice(stats: Stats) -> list[str]:
     ]
 
 
-class Layer(NamedTuple):
+class Found(NamedTuple):
     """One layer of a file.
 
     Attributes
@@ -62,19 +63,19 @@ class Layer(NamedTuple):
         running_mean and running_var; gamma and beta where the file has them.
     tracked : int or None
         Batches that the layer says it saw; None where it says nothing (PyTorch before 0.4.1, other frameworks).
-    name : str
     keys : name -> key
         Everything that the file holds under the layer's name, by the last part of its key.
     """
 
     columns: dict[str, Any]
     tracked: int | None
-    name: str
     keys: dict[str, str]
 
 
-def read_layer(shapes: Mapping[str, tuple[int, ...]], get: Callable[[str], Any], layer: str | None, path: str) -> Layer:
-    """Find one layer among named arrays, under any of the names in `names`, and read its numbers.
+def layers(
+    shapes: Mapping[str, tuple[int, ...]], get: Callable[[str], Any], path: str, layer: Callable[[Found], Layer]
+) -> Layers:
+    """The layers among named arrays, under any of the names in `names`.
 
     Parameters
     ----------
@@ -82,8 +83,8 @@ def read_layer(shapes: Mapping[str, tuple[int, ...]], get: Callable[[str], Any],
         Of every tensor in the file.
     get : function
         Reads the tensor of a key, as an array.
-    layer : str or None
-        The prefix of the layer's keys.
+    layer : function
+        Adds what else the file holds.
     """
     groups = names.groups(shapes)
     pairs = {prefix: pair for prefix, group in groups.items() if (pair := names.pair(group))}
@@ -94,13 +95,29 @@ def read_layer(shapes: Mapping[str, tuple[int, ...]], get: Callable[[str], Any],
     prefixes = {prefix[:-1]: prefix for prefix in first}
     what = "no running_mean and running_var" + ("" if first else shards.beside(path).hint)
     proper = [prefix for prefix, pair in pairs.items() if pair[0] not in names.PLAIN or names.affine(prefix, groups)]
-    if layer is None and len(proper) == 1 and not halves:  # mean and std of the data are beside many a model's layers
-        layer = proper[0][:-1]
-    name = pick({prefix[:-1]: math.prod(shapes[key]) for prefix, key in first.items()}, layer, path, what)
-    prefix = prefixes[name]
-    if prefix in halves:
-        raise shards.refusal(path, name, halves[prefix][1])
-    group, (mean, spread) = groups[prefix], pairs[prefix]
+    # mean and std of the data are beside many a model's layers
+    likely = proper[0][:-1] if len(proper) == 1 and not halves else None
+
+    def read(name: str) -> Layer:
+        prefix = prefixes[name]
+        if prefix in halves:
+            raise shards.refusal(path, name, halves[prefix][1])
+        return layer(_found(prefix, groups, pairs[prefix], shapes, get, path))
+
+    sizes = {prefix[:-1]: math.prod(shapes[key]) for prefix, key in first.items()}
+    return Layers(sizes, read, what=what, likely=likely)
+
+
+def _found(
+    prefix: str,
+    groups: Mapping[str, dict[str, str]],
+    pair: tuple[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    get: Callable[[str], Any],
+    path: str,
+) -> Found:
+    """The numbers of the layer under a prefix."""
+    group, (mean, spread) = groups[prefix], pair
     shape = _flat(shapes[group[mean]])
     if shapes[group[mean]] != shapes[group[spread]] or len(shape) != 1:
         raise InputError(
@@ -113,7 +130,7 @@ def read_layer(shapes: Mapping[str, tuple[int, ...]], get: Callable[[str], Any],
     if keys.get("gamma") == group.get("scale", "") and "beta" not in keys and _is_root(found["gamma"], variance):
         del found["gamma"]
     columns = {names.MEAN: _column(get, group[mean], shapes), names.VAR: variance} | found
-    return Layer(columns, _tracked(group.get(names.TRACKED), shapes, get, path), name, group)
+    return Found(columns, _tracked(group.get(names.TRACKED), shapes, get, path), group)
 
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -6,18 +6,20 @@ float64 layer not at all. Read with `weights_only=True` alone, which runs no cod
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from bncli.errors import BnError, BnWarning, InputError, UsageError, printable
 from bncli.exchange import pickles, state_dict
-from bncli.exchange.common import Exported, Momentum, check_readable, chosen, package, to_stats, unreadable
+from bncli.exchange.common import package
+from bncli.exchange.contract import Content, Encoded, ExportOptions, Layer, Layers
 from bncli.stats.record import Stats
-from bncli.system import atomic
 
 OLDEST = (2, 6)  # weights_only=True of older versions can be made to run code (CVE-2025-32434)
 FOLDER = 0x10  # attribute of a member for which torch.load gives zeros, while the zip's checksums still hold
@@ -36,29 +38,27 @@ PIECE = 1 << 20  # bytes of a file to search at a time
 ROOM, VISIT = 64 << 20, 64  # bytes for the keys in them, and beside each: a million of usual length
 
 
-def write(stats: Stats, path: str, *, use: str = "running", force: bool = True, inputs: Sequence[str] = ()) -> Exported:
-    """Write a state_dict that `load_state_dict(strict=True)` of nn.BatchNorm takes."""
+def encode(stats: Stats, options: ExportOptions) -> Encoded:
+    """A state_dict that `load_state_dict(strict=True)` of nn.BatchNorm takes."""
     torch = _torch()
-    stats = chosen(stats, use)
     buffer = io.BytesIO()
     torch.save({key: torch.from_numpy(values) for key, values in state_dict.arrays(stats).items()}, buffer)
-    atomic.write_bytes(path, buffer.getvalue(), force=force, inputs=inputs)
-    return Exported("torch", path, use, stats.num_features, state_dict.settings(stats), state_dict.advice(stats))
+    return Encoded(buffer.getvalue(), state_dict.settings(stats), state_dict.load_notes(stats))
 
 
-def read(path: str, *, layer: str | None = None, eps: float | None = None, momentum: Momentum = None) -> Stats:
-    """Read one layer of a state_dict or of a checkpoint that holds one; `layer` is the prefix of its keys.
+def decode(content: Content) -> Layers:
+    """Layers of a state_dict, or of a checkpoint that holds one, by the prefix of their keys.
 
     Raises
     ------
     UsageError
-        When several layers are there and none was named, or torch is missing or older than 2.6.
+        When torch is missing or older than 2.6.
     InputError
-        When the file is damaged, holds Python objects beyond tensors, or no such layer.
+        When the file is damaged or holds Python objects beyond tensors.
     """
     torch = _torch()
-    check_readable(path)
-    try:
+    path = content.path
+    with _refusing(content):
         _check_sums(path)
         _check_calls(path)
         tensors = _tensors(torch, torch.load(path, map_location="cpu", weights_only=True))
@@ -67,13 +67,28 @@ def read(path: str, *, layer: str | None = None, eps: float | None = None, momen
         def get(key: str) -> Any:
             return _array(torch, tensors[key], key, os.path.getsize(path))
 
-        found = state_dict.read_layer(shapes, get, layer, path)
+        layers = state_dict.layers(shapes, get, path, _layer)
+
+    def read(name: str) -> Layer:
+        with _refusing(content):
+            return layers.read(name)
+
+    return replace(layers, read=read)
+
+
+def _layer(found: state_dict.Found) -> Layer:
+    return Layer(found.columns, {"num_batches": found.tracked or 0}, tracked=found.tracked)
+
+
+@contextlib.contextmanager
+def _refusing(content: Content) -> Iterator[None]:
+    """Turn what a damaged or hostile file makes torch raise, which can be anything, into an InputError."""
+    try:
+        yield
     except (BnError, BnWarning):  # a warning where the caller made it an error
         raise
-    except Exception as error:  # a damaged or hostile file makes torch raise whatever it likes
-        raise _refused(path, error) from None
-    held, name = {"num_batches": found.tracked or 0}, found.name or None
-    return to_stats(path, "torch", found.columns, held, layer=name, eps=eps, momentum=momentum, tracked=found.tracked)
+    except Exception as error:
+        raise _refused(content, error) from None
 
 
 def _array(torch: Any, tensor: Any, key: str, size: int) -> Any:
@@ -134,11 +149,11 @@ def _torch() -> Any:
     return torch
 
 
-def _refused(path: str, error: Exception) -> InputError:
-    """Say why a file was not read; torch's own message invites to switch the safety off."""
+def _refused(content: Content, error: Exception) -> InputError:
+    """Say why a file was not read; torch's own message suggests to switch the safety off."""
     if "Weights only" in str(error) or "weights_only" in str(error):
-        return pickles.refusal(path, str(error))
-    return unreadable(path, "PyTorch file", error)
+        return pickles.refusal(content.name, str(error))
+    return content.unreadable("PyTorch file", error)
 
 
 def _tensors(torch: Any, content: Any) -> dict[str, Any]:

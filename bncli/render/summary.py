@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # `bn inspect` shows a record without loading what makes one
     from bncli.engine.apply import Applied, ApplySpec
     from bncli.engine.fit import Look
     from bncli.engine.learning.setup import Plan
-    from bncli.exchange.common import Exported
+    from bncli.exchange.contract import Exported
     from bncli.stats.learned import Learned
     from bncli.stats.record import Stats
 

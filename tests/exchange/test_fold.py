@@ -16,9 +16,8 @@ from cli_helpers import check_refused, good, untouched
 from helpers import Array, peer
 
 import bncli
-from bncli import Stats
+from bncli import Stats, exchange
 from bncli.errors import InputError, MismatchError, OutputExistsError, UsageError
-from bncli.exchange import fold
 from bncli.numerics.moments import Moments
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "float16": 4e-3}
@@ -116,9 +115,9 @@ def test_the_folded_layer_is_torchs_unfused_pair(
     ambiguous = {"square": False, "grouped": False, "deconv_square": True, "deconv_groups": True}
     if kind in ambiguous:
         with pytest.raises(UsageError, match=r"--no-transposed if .*--transposed if"):
-            fold.write(stats, str(out), into=str(source), layer="0")
+            exchange.write(stats, str(out), "fold", into=str(source), layer="0")
         assert not out.exists()
-    report = fold.write(stats, str(out), into=str(source), layer="0", transposed=ambiguous.get(kind))
+    report = exchange.write(stats, str(out), "fold", into=str(source), layer="0", transposed=ambiguous.get(kind))
     assert any("transposed" in note for note in report.notes) is (kind[:2] == "de" and "depthwise" not in kind)
     assert any("had no bias" in note for note in report.notes) is not bias
     if container == "npz":
@@ -164,7 +163,7 @@ def test_a_convolution_over_the_sample_images(tmp_path: Path, monkeypatch: pytes
 def test_scale_and_shift_alone(tmp_path: Path, use: str) -> None:
     stats = stats_of(1, 4)
     x = np.random.default_rng(0).normal(2, 3, (50, 4))
-    fold.write(stats, str(tmp_path / "a.npz"), use=use)
+    exchange.write(stats, str(tmp_path / "a.npz"), "fold", use=use)
     with np.load(tmp_path / "a.npz") as archive:
         assert sorted(archive) == ["scale", "shift"]
         np.testing.assert_allclose(archive["scale"] * x + archive["shift"], stats.normalize(x, use=use), atol=1e-13)
@@ -173,7 +172,7 @@ def test_scale_and_shift_alone(tmp_path: Path, use: str) -> None:
 @pytest.mark.peer
 def test_scale_and_shift_in_safetensors(tmp_path: Path) -> None:
     stats = stats_of(1, 4)
-    fold.write(stats, str(tmp_path / "a.safetensors"))
+    exchange.write(stats, str(tmp_path / "a.safetensors"), "fold")
     found = peer("safetensors.numpy").load_file(tmp_path / "a.safetensors")
     scale = stats.gamma / np.sqrt(stats.running_var + stats.eps)
     np.testing.assert_allclose(found["scale"], scale, rtol=1e-15)
@@ -184,7 +183,7 @@ def test_scale_and_shift_in_safetensors(tmp_path: Path) -> None:
 def test_npz_keeps_types_and_carries_the_rest(tmp_path: Path, dtype: str) -> None:
     arrays, stats = arrays_of(5, dtype), stats_of(5, 5)
     write_npz(tmp_path / "model.npz", arrays)
-    fold.write(stats, str(tmp_path / "out.npz"), into=str(tmp_path / "model.npz"), layer="conv")
+    exchange.write(stats, str(tmp_path / "out.npz"), "fold", into=str(tmp_path / "model.npz"), layer="conv")
     with np.load(tmp_path / "out.npz") as archive:
         found = dict(archive)
     assert list(found) == list(arrays)
@@ -220,7 +219,7 @@ def test_safetensors_carries_types_numpy_does_not_have_and_metadata(tmp_path: Pa
     }
     source, out = tmp_path / "model.safetensors", tmp_path / "out.safetensors"
     safetensors.save_file(tensors, source, {"format": "pt"})
-    fold.write(stats_of(2, 4), str(out), into=str(source))  # the only layer needs no name
+    exchange.write(stats_of(2, 4), str(out), "fold", into=str(source))  # the only layer needs no name
     found = safetensors.load_file(out)
     for name in ("odd", "half", "eight", "steps", "none"):
         assert found[name].dtype == tensors[name].dtype
@@ -235,7 +234,7 @@ def test_safetensors_carries_types_numpy_does_not_have_and_metadata(tmp_path: Pa
 
 def test_a_bare_weight_has_the_empty_name(tmp_path: Path) -> None:
     np.savez(tmp_path / "layer.npz", weight=np.ones((4, 2)), bias=np.ones(4))
-    fold.write(stats_of(2, 4), str(tmp_path / "out.npz"), into=str(tmp_path / "layer.npz"), layer="")
+    exchange.write(stats_of(2, 4), str(tmp_path / "out.npz"), "fold", into=str(tmp_path / "layer.npz"), layer="")
     with np.load(tmp_path / "out.npz") as archive:
         np.testing.assert_array_equal(archive["bias"], folded(np.ones((4, 2)), np.ones(4), stats_of(2, 4))[1])
 
@@ -243,7 +242,7 @@ def test_a_bare_weight_has_the_empty_name(tmp_path: Path) -> None:
 def test_a_weight_in_fortran_order(tmp_path: Path) -> None:
     weight = np.asfortranarray(np.arange(8.0).reshape(4, 2))
     np.savez(tmp_path / "layer.npz", **{"a.weight": weight})
-    fold.write(stats_of(2, 4), str(tmp_path / "out.npz"), into=str(tmp_path / "layer.npz"))
+    exchange.write(stats_of(2, 4), str(tmp_path / "out.npz"), "fold", into=str(tmp_path / "layer.npz"))
     with np.load(tmp_path / "out.npz") as archive:
         np.testing.assert_array_equal(archive["a.weight"], folded(weight, None, stats_of(2, 4))[0])
 
@@ -270,7 +269,9 @@ def test_the_kind_of_layer_that_a_shape_fits(tmp_path: Path, shape: tuple[int, .
     np.savez(tmp_path / "layer.npz", **{"a.weight": weight})
 
     def write(transposed: bool | None) -> Array:
-        fold.write(stats_of(2, 4), str(tmp_path / "o.npz"), into=str(tmp_path / "layer.npz"), transposed=transposed)
+        exchange.write(
+            stats_of(2, 4), str(tmp_path / "o.npz"), "fold", into=str(tmp_path / "layer.npz"), transposed=transposed
+        )
         with np.load(tmp_path / "o.npz") as archive:
             found: Array = archive["a.weight"]
         return found
@@ -306,7 +307,7 @@ def test_safetensors_carries_values_of_less_than_a_byte(tmp_path: Path) -> None:
     data = four.tobytes() + np.ones(3, "f2").tobytes() + wide.tobytes()
     source, out = tmp_path / "model.safetensors", tmp_path / "out.safetensors"
     source.write_bytes(struct.pack("<Q", len(text)) + text + data)
-    fold.write(stats_of(2, 3), str(out), into=str(source))
+    exchange.write(stats_of(2, 3), str(out), "fold", into=str(source))
     content = out.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     assert length % 8 == 0
@@ -328,7 +329,9 @@ def refused(tmp_path: Path, error: type[Exception], match: str, arrays: dict[str
     stats = options.pop("stats", None) or stats_of(5, 5)
     write_npz(tmp_path / "model.npz", arrays)
     with pytest.raises(error, match=match):
-        fold.write(stats, str(tmp_path / "out.npz"), **{"into": str(tmp_path / "model.npz"), "layer": "conv"} | options)
+        exchange.write(
+            stats, str(tmp_path / "out.npz"), "fold", **{"into": str(tmp_path / "model.npz"), "layer": "conv"} | options
+        )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.npz"]
 
 
@@ -357,7 +360,9 @@ def test_missing_statistics_are_refused(tmp_path: Path) -> None:
 def test_the_weights_are_never_the_output(tmp_path: Path) -> None:
     write_npz(tmp_path / "model.npz", arrays_of(5))
     with pytest.raises(OutputExistsError, match="is also an input"):
-        fold.write(stats_of(5, 5), str(tmp_path / "model.npz"), into=str(tmp_path / "model.npz"), layer="conv")
+        exchange.write(
+            stats_of(5, 5), str(tmp_path / "model.npz"), "fold", into=str(tmp_path / "model.npz"), layer="conv"
+        )
 
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
@@ -370,7 +375,7 @@ def test_cut_and_mutated_files_are_refused_or_read(tmp_path: Path, suffix: str) 
     else:
         write_safetensors(good_file, {k: ("F32", v) for k, v in tensors.items()}, {"format": "pt"})
     content, stats = good_file.read_bytes(), stats_of(5, 5)
-    fold.write(stats, str(out), into=str(good_file))
+    exchange.write(stats, str(out), "fold", into=str(good_file))
     expected = dict(zip(("a.weight", "a.bias"), folded(tensors["a.weight"], None, stats), strict=True)) | {
         "b": tensors["b"]
     }
@@ -378,14 +383,14 @@ def test_cut_and_mutated_files_are_refused_or_read(tmp_path: Path, suffix: str) 
     for length in range(0, len(content), 7):
         bad.write_bytes(content[:length])
         with pytest.raises(InputError):
-            fold.write(stats, str(out), into=str(bad))
+            exchange.write(stats, str(out), "fold", into=str(bad))
     rng = np.random.default_rng(0)
     for _ in range(200):
         mutated = bytearray(content)
         mutated[rng.integers(len(content))] = rng.integers(256)
         bad.write_bytes(mutated)
         try:
-            fold.write(stats, str(out), into=str(bad))
+            exchange.write(stats, str(out), "fold", into=str(bad))
         except (InputError, UsageError, MismatchError):
             continue
         if suffix == "npz":  # which holds checksums
@@ -431,13 +436,13 @@ def test_hostile_headers_are_refused(tmp_path: Path, header: bytes) -> None:
     path = tmp_path / "bad.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
     with pytest.raises(InputError, match=r"bad\.safetensors"):
-        fold.write(stats_of(5, 5), str(tmp_path / "out.safetensors"), into=str(path))
+        exchange.write(stats_of(5, 5), str(tmp_path / "out.safetensors"), "fold", into=str(path))
 
 
 def test_an_npz_that_needs_pickle_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "bad.npz", **{"a.weight": np.array([[None]])})
     with pytest.raises(InputError, match=r"not a readable \.npz file"):
-        fold.write(stats_of(5, 5), str(tmp_path / "out.npz"), into=str(tmp_path / "bad.npz"))
+        exchange.write(stats_of(5, 5), str(tmp_path / "out.npz"), "fold", into=str(tmp_path / "bad.npz"))
 
 
 def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

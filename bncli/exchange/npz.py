@@ -20,6 +20,7 @@ from bncli.exchange.contract import Content, Encoded, ExportOptions, Layer, Laye
 from bncli.stats import container
 from bncli.stats.columns import COLUMNS, exported
 from bncli.stats.record import Stats
+from bncli.system import parsing
 
 POPULATION = ("count", "population_mean", "population_var")
 FIELDS = {*POPULATION, fields.NAMES, fields.NAMES + container.ENDS, *KINDS}
@@ -131,17 +132,24 @@ def _shapes(content: bytes) -> dict[str, tuple[int, ...]]:
             try:
                 with archive.open(member) as file:
                     stream = io.BytesIO(file.read(HEADER))
-                shape, _, dtype = HEADERS[np.lib.format.read_magic(stream)](stream)
+                shape, _, dtype = _header(stream)
             except DAMAGED:
                 shape, dtype = (), np.dtype(bool)
             shapes[member.removesuffix(".npy")] = shape if dtype.kind in "fiu" else ()
     return shapes
 
 
+def _header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether the first axis varies fastest, and type of the array that begins here."""
+    read = HEADERS[np.lib.format.read_magic(stream)]
+    with parsing.LOCK:
+        return read(stream)
+
+
 def _array(content: bytes, member: str) -> npt.NDArray[Any]:
     """One array, which stays where it lies in the content; the header is text, never a pickle."""
     stream = io.BytesIO(content)
-    shape, by_column, dtype = HEADERS[np.lib.format.read_magic(stream)](stream)
+    shape, by_column, dtype = _header(stream)
     start = stream.tell()
     if dtype.hasobject:
         raise ValueError(f"{member} holds Python objects (a pickle, which bn never opens)")

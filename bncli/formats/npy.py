@@ -20,7 +20,7 @@ import numpy.typing as npt
 from bncli.errors import InputError, UsageError, printable
 from bncli.formats.source import RegularFile, Source, check_shape, memory_that_fits
 from bncli.numerics.kernels import Place
-from bncli.system import atomic
+from bncli.system import atomic, parsing
 
 MAGIC = b"\x93NUMPY"
 HEADER_LIMIT = 64 << 10
@@ -233,7 +233,8 @@ def _parse(text: bytes, encoding: str, where: str) -> dict[str, Any]:
         literal = text.decode(encoding).strip(" \t\r\n")
         if encoding == "latin-1":
             literal = re.sub(r"(\d)L(?=\s*[,)])", r"\1", literal)  # Python 2 wrote (569L, 30L)
-        header = ast.literal_eval(literal)
+        with parsing.LOCK:
+            header = ast.literal_eval(literal)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise InputError(f"{where}: its header is damaged: {printable(text[:60].decode('latin-1'))!r}") from None
     if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:

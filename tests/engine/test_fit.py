@@ -756,7 +756,7 @@ class TestWhatPythonUsersPass:
                 raise RuntimeError("no\narray")
 
         for source in ([[1.0, 2.0], [3.0]], Broken()):
-            with pytest.raises(InputError, match="does not make an array of numbers"):
+            with pytest.raises(InputError, match="cannot be converted to an array of numbers"):
                 fit(source)
         for source in ([["x", "y"]], [[1, 2], [3]], [[1 + 2j, 0]]):
             with pytest.raises(InputError):

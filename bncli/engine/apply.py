@@ -7,19 +7,19 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bncli.engine.executors import Readers, available, in_order
-from bncli.engine.plan import DEFAULT_MEMORY
 from bncli.errors import BnWarning, InputError, MismatchError, OutputExistsError, UsageError, WriteError, printable
-from bncli.formats.address import SEPARATOR, expand, kind_of, open_source, split
+from bncli.formats import Format, Output, Sink, format_for, format_of
+from bncli.formats.address import SEPARATOR, expand, open_source, split
 from bncli.formats.dataset import Input, Joined
 from bncli.formats.fills import Tally, remarks
-from bncli.formats.npy import NpySink
+from bncli.formats.reading import DEFAULT_MEMORY, ReadOptions
 from bncli.formats.source import Source
 from bncli.numerics.batchnorm import Affine, output_type, overflowed
 from bncli.numerics.kernels import Missing, present
@@ -27,11 +27,9 @@ from bncli.numerics.layout import Layout
 from bncli.stats.record import Stats
 from bncli.system import atomic, shutdown
 
-SUFFIXES = {".npy": "npy", ".h5": "hdf5", ".hdf5": "hdf5", ".hdf": "hdf5"}
 Progress = Callable[[int, "int | None", int], None]  # samples done, samples in all, bytes done
 FOREIGN = {".npz", ".csv", ".tsv", ".txt", ".json", ".zarr", ".parquet", ".mat", ".pt", ".safetensors", ".onnx"}
 PIECE_VALUES = 1 << 18  # read, computed and written at a time: 2 MB of float64
-NPY_DATASET = "/data"  # where an array without a name goes in an HDF5 file
 
 
 @dataclass(frozen=True)
@@ -51,15 +49,6 @@ class ApplySpec:
     allow_unwritten: bool = False
     allow_virtual: bool = False
     force: bool = False
-
-    @property
-    def reading(self) -> dict[str, Any]:
-        """How inputs are read."""
-        return {
-            "budget": self.max_memory,
-            "allow_unwritten": self.allow_unwritten,
-            "allow_virtual": self.allow_virtual,
-        }
 
 
 @dataclass
@@ -110,26 +99,13 @@ class Applied:
             setattr(self, name, getattr(self, name) + count)
 
 
-class Sink(Protocol):
-    """Takes the values of one array front to back, in C order."""
-
-    def write(self, values: npt.NDArray[Any]) -> None:
-        """Append the next values, of shape (n,)."""
-
-    def finish(self) -> None:
-        """Close what is complete."""
-
-    def abandon(self) -> None:
-        """Let go after a failure; never raises."""
-
-
 @dataclass(frozen=True)
 class Job:
     """One input, where its result goes, and in which format."""
 
     address: str
     output: str
-    kind: str
+    format: Format
     axis: int
     shape: tuple[int, ...]  # of the samples taken, as stored
     rows: tuple[int, int]
@@ -188,7 +164,7 @@ def apply(
 
 def plan(stats: Stats, inputs: Sequence[str], out: str, spec: ApplySpec) -> list[Job]:
     """Look at every input and decide where its result goes; no value is read."""
-    with Joined(inputs, dataset=spec.dataset, rows=spec.rows, **spec.reading) as data:
+    with Joined(inputs, ReadOptions.of(spec)) as data:
         taken = data.inputs
     into_folder = out.endswith("/") or os.path.isdir(out)
     if SEPARATOR in out and not os.path.exists(out):
@@ -199,12 +175,8 @@ def plan(stats: Stats, inputs: Sequence[str], out: str, spec: ApplySpec) -> list
     for entry in taken:
         path, _ = split(entry.address)
         output = os.path.join(out, os.path.basename(path)) if into_folder else out
-        suffix = os.path.splitext(output)[1].lower()
-        if suffix in FOREIGN:
-            raise UsageError(f"{printable(output)}: bn apply writes .npy and HDF5 (.h5, .hdf5), not {suffix}")
-        kind = SUFFIXES.get(suffix) or kind_of(path)
-        with open_source(entry.address, **spec.reading) as source:
-            jobs.append(_job(stats, source, output, kind, entry, spec))
+        with open_source(entry.address, _alone(spec)) as source:
+            jobs.append(_job(stats, source, output, _format_of(output, path), entry, spec))
     outputs = [os.path.realpath(job.output) for job in jobs]
     for i, job in enumerate(jobs):
         if outputs[i] in outputs[:i]:
@@ -212,19 +184,33 @@ def plan(stats: Stats, inputs: Sequence[str], out: str, spec: ApplySpec) -> list
     return jobs
 
 
-def _job(stats: Stats, source: Source, output: str, kind: str, entry: Input, spec: ApplySpec) -> Job:
+def _format_of(output: str, path: str) -> Format:
+    """The format that the output's suffix asks for, else that of the input."""
+    if asked := format_for(output):
+        return asked
+    suffix = os.path.splitext(output)[1].lower()
+    if suffix in FOREIGN:
+        raise UsageError(f"{printable(output)}: bn apply writes .npy and HDF5 (.h5, .hdf5), not {suffix}")
+    return format_of(path)
+
+
+def _alone(spec: ApplySpec) -> ReadOptions:
+    """How one input is read whole and as it is stored."""
+    return replace(ReadOptions.of(spec), dataset=None, rows=(None, None), fill_value=None)
+
+
+def _job(stats: Stats, source: Source, output: str, format: Format, entry: Input, spec: ApplySpec) -> Job:
     axis = stats.check_shape(source.shape, spec.axis, printable(source.address))
     stats.check_names(source.names, printable(source.address))
     shortened = entry.stop - entry.start < source.shape[0]
-    if spec.copy_others and shortened and getattr(source, "is_dimension", lambda: False)():
+    if spec.copy_others and shortened and source.is_dimension():
         raise UsageError(
             f"{printable(source.address)}: is a dimension of other datasets, which would be longer than it; leave out --rows or "
             "--copy-others"
         )
     dtype = np.dtype(spec.dtype) if spec.dtype else output_type(source.dtype)
-    file_shape: tuple[int, ...] = getattr(source, "file_shape", source.shape)
-    rows, shape = (entry.start, entry.stop), (entry.stop - entry.start, *file_shape[1:])
-    return Job(source.address, output, kind, axis, shape, rows, dtype, tuple(source.files), entry.passed_over)
+    rows, shape = (entry.start, entry.stop), (entry.stop - entry.start, *source.file_shape[1:])
+    return Job(source.address, output, format, axis, shape, rows, dtype, tuple(source.files), entry.passed_over)
 
 
 @contextlib.contextmanager
@@ -264,7 +250,7 @@ def _apply_one(
     progress: Progress | None,
 ) -> None:
     fill = spec.fill_value
-    with Joined([job.address], rows=job.rows, fill=fill, **spec.reading) as data:
+    with Joined([job.address], replace(_alone(spec), rows=job.rows, fill_value=fill)) as data:
         if data.shape[0] != job.shape[0]:
             path = split(job.address)[0]
             raise InputError(f"{printable(path)}: changed while it was being read; run again when nobody writes to it")
@@ -381,42 +367,30 @@ class Transform:
 
 
 def _open_sink(job: Job, temporary: str, spec: ApplySpec) -> Sink:
-    if job.kind == "npy":
-        return NpySink(temporary, job.shape, job.dtype)
-    from bncli.formats.hdf5.source import Hdf5Sink, Hdf5Source
-
-    path, dataset = split(job.address)
-    if dataset is None:
-        return Hdf5Sink(temporary, NPY_DATASET, job.shape, job.dtype, like=None, budget=spec.max_memory // 4)
-    with Hdf5Source(path, dataset, **spec.reading) as like:
-        return Hdf5Sink(
-            temporary,
-            dataset,
-            job.shape,
-            job.dtype,
-            like=like,
-            budget=spec.max_memory // 4,
-            workers=spec.workers or available(),
-        )
+    with open_source(job.address, _alone(spec)) as like:
+        output = Output(temporary, job.shape, job.dtype, like, spec.max_memory // 4, spec.workers or available())
+        return job.format.create(output)
 
 
 def _others(job: Job, sink: Sink, spec: ApplySpec, report: Applied) -> None:
-    """Copy the other datasets of an HDF5 input, or note that there are some."""
-    path, dataset = split(job.address)
-    if dataset is None:
+    """Copy the other arrays of the input's file, or note that there are some."""
+    path, array = split(job.address)
+    format = format_of(path)
+    if array is None or not format.several:
         if spec.copy_others:
             raise UsageError(f"--copy-others: {printable(path)} is not an HDF5 file and holds nothing else")
         return
-    from bncli.formats.hdf5.source import Hdf5Sink, copy_others, other_datasets
-
-    if isinstance(sink, Hdf5Sink) and not spec.copy_others:  # else they may refer to the copies
-        report.dropped += [f"{path}::{name}" for name in sink.dropped]
-    report.others += [f"{path}::{name}" for name in other_datasets(path, dataset)]
+    if not spec.copy_others:  # else they may refer to the copies
+        report.dropped += [f"{path}{SEPARATOR}{name}" for name in sink.dropped]
+    report.others += [f"{path}{SEPARATOR}{name}" for name in format.others(path, array)]
     if spec.copy_others:
-        if not isinstance(sink, Hdf5Sink):
+        if job.format is not format:
             raise InputError(
-                f"--copy-others: {printable(job.output)} is a .npy file, which holds one array; give an .h5 output"
+                f"--copy-others: {printable(job.output)} is a {job.format.name} file, which holds one array; give an .h5 output"
+                if not job.format.several
+                else f"--copy-others: {printable(job.output)} is a {job.format.name} file, and {printable(path)} is not; give an output of the same format"
             )
-        left, dropped = copy_others(path, dataset, sink)
-        report.left += [f"{path}::{name}" for name in left]
-        report.dropped += [f"{path}::{name}" for name in dropped]
+        with open_source(job.address, _alone(spec)) as source:
+            left, dropped = sink.copy_others(source)
+        report.left += [f"{path}{SEPARATOR}{name}" for name in left]
+        report.dropped += [f"{path}{SEPARATOR}{name}" for name in dropped]

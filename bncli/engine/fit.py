@@ -19,11 +19,12 @@ from bncli.engine.learning.trainer import learn
 from bncli.engine.order import Order
 from bncli.engine.plan import FitSpec, Progress, Segment, check_batch, options_record
 from bncli.errors import BnWarning, InputError, MismatchError, UsageError, printable
-from bncli.formats.address import SEPARATOR, expand, split
+from bncli.formats.address import SEPARATOR, address_of, expand, split
 from bncli.formats.dataset import DataSet, Input, Joined
 from bncli.formats.fills import remarks
 from bncli.formats.memory import ArraySource
 from bncli.formats.permuted import Drawn
+from bncli.formats.reading import ReadOptions
 from bncli.formats.values import read_names, read_vector
 from bncli.numerics import compiled
 from bncli.numerics.batchnorm import per_feature
@@ -83,13 +84,8 @@ def fit(
         return fit_files([os.fspath(source)], spec, progress=progress)
     if isinstance(source, (list, tuple)) and source and all(isinstance(item, (str, os.PathLike)) for item in source):
         return fit_files([str(os.fspath(item)) for item in source], spec, progress=progress)
-    kind = type(source).__name__ if type(source).__module__.startswith("h5py.") else None
-    if kind == "Dataset":  # read from its file: in pieces, with its names
-        from bncli.formats.hdf5.file import address_of
-
-        return fit_files([address_of(source)], spec, progress=progress)
-    if kind in ("File", "Group"):
-        raise UsageError(f"cannot fit an h5py {kind}; give one of its datasets, such as file['x']")
+    if (address := address_of(source)) is not None:  # read from its file: in pieces, with its names
+        return fit_files([address], spec, progress=progress)
     if isinstance(source, (list, tuple)) and len(source) > 1 and all(getattr(item, "ndim", 0) == 1 for item in source):
         raise UsageError(
             "a list of arrays of one dimension: give numpy.stack(rows) where each is a sample, or numpy.concatenate(batches) "
@@ -98,7 +94,7 @@ def fit(
     nested = isinstance(source, (list, tuple)) and not any(hasattr(item, "shape") for item in source)
     if nested or hasattr(source, "__array__") or isinstance(source, memoryview):
         array = ArraySource(cast("npt.ArrayLike", source)).array
-        data = Joined(array, rows=spec.rows, budget=spec.max_memory, fill=spec.fill_value)
+        data = Joined(array, ReadOptions.of(spec))
         return _fitted(Task.of(drawn(data, spec), spec), progress)
     if isinstance(source, Iterable):
         return _fit_batches(cast("Iterable[npt.NDArray[Any]]", source), spec, progress)
@@ -132,15 +128,7 @@ def make_spec(options: dict[str, Any]) -> FitSpec:
 
 def open_inputs(addresses: Sequence[str], spec: FitSpec) -> DataSet:
     """The data set of a fit; its files are looked at, no value is read."""
-    data = Joined(
-        expand(addresses),
-        dataset=spec.dataset,
-        rows=spec.rows,
-        budget=spec.max_memory,
-        allow_unwritten=spec.allow_unwritten,
-        allow_virtual=spec.allow_virtual,
-        fill=spec.fill_value,
-    )
+    data = Joined(expand(addresses), ReadOptions.of(spec))
     if isinstance(spec.target, str) and spec.target.startswith(SEPARATOR):  # of the same file, and so not passed over
         data.inputs = [replace(i, passed_over=max(0, i.passed_over - 1)) for i in data.inputs]
     return drawn(data, spec)
@@ -402,7 +390,7 @@ def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: P
             fold = Fold.empty(layout.features)
         elif batch.shape[1:] != sample_shape:
             raise MismatchError(f"a batch has samples of shape {batch.shape[1:]}, the batches before {sample_shape}")
-        data = Joined(batch.array, budget=spec.max_memory, fill=spec.fill_value)
+        data = Joined(batch.array, ReadOptions.of(spec))
         missing = Missing(spec.nan == "omit", data.fill)
         part = fold_segment(data, layout, Segment(0, 1, batch.shape[0]), missing, conventions)
         fold = fold.join(part, conventions.momentum)

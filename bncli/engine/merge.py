@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from bncli.engine.accumulate import Fold, finish
 from bncli.engine.fit import affine_parameter
-from bncli.engine.plan import DEFAULT_MEMORY
 from bncli.errors import BnWarning, MismatchError, UsageError, printable
 from bncli.formats.address import expand, split
+from bncli.formats.reading import DEFAULT_MEMORY
 from bncli.numerics.layout import feature_axis
 from bncli.numerics.moments import Moments, Running
 from bncli.stats.conventions import Conventions

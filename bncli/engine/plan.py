@@ -14,14 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.errors import BnWarning, UsageError
+from bncli.formats.reading import DEFAULT_MEMORY
 from bncli.numerics.layout import Layout
 from bncli.numerics.learning import ACTIVATIONS, LOSSES, OPTIMIZERS
 from bncli.stats.conventions import DEFAULTS, PRESETS, Conventions, check_conventions
 from bncli.stats.record import Stats, load
 from bncli.stats.warnings import momentum_advice
-
-DEFAULT_MEMORY = 128 << 20
-
 
 KINDS: dict[str, tuple[type, ...]] = {
     "momentum": (float, int, str),

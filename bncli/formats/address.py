@@ -8,8 +8,9 @@ import re
 from collections.abc import Sequence
 
 from bncli.errors import InputError, printable
-from bncli.formats.npy import NpySource, is_npy
-from bncli.formats.source import RegularFile, Source
+from bncli.formats import built_in, format_of
+from bncli.formats.reading import ReadOptions
+from bncli.formats.source import Source
 
 SEPARATOR = "::"
 
@@ -27,9 +28,9 @@ def split(address: str) -> tuple[str, str | None]:
     return address[:end], address[end + len(SEPARATOR) :]
 
 
-def natural_key(text: str) -> list[tuple[int, str]]:
-    """Sort key that puts part-2 before part-10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text) if part]
+def natural_key(text: str) -> list[tuple[int, int, str]]:
+    """Sort key that puts part-2 before part-10, and digits before letters."""
+    return [(0, int(t), "") if t.isdecimal() else (1, 0, t) for t in re.split(r"(\d+)", text) if t]
 
 
 def expand(addresses: Sequence[str]) -> list[str]:
@@ -53,31 +54,15 @@ def expand(addresses: Sequence[str]) -> list[str]:
     return expanded
 
 
-def open_source(
-    address: str,
-    *,
-    dataset: str | None = None,
-    budget: int,
-    share: int = 1,
-    allow_unwritten: bool = False,
-    allow_virtual: bool = False,
-) -> Source:
+def open_source(address: str, options: ReadOptions) -> Source:
     """Open what an address names.
 
     Parameters
     ----------
     address : str
         FILE or FILE::/path.
-    dataset : str, optional
-        The dataset where the address names none.
-    budget : int
-        Bytes of buffers that the reader may hold.
-    share : int
-        How many such budgets make up --max-memory, for messages.
-    allow_unwritten : bool
-        Read chunks that were never written as the fill value.
-    allow_virtual : bool
-        Read a virtual dataset from its sources.
+    options : ReadOptions
+        `dataset` is the array where the address names none.
 
     Raises
     ------
@@ -86,41 +71,19 @@ def open_source(
     UsageError
         When the file holds several datasets and none is named.
     """
-    path, named = split(address)
-    RegularFile(path).close()  # a folder, FIFO or missing file is refused before a library looks at it
-    if kind_of(path) == "npy":
-        if named is not None:
-            raise InputError(
-                f"{printable(path)}: a .npy file holds one array without a name; leave out {SEPARATOR}{printable(named)}"
-            )
-        return NpySource(path, budget=budget, share=share)
-    from bncli.formats.hdf5 import source as hdf5
-
-    chosen, passed_over = (named if named is not None else dataset), 0
-    if not chosen:
-        chosen, passed_over = hdf5.choose_dataset(path)
-    source = hdf5.Hdf5Source(
-        path, chosen, budget=budget, share=share, allow_unwritten=allow_unwritten, allow_virtual=allow_virtual
-    )
-    source.passed_over = passed_over
-    return source
+    path, array = split(address)
+    return format_of(path).open(path, array, options)
 
 
-def kind_of(path: str) -> str:
-    """ "npy" or "hdf5", by content.
+def address_of(array: object) -> str | None:
+    """The address of an open array of a format's own library (an h5py dataset); None for every other object.
 
     Raises
     ------
-    InputError
-        When the file is neither.
+    UsageError, InputError
+        Where it is one, and its file cannot be opened by name.
     """
-    if is_npy(path) or path.endswith(".npy"):  # a broken .npy file is told in the words of its own reader
-        return "npy"
-    from bncli.formats.hdf5 import source as hdf5
-
-    if hdf5.is_hdf5(path):
-        return "hdf5"
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix in (".h5", ".hdf5", ".hdf"):
-        raise InputError(f"{printable(path)}: not an HDF5 file, or cut short: it has no HDF5 signature")
-    raise InputError(f"{printable(path)}: neither a .npy nor an HDF5 file")
+    library = type(array).__module__.partition(".")[0]
+    if library in ("builtins", "numpy"):  # by far the most; no format is loaded for them
+        return None
+    return next((known.address_of(array) for known in built_in() if known.library == library), None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import copy
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.errors import InputError, MismatchError, UsageError, printable
+from bncli.formats import Format, format_of
 from bncli.formats.address import open_source, split
 from bncli.formats.fills import Mark, fill_in
 from bncli.formats.memory import ArraySource
+from bncli.formats.reading import ReadOptions
 from bncli.formats.source import Identity, Source
 from bncli.numerics.kernels import Place
 
@@ -124,15 +125,9 @@ class Joined:
     Parameters
     ----------
     addresses : sequence of str, or one array
-    dataset : str, optional
-        For addresses that name none.
-    rows : (int or None, int or None)
-        Python slice of the joined samples.
-    budget : int
-        Bytes of buffers.
-    fill : number, optional
-        Compared in each input's own type. Where inputs differ in type they are read as float64 and values equal to
-        the fill value in their own type become float64(fill).
+    options : ReadOptions
+        Where inputs differ in type they are read as float64, and values equal to the fill value in their own type become
+        float64(fill value).
 
     Raises
     ------
@@ -142,29 +137,18 @@ class Joined:
         See `address.open_source`.
     """
 
-    def __init__(
-        self,
-        addresses: Sequence[str] | npt.NDArray[Any],
-        *,
-        dataset: str | None = None,
-        rows: tuple[int | None, int | None] = (None, None),
-        budget: int,
-        allow_unwritten: bool = False,
-        allow_virtual: bool = False,
-        fill: float | None = None,
-    ) -> None:
-        self._dataset, self._budget, self._share, self._fill = dataset, budget, 1, fill
-        self._allowed = {"allow_unwritten": allow_unwritten, "allow_virtual": allow_virtual}
+    def __init__(self, addresses: Sequence[str] | npt.NDArray[Any], options: ReadOptions) -> None:
+        self._options = options
         self._open: tuple[int, Source] | None = None
         self._array = ArraySource(addresses) if isinstance(addresses, np.ndarray) else None
         self._addresses = ["array"] if isinstance(addresses, np.ndarray) else list(addresses)
-        self._identities: dict[str, os.stat_result] = {}
+        self._identities: dict[str, tuple[Format, Identity]] = {}
         self.names: tuple[str, ...] | None = None
         self.notes: list[str] = []
         self.rows_together = 1
         whole = self._look_at_all()
         self.addresses, self.lengths = [i.address for i in whole], [i.stop for i in whole]
-        self.inputs = self._select(whole, rows)
+        self.inputs = self._select(whole, options.rows)
         self.shape = (sum(i.stop - i.start for i in self.inputs), *self.inputs[0].shape[1:])
         types = {i.dtype for i in self.inputs}
         self.dtype = types.pop() if len(types) == 1 else np.dtype(np.float64)
@@ -177,9 +161,8 @@ class Joined:
     @property
     def fill(self) -> float | int | None:
         """The fill value in the type of what `read` returns; None where no value can equal it."""
-        if self._fill is None:
-            return None
-        return fill_in(self.dtype, self._fill)
+        fill = self._options.fill_value
+        return None if fill is None else fill_in(self.dtype, fill)
 
     def read(self, first: int, count: int) -> npt.NDArray[Any]:
         """Values at positions first to first + count of the joined samples in C order.
@@ -223,13 +206,14 @@ class Joined:
     def workers(self, wanted: int) -> int:
         """How many workers can share the buffers: each needs room for the samples that are decoded together."""
         together = self.rows_together * self.sample_size * self.dtype.itemsize if self.rows_together > 1 else 1
-        return max(1, min(wanted, self._budget // together)) if together <= self._budget else 1
+        memory = self._options.max_memory
+        return max(1, min(wanted, memory // together)) if together <= memory else 1
 
     def reader(self, share: int) -> Joined:
         """The same data set for one of `share` workers, with that share of the buffers and files of its own."""
         other = copy.copy(self)
         other._open, other._scratch = None, np.empty(0, self.dtype)
-        other._budget, other._share = self._budget // share, self._share * share
+        other._options = self._options.shared(share)
         return other
 
     def check_unchanged(self) -> None:
@@ -264,9 +248,10 @@ class Joined:
         values = np.empty(len(out), source.dtype)
         source.read(position, values)
         out[...] = values
-        fill = None if self._fill is None else fill_in(source.dtype, self._fill)
+        given = self._options.fill_value
+        fill = None if given is None else fill_in(source.dtype, given)
         if fill is not None and fill == fill:
-            out[values == fill] = self._fill
+            out[values == fill] = given
 
     def _source(self, index: int) -> Source:
         if self._array is not None:
@@ -279,33 +264,36 @@ class Joined:
         return self._open[1]
 
     def _opened(self, address: str) -> Source:
-        return open_source(address, dataset=self._dataset, budget=self._budget, share=self._share, **self._allowed)
+        return open_source(address, self._options)
 
     def _check_identity(self, path: str) -> None:
-        before = self._identities[path]
+        format, before = self._identities[path]
         try:
-            now = os.stat(path)
+            now = format.identity(path)
         except OSError as error:
             raise InputError(f"{printable(path)}: cannot be read any more: {error.strerror}") from None
-        if Identity.of(before) != Identity.of(now):
-            raise InputError(f"{printable(path)}: changed while it was being read; run again when nobody writes to it")
+        before.check(now, path)
 
     def _look_at_all(self) -> list[Input]:
         inputs: list[Input] = []
         for address in self._addresses:
             with self._array or self._opened(address) as source:
-                states = [self._identities.setdefault(path, os.stat(path)) for path in source.files]
-                size, modified = (
-                    states[0].st_size if states else None,
-                    tuple((s.st_mtime_ns, s.st_ctime_ns) for s in states),
-                )
+                states = [self._identify(path, address) for path in source.files]
+                size, times = states[0].size if states else None, tuple(state.times_ns for state in states)
                 shape, rest = source.shape, (source.marks, source.passed_over)
-                inputs.append(Input(source.address, 0, shape[0], shape, source.dtype, size, modified, *rest))
+                inputs.append(Input(source.address, 0, shape[0], shape, source.dtype, size, times, *rest))
                 self._check_agreement(inputs[0], inputs[-1], source.names)
                 self.names = self.names or source.names
                 self.notes += source.notes
                 self.rows_together = max(self.rows_together, source.rows_together)
         return inputs
+
+    def _identify(self, path: str, address: str) -> Identity:
+        """In what state a file is the first time that it is looked at."""
+        if path not in self._identities:
+            format = format_of(split(address)[0])
+            self._identities[path] = format, format.identity(path)
+        return self._identities[path][1]
 
     def _check_agreement(self, first: Input, other: Input, names: tuple[str, ...] | None) -> None:
         if first.shape[1:] != other.shape[1:]:

@@ -29,7 +29,7 @@ class ArraySource(Source):
             raise InputError(
                 f"an array of type {array.dtype} is refused; bn takes bool, integers and float16, 32 and 64"
             )
-        self.shape = check_shape(array.shape, "array")
+        self.shape, self.file_shape = check_shape(array.shape, "array"), array.shape
         self.dtype = array.dtype.newbyteorder("=")
         self.array = array
         self._flat = np.ascontiguousarray(array).reshape(-1)

@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.errors import InputError, UsageError, printable
+from bncli.formats import Format, Listed, Output
+from bncli.formats.reading import ReadOptions
 from bncli.formats.source import RegularFile, Source, check_shape, memory_that_fits
 from bncli.numerics.kernels import Place
 from bncli.system import atomic, parsing
@@ -34,10 +36,8 @@ class NpySource(Source):
     Parameters
     ----------
     path : str
-    budget : int
-        Bytes that may be held to turn Fortran order into C order.
-    share : int
-        How many such budgets make up --max-memory, for messages.
+    options : ReadOptions
+        Its memory holds what turns Fortran order into C order.
 
     Raises
     ------
@@ -45,7 +45,7 @@ class NpySource(Source):
         When the file is not a .npy file of real numbers, or does not hold what its header says.
     """
 
-    def __init__(self, path: str, *, budget: int, share: int = 1) -> None:
+    def __init__(self, path: str, options: ReadOptions) -> None:
         self.address = path
         self.notes, self.files = [], [path]
         self._file = RegularFile(path)
@@ -59,7 +59,7 @@ class NpySource(Source):
         self.dtype = self._stored.newbyteorder("=")
         # an array with one axis longer than 1 lies in memory alike in both orders
         self.fortran = self.fortran and sum(n > 1 for n in self.shape) > 1
-        self._budget, self._share = budget, share
+        self._options = options
         if self.fortran:
             self.rows_together = self._band_rows()
         self._band: tuple[int, npt.NDArray[Any]] = (0, np.empty(0, self.dtype))  # first sample, samples in C order
@@ -108,7 +108,7 @@ class NpySource(Source):
             if not count:
                 raise UsageError(
                     f"{printable(self.address)}: one sample in Fortran order takes {2 * sample_bytes} bytes to turn round; "
-                    f"give {memory_that_fits(2 * sample_bytes, self._share)}"
+                    f"give {memory_that_fits(2 * sample_bytes, self._options.share)}"
                 )
             start = sample // count * count
             count = min(count, self.shape[0] - start)
@@ -121,7 +121,7 @@ class NpySource(Source):
 
     def _band_rows(self) -> int:
         """Samples that fit the budget twice: as they lie in the file, and turned round."""
-        return min(self.shape[0], self._budget // 2 // (self.sample_size * self.dtype.itemsize))
+        return min(self.shape[0], self._options.max_memory // 2 // (self.sample_size * self.dtype.itemsize))
 
     def _check_size(self) -> None:
         """Compare what the header promises with the file's size, in Python's unbounded integers."""
@@ -178,6 +178,15 @@ class NpySink:
     def write(self, values: npt.NDArray[Any]) -> None:
         """Append the next values, of shape (n,)."""
         self._write(np.ascontiguousarray(values).view(np.uint8).data)
+
+    @property
+    def dropped(self) -> list[str]:
+        """Nothing: there is nothing but values."""
+        return []
+
+    def copy_others(self, source: Source) -> tuple[list[str], list[str]]:
+        """Not possible: the file holds one array."""
+        raise NotImplementedError
 
     def finish(self) -> None:
         """Close the file, which is complete."""
@@ -265,3 +274,34 @@ def _check_bools(values: npt.NDArray[Any], address: str) -> None:
     """A byte other than 0 and 1 is no bool: numpy would compute with it in undefined ways."""
     if values.view(np.uint8).max(initial=0) > 1:
         raise InputError(f"{printable(address)}: holds bytes other than 0 and 1 in an array of bool")
+
+
+class NpyFormat(Format):
+    """One array without a name."""
+
+    name, suffixes = ".npy", (".npy",)
+
+    def knows(self, path: str) -> bool:
+        """By the first bytes, or the suffix: what is wrong with a broken .npy file is for its own reader to say."""
+        return path.endswith(".npy") or is_npy(path)
+
+    def arrays(self, path: str) -> list[Listed]:
+        """The one array."""
+        with NpySource(path, ReadOptions()) as source:
+            order = "Fortran order" if source.fortran else ""
+            return [Listed(path, source.file_shape, source.dtype.name, None, order, "")]
+
+    def open(self, path: str, array: str | None, options: ReadOptions) -> NpySource:
+        """Open it; an array that is named in the address is refused."""
+        if array is not None:
+            raise InputError(
+                f"{printable(path)}: a .npy file holds one array without a name; leave out ::{printable(array)}"
+            )
+        return NpySource(path, options)
+
+    def create(self, output: Output) -> NpySink:
+        """Make a file; of the input nothing but the values is kept."""
+        return NpySink(output.path, output.shape, output.dtype)
+
+
+FORMAT = NpyFormat()

@@ -32,6 +32,10 @@ class Source:
         What a person types to name this array; used in messages.
     shape : tuple of int
         At least two axes; axis 0 counts samples. (One dimension is read as (N, 1).)
+    file_shape : tuple of int
+        As stored: a single axis stays single.
+    array_name : str or None
+        Its name in the file; None where the file holds one array without a name.
     dtype : numpy.dtype
         Native byte order: what `read` delivers, and what a fill value is compared in.
     names : tuple of str or None
@@ -50,6 +54,8 @@ class Source:
 
     address: str
     shape: tuple[int, ...]
+    file_shape: tuple[int, ...]
+    array_name: str | None = None
     dtype: np.dtype[Any]
     names: tuple[str, ...] | None = None
     notes: list[str]
@@ -76,6 +82,10 @@ class Source:
     def stored(self, first: int) -> Place | None:
         """Where the values from position `first` on lie in the file, when they lie there just as `read` gives them."""
         return None
+
+    def is_dimension(self) -> bool:
+        """Whether other arrays of the file name this one as a dimension, whose length is theirs."""
+        return False
 
     def check_unchanged(self) -> None:
         """Raise InputError when the file is not the one that was opened."""
@@ -127,6 +137,21 @@ class Identity:
         """Take the identity from what `os.stat` or `os.fstat` gave."""
         return cls((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
 
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return self.state[2]
+
+    @property
+    def times_ns(self) -> tuple[int, int]:
+        """When the file was last written to, and last changed."""
+        return self.state[3], self.state[4]
+
+    def check(self, now: Identity | None, path: str) -> None:
+        """Raise InputError when the file of this path is another one now, or none."""
+        if now != self:
+            raise InputError(f"{printable(path)}: changed while it was being read; run again when nobody writes to it")
+
 
 class RegularFile:
     """An open regular file, read with pread only, that knows whether it was changed since.
@@ -156,7 +181,7 @@ class RegularFile:
     @property
     def size(self) -> int:
         """Bytes in the file when it was opened."""
-        return self.identity.state[2]
+        return self.identity.size
 
     def pread_into(self, out: memoryview, offset: int) -> None:
         """Fill the byte buffer from `offset`, or raise InputError when the file ends or fails before."""
@@ -181,10 +206,8 @@ class RegularFile:
             named = Identity.of(os.stat(self.path))
         except OSError:
             named = None
-        if Identity.of(os.fstat(self.fd)) != self.identity or named != self.identity:
-            raise InputError(
-                f"{printable(self.path)}: changed while it was being read; run again when nobody writes to it"
-            )
+        self.identity.check(Identity.of(os.fstat(self.fd)), self.path)
+        self.identity.check(named, self.path)
 
     def close(self) -> None:
         """Close the file; a second call does nothing, and what was read is not worse for an error now."""

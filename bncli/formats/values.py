@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
 import numpy.typing as npt
 
 from bncli.errors import InputError, MismatchError, UsageError, printable
-from bncli.formats.address import SEPARATOR, kind_of, open_source, split
+from bncli.formats import format_of
+from bncli.formats.address import SEPARATOR, open_source, split
+from bncli.formats.reading import ReadOptions
 from bncli.system import atomic
 
 NAMES_LIMIT = 256 << 20
@@ -24,7 +27,7 @@ def read_vector(address: str, features: int, name: str, budget: int) -> npt.NDAr
     InputError, UsageError
         As `open_source`.
     """
-    with open_source(address, budget=budget) as source:
+    with open_source(address, ReadOptions(max_memory=budget)) as source:
         count = math.prod(source.shape)
         if count != features:
             raise MismatchError(
@@ -48,28 +51,21 @@ def read_names(address: str) -> tuple[str, ...]:
     """
     path, dataset = split(address)
     if dataset is not None:
-        from bncli.formats.hdf5.source import read_strings
-
-        return read_strings(path, dataset)
+        return format_of(path).names(path, dataset)
     content = atomic.read_bytes(path, NAMES_LIMIT)
     try:
         return _lines(content.decode("utf-8-sig"))
     except UnicodeDecodeError:
         pass
-    if _is_hdf5(path):
-        raise UsageError(
-            f"--names {printable(path)}: an HDF5 file; say which dataset holds the names: {printable(path)}{SEPARATOR}/names"
-        )
+    with contextlib.suppress(InputError):
+        if (known := format_of(path)).several:
+            raise UsageError(
+                f"--names {printable(path)}: an {known.name} file; say which dataset holds the names: "
+                f"{printable(path)}{SEPARATOR}/names"
+            )
     raise InputError(f"--names {printable(path)}: not a text file in UTF-8 with one name a line")
 
 
 def _lines(text: str) -> tuple[str, ...]:
     """Lines as a text editor shows them; `splitlines` would also cut at characters that a name may hold."""
     return tuple(line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")) if text else ()
-
-
-def _is_hdf5(path: str) -> bool:
-    try:
-        return kind_of(path) == "hdf5"
-    except InputError:
-        return False

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bncli.engine.executors import available
-from bncli.formats.hdf5 import source as hdf5
+from bncli.formats import formats
 from bncli.numerics import compiled
 from bncli.version import __version__
 
@@ -31,12 +31,12 @@ def examine() -> dict[str, Any]:
         "bncli": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        **hdf5.versions(),
+        **{name: version for known in formats() for name, version in known.versions().items()},
         "platform": f"{platform.system()} {platform.machine()}",
         "kernel": compiled.NAME,
         "kernel_note": compiled.NOTE,
         "cpus": available(),
-        "filters": hdf5.available_filters(),
+        "filters": {name: here for known in formats() for name, here in known.filters().items()},
         "plugins": os.environ.get("HDF5_PLUGIN_PRELOAD") != "::",
         "packages": {name: _version(name) for name in OPTIONAL},
     }

@@ -18,7 +18,7 @@ from bncli.stats import columns
 from bncli.stats.columns import COLUMNS
 
 if TYPE_CHECKING:
-    from bncli.formats.listing import Listed
+    from bncli.formats import Listed
     from bncli.stats.record import Stats
 
 Row = dict[str, Any]

@@ -11,7 +11,9 @@ from cli_helpers import good, save, save_h5, table
 
 import bncli
 from bncli.errors import InputError, UsageError
-from bncli.formats.address import expand, kind_of, natural_key, open_source, split
+from bncli.formats import format_of
+from bncli.formats.address import expand, natural_key, open_source, split
+from bncli.formats.reading import ReadOptions
 
 BUDGET = 1 << 20
 
@@ -92,16 +94,16 @@ def test_natural_key_orders_anything() -> None:
 def test_kinds_are_told_by_content(here: Path) -> None:
     (here / "array.dat").write_bytes(saved(here))
     save_h5(here / "data.bin", table())
-    assert kind_of("array.dat") == "npy"
-    assert kind_of("data.bin") == "hdf5"
+    assert format_of("array.dat").name == ".npy"
+    assert format_of("data.bin").name == "HDF5"
     (here / "x.npy").write_text("text")
-    assert kind_of("x.npy") == "npy"  # its own reader says what is wrong
+    assert format_of("x.npy").name == ".npy"  # its own reader says what is wrong
     (here / "x.h5").write_text("text")
     with pytest.raises(InputError, match=r"x\.h5: not an HDF5 file"):
-        kind_of("x.h5")
+        format_of("x.h5")
     (here / "x.csv").write_text("text")
     with pytest.raises(InputError, match=r"x\.csv: neither"):
-        kind_of("x.csv")
+        format_of("x.csv")
 
 
 def saved(here: Path) -> bytes:
@@ -111,34 +113,36 @@ def saved(here: Path) -> bytes:
 def test_user_block(here: Path) -> None:
     with h5py.File("u.h5", "w", userblock_size=512) as file:
         file["x"] = table()
-    assert kind_of("u.h5") == "hdf5"
+    assert format_of("u.h5").name == "HDF5"
     assert bncli.fit("u.h5").num_features == 3
 
 
 def test_which_dataset(here: Path) -> None:
     with h5py.File("d.h5", "w") as file:
         file["a"], file["g/b"], file["label"] = table(5), table(6), np.arange(5)
-    with open_source("d.h5::a", budget=BUDGET) as source:
+    with open_source("d.h5::a", ReadOptions(max_memory=BUDGET)) as source:
         assert (source.address, source.shape) == ("d.h5::/a", (5, 3))
-    with open_source("d.h5", dataset="g/b", budget=BUDGET) as source:
+    with open_source("d.h5", ReadOptions(dataset="g/b", max_memory=BUDGET)) as source:
         assert source.shape == (6, 3)
-    with open_source("d.h5::/a", dataset="g/b", budget=BUDGET) as source:
+    with open_source("d.h5::/a", ReadOptions(dataset="g/b", max_memory=BUDGET)) as source:
         assert source.shape == (5, 3)  # the address wins
     with pytest.raises(UsageError, match=r"(?s)d\.h5::/a.*d\.h5::/g/b"):
-        open_source("d.h5", budget=BUDGET)
+        open_source("d.h5", ReadOptions(max_memory=BUDGET))
     with pytest.raises(UsageError, match="/g"):
-        open_source("d.h5::/g", budget=BUDGET)
+        open_source("d.h5::/g", ReadOptions(max_memory=BUDGET))
     with pytest.raises(InputError, match="/c"):
-        open_source("d.h5::/c", budget=BUDGET)
+        open_source("d.h5::/c", ReadOptions(max_memory=BUDGET))
     with pytest.raises((InputError, UsageError)):
-        open_source("d.h5::", budget=BUDGET)
-    with open_source("d.h5::label", budget=BUDGET) as source:
+        open_source("d.h5::", ReadOptions(max_memory=BUDGET))
+    with open_source("d.h5::label", ReadOptions(max_memory=BUDGET)) as source:
         assert source.shape == (5, 1)
 
 
 def test_npy_holds_one_array_without_a_name(here: Path) -> None:
     save(here / "x.npy", table())
     with pytest.raises(InputError, match="leave out ::/x"):
-        open_source("x.npy::/x", budget=BUDGET)
-    with open_source("x.npy", dataset="x", budget=BUDGET) as source:  # -d is for the inputs that can name one
+        open_source("x.npy::/x", ReadOptions(max_memory=BUDGET))
+    with open_source(
+        "x.npy", ReadOptions(dataset="x", max_memory=BUDGET)
+    ) as source:  # -d is for the inputs that can name one
         assert source.shape == (600, 3)

@@ -17,6 +17,7 @@ import bncli
 from bncli.errors import BnWarning, InputError, MismatchError, UsageError
 from bncli.formats.dataset import Joined
 from bncli.formats.fills import fill_in
+from bncli.formats.reading import ReadOptions
 
 BUDGET = 1 << 20
 
@@ -28,7 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def read_all(addresses: list[str], **options: Any) -> np.ndarray:
-    with Joined(addresses, budget=BUDGET, **options) as data:
+    with Joined(addresses, ReadOptions(max_memory=BUDGET, **options)) as data:
         values = data.read(0, data.shape[0] * data.sample_size).copy()
         data.check_unchanged()
         return values.reshape(data.shape)
@@ -45,9 +46,9 @@ def test_any_split_any_rows_any_range(tmp_path: Path, lengths: list[int], data: 
     expected = x[slice(*rows)]
     if not len(expected):
         with pytest.raises(UsageError, match=f"--rows leaves no sample of the {total}"):
-            Joined(addresses, rows=rows, budget=BUDGET)
+            Joined(addresses, ReadOptions(rows=rows, max_memory=BUDGET))
         return
-    with Joined(addresses, rows=rows, budget=BUDGET) as joined:
+    with Joined(addresses, ReadOptions(rows=rows, max_memory=BUDGET)) as joined:
         assert joined.shape == expected.shape
         first = data.draw(st.integers(0, expected.size - 1))
         count = data.draw(st.integers(0, expected.size - first))
@@ -165,7 +166,7 @@ def test_changed_during_the_run(which: str, how: str) -> None:
                 Path(which).write_bytes(Path(which + ".old").read_bytes())
 
     def run() -> None:
-        with Joined(["a.npy", "b.npy", "c.h5"], budget=BUDGET) as data:
+        with Joined(["a.npy", "b.npy", "c.h5"], ReadOptions(max_memory=BUDGET)) as data:
             data.read(0, 60 * 3)  # in the second file
             change()
             data.read(60 * 3, 90 * 3)
@@ -215,7 +216,7 @@ def test_a_change_whose_time_was_put_back_is_noticed(monkeypatch: pytest.MonkeyP
 
 def test_array_in_memory() -> None:
     x = np.asfortranarray(table(20))
-    with Joined(x, rows=(2, -3), budget=BUDGET) as data:
+    with Joined(x, ReadOptions(rows=(2, -3), max_memory=BUDGET)) as data:
         assert data.read(0, 45).tobytes() == x[2:-3].tobytes(order="C")
         assert data.locate(0) == ("array", 2)
 
@@ -230,4 +231,4 @@ def test_shapes_that_differ_only_by_a_missing_axis() -> None:
     save(Path("b.npy"), np.arange(4.0)[:, None])
     assert bncli.fit(["a.npy", "b.npy"]).num_samples == 9
     with pytest.raises(MismatchError):
-        Joined(["a.npy", str(save(Path("c.npy"), np.zeros((2, 2))))], budget=BUDGET)
+        Joined(["a.npy", str(save(Path("c.npy"), np.zeros((2, 2))))], ReadOptions(max_memory=BUDGET))

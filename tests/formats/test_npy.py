@@ -23,6 +23,7 @@ from numpy.lib import format as npformat
 from bncli.errors import InputError, UsageError
 from bncli.formats.address import open_source
 from bncli.formats.npy import NpySink, NpySource, is_npy
+from bncli.formats.reading import ReadOptions
 
 BUDGET = 1 << 20
 Array = npt.NDArray[Any]
@@ -51,8 +52,8 @@ def write(tmp_path: Path, content: bytes, name: str = "x.npy") -> str:
     return str(path)
 
 
-def read_all(path: str, budget: int = BUDGET) -> Array:
-    with NpySource(path, budget=budget) as source:
+def read_all(path: str, max_memory: int = BUDGET) -> Array:
+    with NpySource(path, ReadOptions(max_memory=max_memory)) as source:
         out = np.empty(source.shape[0] * source.sample_size, source.dtype)
         source.read(0, out)
         source.check_unchanged()
@@ -80,7 +81,7 @@ def test_every_type_at_any_range(tmp_path: Path, dtype: str, order: str) -> None
     x = np.asarray(values_of(dtype, (13, 3, 5)), order=order)
     path = str(save(tmp_path / "x.npy", x))
     flat = np.ascontiguousarray(x).reshape(-1)
-    with NpySource(path, budget=BUDGET) as source:
+    with NpySource(path, ReadOptions(max_memory=BUDGET)) as source:
         assert source.shape == (13, 3, 5)
         assert source.dtype == x.dtype.newbyteorder("=")
         assert source.dtype.isnative
@@ -104,7 +105,7 @@ def test_any_shape_at_any_range(
     path = str(save(tmp_path / "x.npy", np.asfortranarray(x) if fortran else x))
     first = data.draw(st.integers(0, total))
     stop = data.draw(st.integers(first, total))
-    with NpySource(path, budget=BUDGET) as source:
+    with NpySource(path, ReadOptions(max_memory=BUDGET)) as source:
         out = np.empty(stop - first, source.dtype)
         source.read(first, out)
     np.testing.assert_array_equal(out, x.reshape(-1)[first:stop])
@@ -116,8 +117,8 @@ def test_fortran_order_in_bands(tmp_path: Path, shape: tuple[int, ...]) -> None:
     x = np.asfortranarray(np.arange(np.prod(shape), dtype="i4").reshape(shape))
     path = str(save(tmp_path / "x.npy", x))
     sample = 4 * int(np.prod(shape[1:]))
-    np.testing.assert_array_equal(read_all(path, budget=sample * 2 * 37).reshape(shape), x)
-    with NpySource(path, budget=sample * 2) as source:
+    np.testing.assert_array_equal(read_all(path, max_memory=sample * 2 * 37).reshape(shape), x)
+    with NpySource(path, ReadOptions(max_memory=sample * 2)) as source:
         for first in (900, 17, 950, 0):
             out = np.empty(50, source.dtype)
             source.read(first, out)
@@ -128,7 +129,7 @@ def test_fortran_order_beyond_the_budget_says_what_to_give(tmp_path: Path) -> No
     x = np.asfortranarray(np.zeros((2, 1000), "f8"))
     path = str(save(tmp_path / "x.npy", x))
     with pytest.raises(UsageError, match=r"x\.npy.*16000 bytes.*--max-memory"):
-        read_all(path, budget=8000)
+        read_all(path, max_memory=8000)
 
 
 @pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
@@ -149,7 +150,7 @@ def test_header_that_numpy_pads_and_python_2_wrote(tmp_path: Path) -> None:
 def test_source_knows_itself(tmp_path: Path) -> None:
     path = write(tmp_path, raw())
     assert is_npy(path)
-    with open_source(path, budget=BUDGET) as source:
+    with open_source(path, ReadOptions(max_memory=BUDGET)) as source:
         assert isinstance(source, NpySource)
         assert (source.address, source.names, source.notes) == (path, None, [])
     source.close()  # a second time
@@ -200,10 +201,10 @@ def test_header_of_4_gib_takes_no_memory(tmp_path: Path) -> None:
         file.write(b"\x93NUMPY\x02\x00\xff\xff\xff\xff")
         file.truncate(5 << 30)
     script = (
-        "import resource, sys; from bncli.formats.npy import NpySource\n"
+        "import resource, sys; from bncli.formats.npy import NpySource; from bncli.formats.reading import ReadOptions\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), -1))\n"
-        "try: NpySource(sys.argv[1], budget=1 << 20)\n"
+        "try: NpySource(sys.argv[1], ReadOptions(max_memory=1 << 20))\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
     if not os.path.exists("/proc/self/statm"):
@@ -219,7 +220,7 @@ def test_not_a_regular_file(tmp_path: Path) -> None:
     (tmp_path / "folder.npy").mkdir()
     for path, words in ((tmp_path / "pipe.npy", "not a regular file"), (tmp_path / "folder.npy", "a folder")):
         with pytest.raises(InputError, match=words):
-            open_source(str(path), budget=BUDGET)
+            open_source(str(path), ReadOptions(max_memory=BUDGET))
         check_bad(str(path), words)
     check_bad("/dev/zero", "not a regular file")
 
@@ -231,7 +232,7 @@ def test_symbolic_link_to_itself(tmp_path: Path) -> None:
 
 def test_cut_after_it_was_opened(tmp_path: Path) -> None:
     path = str(save(tmp_path / "x.npy", table(100)))
-    with NpySource(path, budget=BUDGET) as source:
+    with NpySource(path, ReadOptions(max_memory=BUDGET)) as source:
         os.truncate(path, 1000)
         with pytest.raises(InputError, match=r"x\.npy: ends at byte 1000.*cut after it was opened"):
             source.read(0, np.empty(300, source.dtype))
@@ -240,7 +241,7 @@ def test_cut_after_it_was_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["written", "replaced", "removed", "grown"])
 def test_changed_after_it_was_opened(tmp_path: Path, how: str) -> None:
     path = str(save(tmp_path / "x.npy", table(100)))
-    with NpySource(path, budget=BUDGET) as source:
+    with NpySource(path, ReadOptions(max_memory=BUDGET)) as source:
         source.read(0, np.empty(300, source.dtype))
         source.check_unchanged()
         if how == "written":

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from bncli.errors import InputError
 from bncli.formats.dataset import Joined
 from bncli.formats.permuted import Drawn
+from bncli.formats.reading import ReadOptions
 
 
 def drawn_from(data: Joined, indices: Array, window: int, budget: int = 1 << 20) -> Drawn:
@@ -68,7 +69,7 @@ def test_any_slice_of_any_order_from_any_files(
     cuts = data.draw(helpers.splits(samples))
     paths = write(tmp_path_factory.mktemp("parts"), x, cuts)
     expected = x[indices].reshape(-1)
-    with drawn_from(Joined(paths, budget=1 << 20), indices, window, budget) as whole:
+    with drawn_from(Joined(paths, ReadOptions(max_memory=1 << 20)), indices, window, budget) as whole:
         assert whole.shape == (len(indices), *inner)
         assert whole.dtype == x.dtype
         for reader in (whole, whole.reader(2)):
@@ -93,7 +94,7 @@ class Counting(Joined):
 
 
 def counting(x: Array) -> Counting:
-    data = Counting(x, budget=1 << 20)
+    data = Counting(x, ReadOptions(max_memory=1 << 20))
     data.reads = []
     return data
 
@@ -129,13 +130,13 @@ def test_a_sample_that_does_not_fit_is_read_in_pieces() -> None:
 def test_workers_share_the_buffers() -> None:
     x = np.zeros((1000, 100))
     for budget, expected in ((1 << 30, 8), (8 * 2 * 80_000, 8), (3 * 2 * 80_000, 3), (2 * 80_000, 1), (100, 1)):
-        view = drawn_from(Joined(x, budget=1 << 30), np.arange(1000), 100, budget)
+        view = drawn_from(Joined(x, ReadOptions(max_memory=1 << 30)), np.arange(1000), 100, budget)
         assert view.workers(8) == expected
 
 
 def test_inputs_that_change_are_refused(tmp_path: Path) -> None:
     path = save_npy(tmp_path / "x.npy", np.zeros((4, 2)))
-    with drawn_from(Joined([path], budget=1 << 20), np.array([3, 1]), 1) as view:
+    with drawn_from(Joined([path], ReadOptions(max_memory=1 << 20)), np.array([3, 1]), 1) as view:
         view.read(0, 2)
         os.utime(path, ns=(1, 1))
         with pytest.raises(InputError, match="changed"):
@@ -144,7 +145,7 @@ def test_inputs_that_change_are_refused(tmp_path: Path) -> None:
 
 def test_nothing_of_a_window_is_given_when_reading_it_failed(tmp_path: Path) -> None:
     path = save_npy(tmp_path / "x.npy", np.ones((4, 2)))
-    with drawn_from(Joined([path], budget=1 << 20), np.array([3, 1, 2]), 2) as view:
+    with drawn_from(Joined([path], ReadOptions(max_memory=1 << 20)), np.array([3, 1, 2]), 2) as view:
         view.read(0, 4)
         os.truncate(path, 140)  # in the second sample
         for _ in range(2):
@@ -159,7 +160,7 @@ def test_a_read_that_fails_is_an_error_of_the_input(tmp_path: Path, monkeypatch:
     path = tmp_path / "x.npy"
     np.save(path, np.random.default_rng(0).standard_normal((300, 64)))
     monkeypatch.setattr("bncli.numerics.compiled.AVAILABLE", False)  # which reads by itself
-    with Joined([str(path)], budget=1 << 24) as data:
+    with Joined([str(path)], ReadOptions(max_memory=1 << 24)) as data:
         source = Drawn(data, lambda first, count: np.arange(first, first + count), 300, 300, 1 << 24)
 
         def fails(fd: int, buffers: Any, offset: int) -> int:

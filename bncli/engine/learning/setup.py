@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from bncli.formats.address import SEPARATOR, expand, split
 from bncli.formats.dataset import Joined
 from bncli.formats.memory import ArraySource
 from bncli.formats.permuted import Drawn
+from bncli.formats.reading import ReadOptions
 from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Layout, Values
 from bncli.numerics.learning import CHUNK_VALUES, Model, Optimizer, Parameters, Training
@@ -52,13 +53,8 @@ def open_target(spec: FitSpec, data: Joined) -> Joined:
         addresses = [split(address)[0] + target for address in data.addresses]
     else:
         addresses = expand([target])
-    targets = Joined(
-        addresses,
-        rows=spec.rows,
-        budget=spec.max_memory,
-        allow_unwritten=spec.allow_unwritten,
-        allow_virtual=spec.allow_virtual,
-    )
+    options = replace(ReadOptions.of(spec), dataset=None, fill_value=None)
+    targets = Joined(addresses, options)
     pairs = zip(data.addresses, data.lengths, targets.addresses, targets.lengths, strict=True) if own else ()
     for address, samples, other, length in [
         *pairs,

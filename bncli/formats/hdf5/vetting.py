@@ -15,6 +15,7 @@ import numpy as np
 from h5py import h5d, h5g, h5l, h5o, h5p, h5s, h5z
 
 from bncli.errors import InputError, UsageError, printable
+from bncli.formats.address import natural_key
 from bncli.formats.hdf5.chunks import Filter
 from bncli.formats.hdf5.file import hdf5_errors, open_file
 from bncli.formats.hdf5.matlab import mark_of_empty
@@ -88,11 +89,6 @@ def is_hdf5(path: str) -> bool:
     return os.path.isfile(path) and bool(h5py.is_hdf5(path))
 
 
-def natural(text: str) -> list[tuple[int, int, str]]:
-    """Return a sort key in which /x2 comes before /x10."""
-    return [(0, int(t), "") if t.isdecimal() else (1, 0, t) for t in re.split(r"(\d+)", text) if t]
-
-
 def text_of(name: bytes) -> str:
     """Return a name from a file as text; what is not UTF-8 survives the way back."""
     return name.decode("utf-8", "surrogateescape")
@@ -108,7 +104,7 @@ def hard_links(group: h5g.GroupID, where: str, *, natural_order: bool) -> list[b
     with hdf5_errors(where, "a group cannot be listed"):
         names = [bytes(n) for n in group]
         hard = [n for n in names if group.links.get_info(n).type == h5l.TYPE_HARD]
-    return sorted(hard, key=lambda n: natural(text_of(n))) if natural_order else hard
+    return sorted(hard, key=lambda n: natural_key(text_of(n))) if natural_order else hard
 
 
 def remembers_order(group: h5g.GroupID) -> bool:
@@ -303,7 +299,7 @@ def describe_all(file: h5py.File, path: str, damaged: list[tuple[str, str]] | No
     infos = [describe(o, at, where) for at, o, first in found if first == at and isinstance(o, h5d.DatasetID)]
     infos += [DatasetInfo(at, (), "unknown", None, "", why, False) for at, why in damaged or ()]
     tables = {i.path for i in infos if i.dtype == COMPOUND}
-    return sorted((_named_index(i, tables) for i in parts_marked(infos)), key=lambda i: natural(i.path))
+    return sorted((_named_index(i, tables) for i in parts_marked(infos)), key=lambda i: natural_key(i.path))
 
 
 def _named_index(info: DatasetInfo, tables: set[str]) -> DatasetInfo:

@@ -25,6 +25,7 @@ from bncli.engine.learning.trainer import Classroom, Course
 from bncli.engine.order import Order
 from bncli.errors import BnWarning, InputError, MismatchError, UsageError
 from bncli.formats.dataset import Joined
+from bncli.formats.reading import ReadOptions
 from bncli.numerics import learning
 from bncli.numerics.layout import Layout
 from bncli.render.summary import fit_summary
@@ -309,7 +310,7 @@ def test_a_course_continues_as_if_never_interrupted(stop: int) -> None:
     spec = make_spec({"target": labels, "holdout": 0.25, "batch_size": 6, "epochs": 3})
 
     def courses(start: Course | None = None) -> list[Course]:
-        data = Joined(x, budget=spec.max_memory)
+        data = Joined(x, ReadOptions(max_memory=spec.max_memory))
         layout, targets = Layout.of(x.shape, -1), open_target(spec, data)
         plan = Plan.of(spec, data, layout, targets)
         made = Lesson.of(plan, layout, targets, 1e-5, np.ones(6), np.zeros(6), None, spec.max_memory)

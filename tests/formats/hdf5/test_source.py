@@ -17,19 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bncli.errors import InputError, UsageError
+from bncli.formats.address import natural_key
 from bncli.formats.hdf5 import chunks as hdf5_chunks
-from bncli.formats.hdf5 import source as hdf5
 from bncli.formats.hdf5 import vetting as hdf5_vetting
-from bncli.formats.hdf5.source import (
-    Hdf5Sink,
-    Hdf5Source,
-    choose_dataset,
-    copy_others,
-    is_hdf5,
-    list_datasets,
-    other_datasets,
-    read_strings,
-)
+from bncli.formats.hdf5.format import other_datasets, read_strings
+from bncli.formats.hdf5.sink import Hdf5Sink
+from bncli.formats.hdf5.source import Hdf5Source
+from bncli.formats.hdf5.vetting import DatasetInfo, choose_dataset, is_hdf5, list_datasets
+from bncli.formats.reading import ReadOptions
 
 BUDGET = 1 << 20
 Array = npt.NDArray[Any]
@@ -48,7 +43,7 @@ def make(path: Path, values: Array, name: str = "x", **options: Any) -> str:
 
 
 def read_all(path: str, name: str = "x", step: int | None = None, **options: Any) -> Array:
-    with Hdf5Source(path, name, **{"budget": BUDGET, **options}) as source:
+    with Hdf5Source(path, name, ReadOptions(**{"max_memory": BUDGET, **options})) as source:
         count = source.shape[0] * source.sample_size
         out = np.empty(count, source.dtype)
         for first in range(0, count, step or count):
@@ -190,7 +185,7 @@ def test_any_range_of_any_shape(tmp_path_factory: pytest.TempPathFactory, data: 
         compression=data.draw(st.sampled_from([None, "gzip", "lzf"])),
     )
     chunk_bytes = int(np.prod(chunks)) * 4
-    with Hdf5Source(path, "x", budget=chunk_bytes * data.draw(st.integers(1, 5)) + 600) as source:
+    with Hdf5Source(path, "x", ReadOptions(max_memory=chunk_bytes * data.draw(st.integers(1, 5)) + 600)) as source:
         for _ in range(5):
             first = data.draw(st.integers(0, values.size - 1))
             out = np.empty(data.draw(st.integers(0, values.size - first)), "i4")
@@ -291,19 +286,19 @@ def test_reading_on_inflates_each_chunk_once(
     per_row = -(-16 // chunks[1])
     band = per_row * (chunks[0] * chunks[1] * 4 + hdf5_chunks.ENTRY_BYTES)
     # a read may reach from one row of chunks into the next
-    np.testing.assert_array_equal(read_all(path, step=step, budget=2 * band), values)
+    np.testing.assert_array_equal(read_all(path, step=step, max_memory=2 * band), values)
     assert len(inflated) == per_row * -(-100 // chunks[0])
 
 
 def test_a_single_chunk_of_just_the_budget_is_inflated_once(tmp_path: Path, inflated: list[int]) -> None:
     path = make(tmp_path / "x.h5", table((64, 16)), chunks=(64, 16), compression="gzip")
-    read_all(path, step=16, budget=64 * 16 * 4)
+    read_all(path, step=16, max_memory=64 * 16 * 4)
     assert len(inflated) == 1
 
 
 def test_what_fits_stays_when_a_row_of_chunks_does_not(tmp_path: Path, inflated: list[int]) -> None:
     path = make(tmp_path / "x.h5", table((10, 40)), chunks=(10, 4), compression="gzip")
-    read_all(path, step=40, budget=8 * (160 + hdf5_chunks.ENTRY_BYTES))
+    read_all(path, step=40, max_memory=8 * (160 + hdf5_chunks.ENTRY_BYTES))
     assert len(inflated) == 8 + 2 * 10  # 8 of 10 stay; 2 are inflated for each of the 10 rows
 
 
@@ -311,14 +306,14 @@ def test_samples_larger_than_the_budget(tmp_path: Path, inflated: list[int]) -> 
     values = table((3, 64, 64))
     path = make(tmp_path / "x.h5", values, chunks=(1, 8, 8), compression="gzip")
     budget = 8 * (256 + hdf5_chunks.ENTRY_BYTES)  # of a sample of 64 chunks
-    np.testing.assert_array_equal(read_all(path, step=100, budget=2 * budget), values)
+    np.testing.assert_array_equal(read_all(path, step=100, max_memory=2 * budget), values)
     assert len(inflated) == 3 * 64
 
 
 def test_the_cache_keeps_to_its_budget(tmp_path: Path) -> None:
     path = make(tmp_path / "x.h5", table((200, 40)), chunks=(10, 7), compression="gzip")
     budget = 20_000
-    with Hdf5Source(path, "x", budget=budget) as source:
+    with Hdf5Source(path, "x", ReadOptions(max_memory=budget)) as source:
         reader: Any = source._reader
         cache = reader._cache
         out = np.empty(333, "f4")
@@ -331,7 +326,7 @@ def test_the_cache_keeps_to_its_budget(tmp_path: Path) -> None:
 
 def test_a_chunk_larger_than_the_budget_is_refused_before_reading(tmp_path: Path, inflated: list[int]) -> None:
     path = make(tmp_path / "x.h5", table((64, 16)), chunks=(64, 16), compression="gzip")
-    check_refused(path, "x", "(64, 16)", "4096 bytes", "--max-memory", budget=4095)
+    check_refused(path, "x", "(64, 16)", "4096 bytes", "--max-memory", max_memory=4095)
     assert inflated == []
 
 
@@ -357,7 +352,7 @@ def test_an_unaligned_read_keeps_the_last_row_of_chunks(tmp_path: Path, inflated
     values = table((60, 16))
     path = make(tmp_path / "x.h5", values, chunks=(10, 4), compression="gzip")
     budget = 4 * (160 + hdf5_chunks.ENTRY_BYTES)
-    np.testing.assert_array_equal(read_all(path, step=15 * 16, budget=budget), values)
+    np.testing.assert_array_equal(read_all(path, step=15 * 16, max_memory=budget), values)
     assert len(inflated) == 24
 
 
@@ -374,7 +369,7 @@ def test_unwritten_chunks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{}, {"chunks": (8, 11)}])
 def test_truncated_after_opening(tmp_path: Path, options: dict[str, Any]) -> None:
     path = make(tmp_path / "x.h5", table(), **options)
-    with Hdf5Source(path, "x", budget=BUDGET) as source:
+    with Hdf5Source(path, "x", ReadOptions(max_memory=BUDGET)) as source:
         with open(path, "r+b") as f:
             f.truncate(2200)
         with pytest.raises(InputError, match="cut after it was opened"):
@@ -444,7 +439,7 @@ def test_list_datasets(tmp_path: Path) -> None:
         f["alias"] = f["x2"]
     infos = list_datasets(str(tmp_path / "x.h5"))
     assert [i.path for i in infos] == ["/alias", "/g/names", "/x10"]
-    assert infos[0] == hdf5.DatasetInfo("/alias", (37, 11), "float32", (8, 4), "gzip-4, shuffle, fletcher32", "")
+    assert infos[0] == DatasetInfo("/alias", (37, 11), "float32", (8, 4), "gzip-4, shuffle, fletcher32", "")
     assert infos[1].dtype == "string"
     assert infos[1].problem == "string"
     assert (infos[2].dtype, infos[2].chunks, infos[2].compression) == ("big-endian int16", None, "")
@@ -452,7 +447,7 @@ def test_list_datasets(tmp_path: Path) -> None:
 
 def test_natural_order() -> None:
     names = ["/x10", "/x2", "/a/1", "/x²", "/x"]
-    assert sorted(names, key=hdf5_vetting.natural) == ["/a/1", "/x", "/x2", "/x10", "/x²"]
+    assert sorted(names, key=natural_key) == ["/a/1", "/x", "/x2", "/x10", "/x²"]
 
 
 def test_choose_dataset(tmp_path: Path) -> None:
@@ -487,17 +482,17 @@ def test_names_and_notes(tmp_path: Path) -> None:
         f["x"].attrs["columns"] = np.array([b"a", b"b", "é".encode()])
         f["x"].attrs["scale_factor"] = 0.1
         f["x"].attrs["_FillValue"] = np.float32(-1)
-    with Hdf5Source(path, "x", budget=BUDGET) as source:
+    with Hdf5Source(path, "x", ReadOptions(max_memory=BUDGET)) as source:
         assert source.names == ("a", "b", "é")
         assert source.notes == ["/x has scale_factor: the statistics are of the stored values"]
         assert source.address == f"{path}::/x"
     with h5py.File(path, "a") as f:
         f["x"].attrs["feature_names"] = ["u", "v", "w"]
-    with Hdf5Source(path, "x", budget=BUDGET) as source:
+    with Hdf5Source(path, "x", ReadOptions(max_memory=BUDGET)) as source:
         assert source.names == ("u", "v", "w")
     with h5py.File(path, "a") as f:
         f["x"].attrs["feature_names"] = np.arange(3)
-    with Hdf5Source(path, "x", budget=BUDGET) as source:
+    with Hdf5Source(path, "x", ReadOptions(max_memory=BUDGET)) as source:
         assert source.names == ("a", "b", "é")
 
 
@@ -525,7 +520,7 @@ def test_read_strings(tmp_path: Path) -> None:
 
 
 def write_like(source: str, out: Path, values: Array, lengths: list[int], budget: int = BUDGET) -> None:
-    with Hdf5Source(source, "x", budget=BUDGET) as like:
+    with Hdf5Source(source, "x", ReadOptions(max_memory=BUDGET)) as like:
         sink = Hdf5Sink(str(out), "x", values.shape, values.dtype, like=like, budget=budget)
         position, i = 0, 0
         flat = values.reshape(-1)
@@ -653,7 +648,7 @@ def test_lossy_filters_are_dropped(tmp_path: Path) -> None:
 
 def test_a_filter_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make(tmp_path / "x.h5", table(), chunks=(8, 4), compression="lzf")
-    with Hdf5Source(source, "x", budget=BUDGET) as like:
+    with Hdf5Source(source, "x", ReadOptions(max_memory=BUDGET)) as like:
         monkeypatch.setattr(hdf5_vetting.h5z, "get_filter_info", lambda _: h5py.h5z.FILTER_CONFIG_DECODE_ENABLED)
         with pytest.raises(InputError, match=r"lzf \(id 32000\)"):
             Hdf5Sink(str(tmp_path / "out.h5"), "x", (37, 11), np.dtype("f4"), like=like, budget=BUDGET)
@@ -673,15 +668,17 @@ def test_a_sink_counts_its_values(tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, signal, sys
 import numpy as np
-from bncli.formats.hdf5.source import Hdf5Sink, Hdf5Source, copy_others
+from bncli.formats.hdf5.sink import Hdf5Sink
+from bncli.formats.hdf5.source import Hdf5Source
+from bncli.formats.reading import ReadOptions
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 source, out, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
-like = Hdf5Source(source, "x", budget=1 << 20)
+like = Hdf5Source(source, "x", ReadOptions(max_memory=1 << 20))
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 sink = None
 try:
     sink = Hdf5Sink(out, "x", (37, 1100), np.dtype("f8"), like=like, budget=40000)
-    copy_others(source, "x", sink)
+    sink.copy_others(like)
     for row in np.random.default_rng(0).normal(size=(37, 1100)):
         sink.write(row)
     sink.finish()
@@ -721,9 +718,9 @@ def test_copy_others(tmp_path: Path) -> None:
         f.create_dataset("outside", (2,), "f4", external=[(str(tmp_path / "raw"), 0, 8)])
     assert other_datasets(source, "/g/x") == ["/g/again", "/g/names", "/outside", "/refers"]
     assert other_datasets(source, "alias") == ["/g/again", "/g/names", "/outside", "/refers"]
-    with Hdf5Source(source, "g/x", budget=BUDGET) as like:
+    with Hdf5Source(source, "g/x", ReadOptions(max_memory=BUDGET)) as like:
         sink = Hdf5Sink(str(tmp_path / "out.h5"), "g/x", (37, 11), np.dtype("f4"), like=like, budget=BUDGET)
-        assert copy_others(source, "g/x", sink) == (["/outside"], ["/out"])
+        assert sink.copy_others(like) == (["/outside"], ["/out"])
         sink.write(table().reshape(-1))
         sink.finish()
     with h5py.File(tmp_path / "out.h5") as f:
@@ -783,11 +780,11 @@ def test_references_are_told_or_follow(tmp_path: Path) -> None:
         file["t"].make_scale("time")
         file["x"].dims[0].attach_scale(file["t"])
         file["x"].attrs["unit"] = "m"
-    with Hdf5Source(str(tmp_path / "x.h5"), "x", budget=BUDGET) as like:
+    with Hdf5Source(str(tmp_path / "x.h5"), "x", ReadOptions(max_memory=BUDGET)) as like:
         sink = Hdf5Sink(str(tmp_path / "y.h5"), "x", (6, 2), np.dtype("f8"), like=like, budget=BUDGET)
         assert sink.dropped == ["/x@DIMENSION_LIST"]
         sink.write(x.reshape(-1))
-        assert copy_others(str(tmp_path / "x.h5"), "x", sink) == ([], [])
+        assert sink.copy_others(like) == ([], [])
         sink.finish()
     with h5py.File(tmp_path / "y.h5") as file:
         assert file["x"].attrs["unit"] == "m"

@@ -1,0 +1,247 @@
+"""Formats of data: what each can do, and the table of them.
+
+A format is a class behind the contract `Format`, in a module (or folder) of its own, and a row of FORMATS. Other
+packages add one under the entry point group `bncli.formats`, whose objects are instances of `Format`:
+
+    [project.entry-points."bncli.formats"]
+    raster = "my_package:RasterFormat()"  # or the name of an instance
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bncli.errors import InputError, UsageError, printable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from bncli.formats.reading import ReadOptions
+    from bncli.formats.source import Identity, Source
+
+GROUP = "bncli.formats"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One array of a file: the address to type, what it is, and why it cannot be fitted ("" when it can)."""
+
+    address: str
+    shape: tuple[int, ...]
+    dtype: str
+    chunks: tuple[int, ...] | None
+    compression: str
+    problem: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: what does not apply, a problem too, is None."""
+        return vars(self) | {"compression": self.compression or None, "problem": self.problem or None}
+
+
+@dataclass(frozen=True)
+class Output:
+    """An array to write.
+
+    Attributes
+    ----------
+    path : str
+        An empty file to write to.
+    shape, dtype
+        Of the whole array.
+    like : Source
+        The input that it is made from, open: a format keeps what it can of it.
+    max_memory : int
+        Bytes of buffers.
+    workers : int
+        Threads that may compress.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    like: Source
+    max_memory: int
+    workers: int = 1
+
+
+class Sink(Protocol):
+    """Takes the values of one array front to back, in C order. Every method but `abandon` raises OSError when writing fails."""
+
+    @property
+    def dropped(self) -> list[str]:
+        """What of `Output.like` refers to other objects of its file and was not kept: /path@attribute."""
+
+    def write(self, values: npt.NDArray[Any]) -> None:
+        """Append the next values, of shape (n,)."""
+
+    def copy_others(self, source: Source) -> tuple[list[str], list[str]]:
+        """Copy what lies beside the source in its file; returns what was left and what was dropped, as paths."""
+
+    def finish(self) -> None:
+        """Close what is complete."""
+
+    def abandon(self) -> None:
+        """Let go after a failure; never raises."""
+
+
+class Format:
+    """What bn asks of a format. A child overrides what it can do; what is written here is what a simple format answers.
+
+    Attributes
+    ----------
+    name : str
+        In words, for messages: ".npy", "HDF5".
+    suffixes : tuple of str
+        In lower case, with the dot: which names of outputs ask for this format.
+    several : bool
+        Whether a file can hold several arrays, each with a name: FILE::name.
+    stores : bool
+        Whether an address can be a folder or a URL, rather than a regular file.
+    library : str or None
+        The package whose open arrays `address_of` takes.
+    """
+
+    name: str
+    suffixes: tuple[str, ...] = ()
+    several = False
+    stores = False
+    library: str | None = None
+
+    def knows(self, path: str) -> bool:
+        """Whether this is a file of the format, by its content."""
+        raise NotImplementedError
+
+    def claims(self, path: str) -> bool:
+        """Whether the format's own reader should say what is wrong with a file that no format knows."""
+        return path.lower().endswith(self.suffixes) if self.suffixes else False
+
+    def arrays(self, path: str) -> list[Listed]:
+        """Every array of the file."""
+        raise NotImplementedError
+
+    def open(self, path: str, array: str | None, options: ReadOptions) -> Source:
+        """Open the array of this name; None: the one of `options.dataset`, else the only one there is.
+
+        Raises
+        ------
+        InputError
+            When it is missing, unreadable or refused.
+        UsageError
+            When the file holds several and none is named.
+        """
+        raise NotImplementedError
+
+    def create(self, output: Output) -> Sink:
+        """Make a file of the format."""
+        raise UsageError(
+            f"{printable(output.path)}: bn does not write {self.name}; give an output that ends in .npy or .h5"
+        )
+
+    def others(self, path: str, array: str) -> list[str]:
+        """Names of the arrays of a file beside this one."""
+        return []
+
+    def names(self, path: str, array: str) -> tuple[str, ...]:
+        """Read a list of texts: feature names."""
+        raise InputError(f"{printable(path)}: a {self.name} file holds no names; give a text file with one name a line")
+
+    def address_of(self, array: Any) -> str:
+        """The address of an open array of the format's own library."""
+        raise UsageError(f"cannot fit a {type(array).__name__} of {self.library}")
+
+    def identity(self, path: str) -> Identity:
+        """In what state a file is. What changes with every write to it."""
+        from bncli.formats.source import Identity
+
+        return Identity.of(os.stat(path))
+
+    def versions(self) -> dict[str, str]:
+        """The libraries behind the format, for `bn doctor`."""
+        return {}
+
+    def filters(self) -> dict[str, bool]:
+        """Compressions, and whether each can be decoded here, for `bn doctor`."""
+        return {}
+
+
+def built_in() -> Iterator[Format]:
+    """The formats of FORMATS, each loaded when it is asked."""
+    for where in FORMATS.values():
+        yield _loaded(where)
+
+
+@functools.cache
+def _loaded(where: str) -> Format:
+    module, _, name = where.partition(":")
+    found: Format = getattr(importlib.import_module(module), name)
+    return found
+
+
+@functools.cache
+def plugged_in() -> tuple[Format, ...]:
+    """The formats of other packages.
+
+    Raises
+    ------
+    UsageError
+        When one cannot be loaded, naming its package.
+    """
+    from importlib.metadata import entry_points
+
+    found = []
+    for entry in entry_points(group=GROUP):
+        try:
+            loaded = entry.load()
+            found.append(loaded() if isinstance(loaded, type) else loaded)
+        except Exception as error:  # another package's import may raise anything
+            package = entry.dist.name if entry.dist else entry.value
+            raise UsageError(
+                f"the format {printable(entry.name)} of the package {printable(package)} cannot be loaded: "
+                f"{printable(error) or type(error).__name__}; repair or uninstall {printable(package)}"
+            ) from None
+    return tuple(found)
+
+
+def formats() -> Iterator[Format]:
+    """All formats; those of other packages, which take time to find, come last."""
+    yield from built_in()
+    yield from plugged_in()
+
+
+def format_of(path: str) -> Format:
+    """The format of a file, by its content.
+
+    Raises
+    ------
+    InputError
+        When the path is missing, not a regular file (or a store that a format reads), or of no known format.
+    """
+    from bncli.formats.source import RegularFile
+
+    store = "://" in path or os.path.isdir(path)
+    if not store:
+        RegularFile(path).close()  # a FIFO or a missing file is refused before a library looks at it
+    for known in formats():
+        if (not store or known.stores) and known.knows(path):
+            return known
+    if store:
+        RegularFile(path).close()  # which says what it is instead of a file
+    for known in formats():
+        if known.claims(path):
+            return known
+    raise InputError(f"{printable(path)}: neither a .npy nor an HDF5 file")
+
+
+def format_for(output: str) -> Format | None:
+    """The format that an output's suffix asks for; None where it asks for none."""
+    named = output.lower()
+    return next((known for known in formats() if known.suffixes and named.endswith(known.suffixes)), None)
+
+
+FORMATS = {"npy": "bncli.formats.npy:FORMAT", "hdf5": "bncli.formats.hdf5.format:FORMAT"}

@@ -13,6 +13,7 @@ import click
 import pytest
 
 from bncli import cli
+from bncli.formats import FORMATS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "bncli"
@@ -140,6 +141,17 @@ def test_libraries_stay_in_their_rooms(library: str) -> None:
             users.add(path.relative_to(PACKAGE).with_suffix("").as_posix())
     strangers = {u for u in users if not any(u == h or u.startswith((f"{h}/", f"{h}_")) for h in HOMES[library])}
     assert strangers == set()
+
+
+def test_formats_are_reached_through_their_table_alone() -> None:
+    rooms = {where.partition(":")[0].removeprefix("bncli.").split(".")[1] for where in FORMATS.values()}
+    users = {
+        module
+        for module, path in MODULES.items()
+        for imported, _ in own_imports(path)
+        if imported.split(".")[0] == "formats" and imported.split(".")[1:2] and imported.split(".")[1] in rooms
+    }
+    assert {user for user in users if user.split(".")[0] != "formats" or user.split(".")[1:2][0] not in rooms} == set()
 
 
 def test_only_known_libraries_are_imported() -> None:

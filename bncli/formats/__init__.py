@@ -1,10 +1,10 @@
 """Formats of data: what each can do, and the table of them.
 
 A format is a class behind the contract `Format`, in a module (or folder) of its own, and a row of FORMATS. Other
-packages add one under the entry point group `bncli.formats`, whose objects are instances of `Format`:
+packages add one under the entry point group `bncli.formats`:
 
     [project.entry-points."bncli.formats"]
-    raster = "my_package:RasterFormat()"  # or the name of an instance
+    raster = "my_package:RasterFormat"
 """
 
 from __future__ import annotations
@@ -179,8 +179,11 @@ def built_in() -> Iterator[Format]:
 @functools.cache
 def _loaded(where: str) -> Format:
     module, _, name = where.partition(":")
-    found: Format = getattr(importlib.import_module(module), name)
-    return found
+    return _instance(getattr(importlib.import_module(module), name))
+
+
+def _instance(found: Format | type[Format]) -> Format:
+    return found() if isinstance(found, type) else found
 
 
 @functools.cache
@@ -197,8 +200,7 @@ def plugged_in() -> tuple[Format, ...]:
     found = []
     for entry in entry_points(group=GROUP):
         try:
-            loaded = entry.load()
-            found.append(loaded() if isinstance(loaded, type) else loaded)
+            found.append(_instance(entry.load()))
         except Exception as error:  # another package's import may raise anything
             package = entry.dist.name if entry.dist else entry.value
             raise UsageError(
@@ -244,4 +246,4 @@ def format_for(output: str) -> Format | None:
     return next((known for known in formats() if known.suffixes and named.endswith(known.suffixes)), None)
 
 
-FORMATS = {"npy": "bncli.formats.npy:FORMAT", "hdf5": "bncli.formats.hdf5.format:FORMAT"}
+FORMATS = {"npy": "bncli.formats.npy:NpyFormat", "hdf5": "bncli.formats.hdf5.format:Hdf5Format"}

@@ -302,6 +302,3 @@ class NpyFormat(Format):
     def create(self, output: Output) -> NpySink:
         """Make a file; of the input nothing but the values is kept."""
         return NpySink(output.path, output.shape, output.dtype)
-
-
-FORMAT = NpyFormat()

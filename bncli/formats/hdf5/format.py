@@ -141,6 +141,3 @@ def read_strings(path: str, dataset: str) -> tuple[str, ...]:
             values = h5py.Dataset(item)[:]
             pad = " " if not kind.is_variable_str() and kind.get_strpad() == h5t.STR_SPACEPAD else ""
             return tuple(v.decode("utf-8").rstrip(pad) if pad else v.decode("utf-8") for v in values.tolist())
-
-
-FORMAT = Hdf5Format()

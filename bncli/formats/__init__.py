@@ -151,9 +151,9 @@ class Format:
         """Read a list of texts: feature names."""
         raise InputError(f"{printable(path)}: a {self.name} file holds no names; give a text file with one name a line")
 
-    def address_of(self, array: Any) -> str:
-        """The address of an open array of the format's own library."""
-        raise UsageError(f"cannot fit a {type(array).__name__} of {self.library}")
+    def address_of(self, array: Any) -> str | None:
+        """The address of an open array of the format's own library; None for what is read like any other array."""
+        return None
 
     def identity(self, path: str) -> Identity:
         """In what state a file is. What changes with every write to it."""

@@ -87,12 +87,12 @@ class Hdf5Format(Format):
         """Read a dataset of strings; see `read_strings`."""
         return read_strings(path, array)
 
-    def address_of(self, array: Any) -> str:
+    def address_of(self, array: Any) -> str | None:
         """The address of an open h5py dataset; see `file.address_of`."""
-        if not isinstance(array, h5py.Dataset):
+        if isinstance(array, h5py.Group):  # a File is one
             kind = type(array).__name__
             raise UsageError(f"cannot fit an h5py {kind}; give one of its datasets, such as file['x']")
-        return address_of(array)
+        return address_of(array) if isinstance(array, h5py.Dataset) else None
 
     def versions(self) -> dict[str, str]:
         """Of h5py and HDF5."""

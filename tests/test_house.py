@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import inspect
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 import pytest
 
-from bncli import cli
+import bncli
+from bncli import choices, cli
+from bncli.cli.options import Grouped
+from bncli.engine.declare import GROUPS, options_of
+from bncli.engine.options import UNSET, ApplySpec, FitOptions, MergeSpec
 from bncli.formats import FORMATS
+from bncli.stats.conventions import PRESETS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "bncli"
@@ -31,7 +38,7 @@ LEVELS = [
     ["stats"],
     ["numerics", "system"],
 ]
-ANYWHERE = {"errors", "version"}
+ANYWHERE = {"choices", "errors", "version"}
 HOMES = {
     "click": {"cli"},
     "rich": {"render", "cli"},
@@ -202,9 +209,53 @@ def test_readme_offers_no_option_that_does_not_exist() -> None:
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_option_has_help(name: str) -> None:
+def test_every_option_has_help_and_a_group(name: str) -> None:
     for parameter in commands()[name].params:
-        assert not isinstance(parameter, click.Option) or parameter.help, parameter.name
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
+            assert getattr(parameter, "group", None) in GROUPS, parameter.name
+
+
+# --- options, each declared once
+
+
+SPECS = {"fit": FitOptions, "apply": ApplySpec, "merge": MergeSpec}
+
+
+@pytest.mark.parametrize("command", SPECS)
+def test_the_command_line_has_every_declared_option(command: str) -> None:
+    declared = options_of(SPECS[command])
+    on_the_line = {p.name: p.declared for p in commands()[command].params if isinstance(p, Grouped)}
+    assert {name: on_the_line.get(name) for name in declared} == declared
+    assert set(on_the_line) - set(declared) <= {
+        "output", "force", "as_json", "quiet", "debug", "plugins", "resume", "dry_run",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("function", [bncli.fit, bncli.merge])
+def test_the_signature_has_every_declared_option(function: Callable[..., object]) -> None:
+    """Names and defaults are those of the declarations; nothing is taken by **options."""
+    parameters = inspect.signature(function).parameters
+    assert all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    spec = SPECS[function.__name__]
+    assert set(options_of(spec)) == set(parameters) - {"source", "progress", "stats", "where"}
+    for field in dataclasses.fields(spec):
+        assert parameters[field.name].default in (field.default, UNSET), field.name
+
+
+def test_choices_stand_once() -> None:
+    """The presets that can be named are those there are, and no list of choices is written out a second time."""
+    assert tuple(PRESETS) == choices.PRESET_NAMES
+    lists = {name: value for name, value in vars(choices).items() if name.isupper()}
+    for path in FILES:
+        if name_of(path) == "choices":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Tuple, ast.List)) and len(node.elts) > 2:
+                written = {e.value for e in node.elts if isinstance(e, ast.Constant)}
+                for name, values in lists.items():
+                    assert not written or written != set(values), f"{path}: {name} is in bncli/choices.py"
 
 
 # --- starts are light

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import importlib
 import io
@@ -14,11 +15,11 @@ from typing import Any, NoReturn
 
 import click
 
+from bncli.cli.options import Running
 from bncli.errors import BnError, InputError, UsageError, WriteError, printable
 from bncli.system import shutdown
 from bncli.version import __version__
 
-COMPLETE = "_BN_COMPLETE"  # in the environment, as click's scripts for completion have it
 REPORT = "please report it with the command, the versions and what --debug prints"
 
 
@@ -36,14 +37,14 @@ class Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(f"bncli.cli.{COMMANDS[cmd_name]}"), COMMANDS[cmd_name])
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """Say which command was meant when there is none of that name."""
-        import difflib
-
-        close = difflib.get_close_matches(args[0], COMMANDS, n=1)
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Suggest a command when there is none of that name."""
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f"did you mean 'bn {close[0]}'?" if close else f"there are {', '.join(COMMANDS)}"
-            raise click.UsageError(f"no command {args[0]!r}; {hint}", ctx)
+            raise UsageError(f"no command {args[0]!r}; {hint}")
         return super().resolve_command(ctx, args)
 
 
@@ -62,8 +63,8 @@ def cli() -> None:
 
     \b
     bn fit train.h5                           mean and variance, in one pass
-    bn inspect train.bn.h5                    look at them
-    bn apply train.bn.h5 new.npy -o out.npy   normalise data in the same way
+    bn inspect train.bn.h5                    show them
+    bn apply train.bn.h5 new.npy -o out.npy   normalize data in the same way
 
     Inputs are .npy files and HDF5 datasets, FILE or FILE::/path/in/file.
     """
@@ -75,10 +76,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     # closed by the caller: a result that nobody can get is an error, a message is not
     sys.stdout = sys.stdout or Closed()
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
-    if "--plugins" not in args:
-        os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # HDF5 looks once, when it is loaded, and then loads no plugin
-        for name in ("HDF5_DRIVER", "HDF5_VOL_CONNECTOR"):  # plugins too; HDF5 crashes over one that it cannot load
-            os.environ.pop(name, None)
     _steady_stdout()
     with _bn_warnings():
         code = _run(args)
@@ -86,29 +83,30 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(args: list[str]) -> int:
-    """Everything that can go wrong ends here, as one or two lines and a number."""
-    debug = "--debug" in args
+    """Turn everything that can go wrong into one or two lines and an exit code."""
+    running = Running()
     try:
         try:
-            if asked := os.environ.get(COMPLETE):
-                return _complete(asked)
-            with cli.make_context("bn", args) as context:
+            if asked := os.environ.get("_BN_COMPLETE"):
+                from bncli.cli.completion import answer
+
+                answer(cli, asked)
+                return 0
+            with cli.make_context("bn", args, obj=running) as context:
                 cli.invoke(context)
         finally:
             sys.stdout.flush()
     except click.exceptions.Exit as done:
         return done.exit_code
-    except click.ClickException as error:
-        if not isinstance(
-            error, click.exceptions.NoArgsIsHelpError
-        ):  # whose message is the help; others may quote what was typed
-            error.message = printable(error.message)  # type: ignore[misc]  # click declares it Final
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return 2
+    except click.ClickException as error:
+        return _said(f"error: {_in_words(error)}", 2, running.debug)
     except (KeyboardInterrupt, click.Abort):  # under another program's main; see `shutdown`
-        return _said("interrupted; outputs are as they were", 130, debug)
+        return _said("interrupted; outputs are as they were", 130, running.debug)
     except BnError as error:
-        return _said(f"error: {error}", error.exit_code, debug)
+        return _said(f"error: {error}", error.exit_code, running.debug)
     except BrokenPipeError:
         _forget_stdout()
         return 141
@@ -116,26 +114,32 @@ def _run(args: list[str]) -> int:
         return _said(
             "error: not enough memory; give a smaller file or, where there are these options, --max-memory or --batch-size",
             InputError.exit_code,
-            debug,
+            running.debug,
         )
     except OSError as error:
         _forget_stdout()
         return _said(
-            f"error: {error.filename or 'standard output'}: {error.strerror or error}", WriteError.exit_code, debug
+            f"error: {error.filename or 'standard output'}: {error.strerror or error}",
+            WriteError.exit_code,
+            running.debug,
         )
     except Exception as error:
-        return _said(f"internal error: {type(error).__name__}: {error}; {REPORT}", 70, debug)
+        return _said(f"internal error: {type(error).__name__}: {error}; {REPORT}", 70, running.debug)
     return 0
 
 
-def _complete(asked: str) -> int:
-    """Print the script for a shell ("bash_source"), or what completes a line as that script asks ("bash_complete")."""
-    from click.shell_completion import shell_complete
-
-    if shell_complete(cli, {}, "bn", COMPLETE, asked):
-        known = ", ".join(f"{shell}_source" for shell in ("bash", "zsh", "fish"))
-        raise UsageError(f"{COMPLETE}={printable(asked)} is not one of {known}")
-    return 0
+def _in_words(error: click.ClickException) -> str:
+    """What Click says of a command line, as bn says it."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    see = f"; see '{context.command_path} --help'" if context else ""
+    if isinstance(error, click.NoSuchOption):
+        close = difflib.get_close_matches(error.option_name, error.possibilities or (), n=1)
+        return f"no option {error.option_name}" + (f"; did you mean {close[0]}?" if close else see)
+    if isinstance(error, click.MissingParameter) and error.param:
+        names = error.param.make_metavar(context) if isinstance(error.param, click.Argument) and context else ""
+        return f"missing {names or '/'.join(error.param.opts)}{see}"
+    text = error.format_message().rstrip(".")
+    return (text if text[1:2].isupper() else text[:1].lower() + text[1:]) + see
 
 
 def _said(message: str, code: int, debug: bool) -> int:
@@ -189,6 +193,7 @@ def _quiet() -> bool:
     return bool(context and context.params.get("quiet"))
 
 
-COMMANDS = {name: name for name in ("fit", "apply", "inspect", "merge", "export", "ls", "doctor")} | {
-    "import": "import_"
+COMMANDS = {  # name -> module and function, in the order of work
+    name: {"import": "import_"}.get(name, name)
+    for name in ("fit", "inspect", "apply", "merge", "export", "import", "ls", "doctor", "completion")
 }

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import click
 
-from bncli.cli import options
+from bncli.cli import options as opt
 
 
-@click.command(short_help="Say what bn runs on.")
-@options.as_json
-@options.plugins
-@options.common
-def doctor(as_json: bool, quiet: bool) -> None:
-    """Print versions, the kernel in use, and which HDF5 filters and optional packages there are.
+@opt.command("doctor", short_help="Show environment information.")
+@opt.as_json
+@opt.plugins
+@opt.debug
+def doctor(as_json: bool) -> None:
+    """Show environment information: versions, the kernel in use, HDF5 filters and optional packages.
+
+    Include it in bug reports. bn runs on Linux and macOS.
 
     \b
     Example:

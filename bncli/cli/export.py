@@ -6,33 +6,47 @@ from typing import Any
 
 import click
 
-from bncli.cli import options
+from bncli import choices
+from bncli.cli import options as opt
+from bncli.engine.declare import INPUT, OUTPUT, STATISTICS, Option
+from bncli.engine.options import CHOICE, FLAG, PATH, TEXT, WHOLE, named
+from bncli.exchange import formats
 
 
-@click.command(short_help="Write statistics for a framework.", epilog=options.format_list("write"))
-@options.stats_file
-@click.option("--to", "format", metavar="FORMAT", help="One of those below.  [default: what OUT's suffix says]")
-@click.option("-o", "--output", callback=options.named, metavar="OUT", required=True, help="The file to write.")
-@options.use
-@click.option(
-    "--rank", type=int, metavar="N", help="onnx: dimensions of the model's input.  [default: the fit's, or 2]"
+@opt.command("export", short_help="Write statistics for a framework.", epilog=opt.format_list("write"))
+@opt.argument("stats", "STATS")
+@opt.output("The file to write.", "OUT")
+@opt.only_here(
+    "format",
+    Option(
+        "Output format (listed below).",
+        OUTPUT,
+        CHOICE,
+        "FORMAT",
+        tuple(formats("write")),
+        usual="by OUT's suffix",
+    ),
+    "--to",
 )
-@click.option(
-    "--into", callback=options.named, metavar="FILE", help="fold: weights to fold into, .safetensors or .npz."
+@opt.only_here(
+    "use", Option("Which statistics.", STATISTICS, CHOICE, choices=choices.USES, usual="running"), default="running"
 )
-@click.option("--layer", metavar="NAME", help="fold: the layer of FILE before the normalization.")
-@click.option(
-    "--transposed/--no-transposed",
+@opt.only_here("rank", Option("onnx: dimensions of the model's input.", OUTPUT, WHOLE, "N", usual="the fit's, or 2"))
+@opt.only_here("into", Option("fold: weights to fold into, .safetensors or .npz.", INPUT, PATH, "FILE", check=named))
+@opt.only_here("layer", Option("fold: the layer of FILE before the normalization.", INPUT, TEXT, "NAME"))
+@opt.only_here(
+    "transposed",
+    Option("fold: whether it is a transposed convolution.", INPUT, FLAG, usual="what fits its shape"),
     default=None,
-    help="fold: it is a transposed convolution, or is not.  [default: what fits its shape]",
 )
-@options.force
-@options.as_json
-@options.common
+@opt.force
+@opt.as_json
+@opt.quiet("No notes or summary; errors only.")
+@opt.debug
 def export(stats: str, output: str, as_json: bool, quiet: bool, **given: Any) -> None:
     """Write the statistics in STATS as a file that a framework loads, with its own names and conventions.
 
-    What the file cannot hold (eps, momentum and the like, in the framework's own words) is said on stderr.
+    Notes on stderr say what the file cannot hold (eps, momentum and the like), in the framework's own words.
 
     \b
     Examples:
@@ -46,8 +60,7 @@ def export(stats: str, output: str, as_json: bool, quiet: bool, **given: Any) ->
     from bncli.stats.record import load
 
     report = write(load(stats), output, inputs=[stats], **given)
-    if not quiet:
-        click.echo("".join(f"bn: note: {note}\n" for note in report.notes), err=True, nl=False)
+    opt.notes([] if quiet else report.notes)
     if as_json:
         click.echo(json_text(vars(report)))
     elif not quiet:

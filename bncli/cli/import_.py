@@ -6,32 +6,51 @@ from typing import Any
 
 import click
 
-from bncli.cli import options
+from bncli.cli import options as opt
+from bncli.engine.declare import INPUT, STATISTICS, Option
+from bncli.engine.options import CHOICE, MOMENTUM, NUMBER, TEXT
+from bncli.exchange import formats
 
 
-@click.command("import", short_help="Read statistics of a framework.", epilog=options.format_list("read"))
-@click.argument("file", callback=options.named, metavar="FILE")
-@click.option("--from", "format", metavar="FORMAT", help="One of those below.  [default: what FILE's suffix says]")
-@click.option("--layer", metavar="NAME", help="Which layer of a whole model.  [default: the only one]")
-@click.option(
-    "--eps", type=float, metavar="E", help="Added to the variance.  [default: the file's, or the framework's]"
+@opt.command("import", short_help="Read statistics of a framework.", epilog=opt.format_list("read"))
+@opt.argument("file", "FILE")
+@opt.only_here(
+    "format",
+    Option(
+        "Format of FILE (listed below).",
+        INPUT,
+        CHOICE,
+        "FORMAT",
+        tuple(formats("read")),
+        usual="by FILE's suffix",
+    ),
+    "--from",
 )
-@click.option(
-    "--momentum",
-    metavar="M|none",
-    help="Weight of the OLD value, or none: it is not known.  [default: the file's, or the framework's]",
+@opt.only_here("layer", Option("Which layer of a whole model.", INPUT, TEXT, "NAME", usual="the only one"))
+@opt.only_here(
+    "eps",
+    Option("Added to the variance when applied.", STATISTICS, NUMBER, "E", usual="the file's, or the framework's"),
 )
-@click.option("-o", "--output", callback=options.named, metavar="STATS", required=True, help="The stats file to write.")
-@options.force
-@options.as_json
-@options.common
-def import_(
-    file: str, output: str, momentum: str | None, force: bool, as_json: bool, quiet: bool, **given: Any
-) -> None:
+@opt.only_here(
+    "momentum",
+    Option(
+        "Weight of the OLD value, or none: it is not known.",
+        STATISTICS,
+        MOMENTUM,
+        "M|none",
+        usual="the file's, or the framework's",
+    ),
+)
+@opt.output("The stats file to write.")
+@opt.force
+@opt.as_json
+@opt.quiet("No notes, warnings or summary; errors only.")
+@opt.debug
+def import_(file: str, output: str, force: bool, as_json: bool, quiet: bool, **given: Any) -> None:
     """Read one normalization layer of FILE and store it as a stats file, for bn apply and bn inspect.
 
-    What FILE does not hold (eps, momentum, …) is the framework's default, and said on stderr. Of frameworks there are
-    no population statistics.
+    What FILE does not hold (eps, momentum, …) is the framework's default, and a note on stderr says so. Files of
+    frameworks hold no population statistics.
 
     \b
     Examples:
@@ -42,9 +61,8 @@ def import_(
     from bncli.exchange import read_to_file
     from bncli.render.summary import assumed_in_words, import_summary, json_text
 
-    stats = read_to_file(file, output, force=force, momentum=options.parse_momentum(momentum), **given)
-    if not quiet and (words := assumed_in_words(stats)):
-        click.echo(f"bn: note: {words}", err=True)
+    stats = read_to_file(file, output, force=force, **given)
+    opt.notes([] if quiet else filter(None, [assumed_in_words(stats)]))
     if as_json:
         click.echo(json_text(stats.as_dict()))
     elif not quiet:

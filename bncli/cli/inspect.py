@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import click
+from bncli.cli import options as opt
+from bncli.engine.declare import OUTPUT, STATISTICS, Option
+from bncli.engine.options import FLAG, TEXT, WHOLE, at_least
 
-from bncli.cli import options
 
-
-@click.command(short_help="Show what a stats file holds.")
-@options.stats_file
-@options.as_json
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, full precision.")
-@click.option("--tsv", "as_tsv", is_flag=True, help="Print TSV, full precision; what a pipe gets anyway.")
-@click.option("--features", metavar="LIST", help="Only these: indices from 0, ranges with both ends, name patterns.")
-@click.option("--sort", metavar="KEY", help="Largest first, by a column such as running_sd or population_mean.")
-@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
-@click.option("--get", "field", metavar="FIELD", help="Print one field, a value a line.")
-@options.common
+@opt.command("inspect", short_help="Show what a stats file holds.")
+@opt.argument("stats", "STATS")
+@opt.only_here(
+    "features",
+    Option("Only these: indices from 0, ranges with both ends, name patterns.", STATISTICS, TEXT, "LIST"),
+)
+@opt.only_here(
+    "sort", Option("Largest first, by a column such as running_sd or population_mean.", STATISTICS, TEXT, "KEY")
+)
+@opt.only_here("top", Option("Only the first N rows.", STATISTICS, WHOLE, "N", check=at_least(1, "at least 1")))
+@opt.as_json
+@opt.only_here("as_csv", Option("Print CSV, full precision.", OUTPUT, FLAG), "--csv")
+@opt.only_here("as_tsv", Option("Print TSV, full precision; the default when piped.", OUTPUT, FLAG), "--tsv")
+@opt.only_here("field", Option("Print one field, a value a line.", OUTPUT, TEXT, "FIELD"), "--get")
+@opt.debug
 def inspect(
     stats: str,
-    as_json: bool,
-    as_csv: bool,
-    as_tsv: bool,
     features: str | None,
     sort: str | None,
     top: int | None,
+    as_json: bool,
+    as_csv: bool,
+    as_tsv: bool,
     field: str | None,
-    quiet: bool,
 ) -> None:
     """Show the statistics in STATS: a table on a terminal, TSV in a pipe.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from bncli.cli import options
+from bncli.cli import options as opt
 
 
-@click.command(short_help="List the datasets of a file.")
-@click.argument("file", callback=options.named, metavar="FILE")
-@options.as_json
-@options.common
-def ls(file: str, as_json: bool, quiet: bool) -> None:
+@opt.command("ls", short_help="List the datasets of a file.")
+@opt.argument("file", "FILE")
+@opt.as_json
+@opt.debug
+def ls(file: str, as_json: bool) -> None:
     """List the arrays in FILE: address, shape, type, chunks, compression, and why one cannot be fitted.
 
     \b

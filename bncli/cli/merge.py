@@ -4,44 +4,25 @@ from __future__ import annotations
 
 import click
 
-from bncli.cli import options
+from bncli.cli import options as opt
+from bncli.engine.options import MergeSpec
 
 
-@click.command(short_help="Make one stats file of several.")
-@click.argument("stats", callback=options.named, metavar="STATS...", nargs=-1, required=True)
-@click.option("-o", "--output", callback=options.named, metavar="STATS", required=True, help="Stats file.")
-@click.option("--population-only", is_flag=True, help="Merge the population; the running statistics become it.")
-@click.option(
-    "--gamma",
-    callback=options.named,
-    metavar="X",
-    help="Scale: a number, an address of C values, or a stats file.  [default: the files']",
-)
-@click.option(
-    "--beta",
-    callback=options.named,
-    metavar="X",
-    help="Shift: a number, an address of C values, or a stats file.  [default: the files']",
-)
-@options.force
-@options.as_json
-@options.common
-def merge(
-    stats: tuple[str, ...],
-    output: str,
-    population_only: bool,
-    gamma: str | None,
-    beta: str | None,
-    force: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Merge the statistics of parts of a data set, fitted apart, into those of the whole.
+@opt.command("merge", short_help="Combine several stats files into one.")
+@opt.arguments("stats", "STATS...")
+@opt.output("Stats file.")
+@opt.declared_by(MergeSpec)
+@opt.force
+@opt.as_json
+@opt.quiet("No warnings or summary; errors only.")
+@opt.debug
+def merge(stats: tuple[str, ...], output: str, options: MergeSpec, force: bool, as_json: bool, quiet: bool) -> None:
+    """Merge the statistics of parts of a data set, fitted separately, into those of the whole.
 
     \b
-    population   whatever the order
+    population   in any order
     running      as one recurrence, in the order given, from fits of the same
-                 momentum, eps, ddof and init; that of one fit of the whole
+                 momentum, eps, ddof and init; equal to one fit of the whole
                  where every part but the last holds whole batches
 
     \b
@@ -50,11 +31,9 @@ def merge(
       bn merge 'part-*.bn.h5' -o all.bn.h5 --population-only
     """
     from bncli.engine.merge import merge_files
-    from bncli.engine.plan import number_or_address
     from bncli.render.summary import json_text, merge_summary
 
-    given = {name: None if x is None else number_or_address(x) for name, x in (("gamma", gamma), ("beta", beta))}
-    merged, paths = merge_files(stats, output, population_only=population_only, force=force, **given)
+    merged, paths = merge_files(stats, output, force=force, **vars(options))
     if as_json:
         click.echo(json_text(merged.as_dict()))
     elif not quiet:

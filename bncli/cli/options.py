@@ -1,73 +1,222 @@
-"""Every option that commands share, once; and how the words of an option become values."""
+"""Click's options, made from the declarations; and the options that only the command line has."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+import functools
+import itertools
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
-from bncli.errors import UsageError
+from bncli.engine.declare import ADVANCED, GROUPS, OUTPUT, RUNNING, Option, flag, options_of
+from bncli.engine.options import FLAG, PATH, named
 
-if TYPE_CHECKING:
-    from bncli.engine.apply import ApplySpec
-    from bncli.engine.plan import FitSpec
-
-WITHOUT_FILE = ("target", "dataset")  # what may name a path that is in every input
 F = TypeVar("F", bound=Callable[..., Any])
+SEPARATOR = "::"
+TERM_WIDTH = 25  # of an option in the help; a longer one has a line to itself
 
 
-def named(ctx: click.Context, param: click.Parameter, value: str | tuple[str, ...] | None) -> Any:
-    """Refuse an empty path or address, or one without a file: what an unset variable of a shell gives."""
-    for text in (value,) if isinstance(value, str) else value or ():
-        if not text:
-            raise click.BadParameter("an empty name; give a path", ctx, param)
-        if text.startswith("::") and param.name not in WITHOUT_FILE:
-            raise click.BadParameter(f"{text!r} names no file before the ::", ctx, param)
-    return value
+@dataclass
+class Running:
+    """What the options that every command has say about the run; the object of the root context."""
+
+    debug: bool = False
+    plugins: bool = False
 
 
-def parse_number(text: str, option: str) -> float | int:
-    """A number, kept as an integer when it is written as one."""
-    for kind in (int, float):
+class Grouped(click.Option):
+    """An option of Click with its declaration, and the heading that the help lists it under."""
+
+    def __init__(self, param_decls: Sequence[str], *, declared: Option, **more: Any) -> None:
+        name, self.declared, self.group = param_decls[0], declared, declared.group
+        long = param_decls[1] if len(param_decls) > 1 else flag(name)
+        help = declared.help + (f"  [default: {declared.usual}]" if declared.usual else "")
+        if declared.kind is FLAG:
+            more.setdefault("is_flag", True)
+            more.setdefault("default", False)
+            if more["default"] is None:
+                long = f"{long}/--no-{long[2:]}"
+        else:
+            more["metavar"] = declared.metavar or f"[{'|'.join(declared.choices)}]"
+            more["type"] = Value(long, declared)
+        super().__init__([name, *filter(None, [declared.short]), long], help=help, **more)
+
+
+class Value(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of Click alone
+    """Text as the declaration parses, checks and completes it."""
+
+    def __init__(self, name: str, declared: Option) -> None:
+        self.name, self.declared = name, declared
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse text; a default is a value already."""
+        return self.declared.parse(self.name, value) if isinstance(value, str) else value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Choices, files, and the datasets of a file."""
+        if self.declared.choices:
+            return [CompletionItem(choice) for choice in self.declared.choices if choice.startswith(incomplete)]
+        return complete_address(incomplete) if self.declared.kind.file else []
+
+
+class Address(click.ParamType):  # type: ignore[type-arg]
+    """A path or address among the arguments."""
+
+    name = "address"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse an empty path, or an address without a file."""
+        if problem := named(value):
+            what = param.human_readable_name if param else self.name
+            raise click.UsageError(f"{what} {value!r}: {problem}", ctx)
+        return value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Files, and the datasets of a file."""
+        return complete_address(incomplete)
+
+
+def complete_address(incomplete: str) -> list[CompletionItem]:
+    """Datasets after the :: of a file that holds some, else the shell's own completion of files."""
+    path, separator, _ = incomplete.partition(SEPARATOR)
+    if not separator:
+        return [CompletionItem(incomplete, type="file")]
+    try:
+        from bncli.formats.listing import listing
+
+        found = [array.address for array in listing(os.path.expanduser(path))]
+    except Exception:  # a damaged file completes to nothing, and a shell's prompt is no place for messages
+        return []
+    addresses = [path + SEPARATOR + address.rpartition(SEPARATOR)[2] for address in found if SEPARATOR in address]
+    return [
+        CompletionItem(address) for address in addresses if address.startswith(incomplete) and address.isprintable()
+    ]
+
+
+class Command(click.Command):
+    """A command whose help lists the options in groups, and whose options are given once."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the options under their headings."""
+        records: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
+                records[getattr(param, "group", RUNNING)].append(record)
+        for group, rows in records.items():
+            if rows:
+                first, help = rows[0]
+                with formatter.section(group):  # the same columns in every group
+                    formatter.write_dl([(first.ljust(TERM_WIDTH), help), *rows[1:]], col_max=TERM_WIDTH)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, and refuse an option that takes one value and is given twice."""
+        before = list(args)
         try:
-            return kind(text)
-        except ValueError:
-            pass
-    raise UsageError(f"--{option} {text!r} is not a number")
+            rest = super().parse_args(ctx, args)
+            if not ctx.resilient_parsing:
+                _refuse_repeated(ctx, self.make_parser(ctx).parse_args(before)[2])
+        except Exception:  # before --debug had its turn
+            ctx.ensure_object(Running).debug |= "--debug" in itertools.takewhile(lambda arg: arg != "--", before)
+            raise
+        return rest
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run, with HDF5's plugins off unless --plugins was given."""
+        if not ctx.ensure_object(Running).plugins:
+            without_plugins()
+        return super().invoke(ctx)
 
 
-def parse_momentum(text: str | None) -> Any:
-    """A number or "none"; None is not given."""
-    return text if text in (None, "none") else parse_number(text, "momentum")
+def _refuse_repeated(ctx: click.Context, order: Sequence[click.Parameter]) -> None:
+    for param, count in Counter(order).items():
+        if isinstance(param, click.Option) and count > 1 and not (param.is_flag or param.multiple):
+            raise click.UsageError(f"{param.opts[-1]} is given {count} times; it takes one value", ctx)
 
 
-def fit_spec(given: dict[str, Any]) -> FitSpec:
-    """FitSpec from the options of `bn fit`."""
-    from bncli.engine.plan import FitSpec, number_or_address
-
-    momentum = parse_momentum(given.pop("momentum"))
-    gamma, beta = (None if x is None else number_or_address(x) for x in (given.pop("gamma"), given.pop("beta")))
-    return FitSpec(momentum=momentum, gamma=gamma, beta=beta, **_parsed(given))
+def without_plugins() -> None:
+    """Keep HDF5 from loading plugins: it looks at the environment once, when it is loaded itself."""
+    os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
+    for name in ("HDF5_DRIVER", "HDF5_VOL_CONNECTOR"):  # plugins too; HDF5 crashes over one that it cannot load
+        os.environ.pop(name, None)
 
 
-def apply_spec(given: dict[str, Any]) -> ApplySpec:
-    """ApplySpec from the options of `bn apply`."""
-    from bncli.engine.apply import ApplySpec
-
-    return ApplySpec(**_parsed(given))
+def command(name: str, **more: Any) -> Callable[[Callable[..., None]], click.Command]:
+    """A command of bn."""
+    return click.command(name, cls=Command, **more)
 
 
-def _parsed(given: dict[str, Any]) -> dict[str, Any]:
-    """Turn the texts of --rows, --max-memory and --fill-value into values."""
-    from bncli.engine.plan import parse_rows, parse_size
+def declared_by(spec: type[Any]) -> Callable[[F], F]:
+    """Add the options that a dataclass declares; the function gets them as an instance, `options`."""
 
-    fill = given["fill_value"]
-    return given | {
-        "rows": parse_rows(given["rows"]) if given["rows"] is not None else (None, None),
-        "max_memory": parse_size(given["max_memory"]),
-        "fill_value": None if fill is None else parse_number(fill, "fill-value"),
-    }
+    def decorate(function: F) -> F:
+        own = options_of(spec)
+
+        @functools.wraps(function)
+        def run(**given: Any) -> Any:
+            chosen = {name: value for name in own if (value := given.pop(name)) is not None}
+            return function(options=spec(**chosen), **given)
+
+        for name, declared in reversed(own.items()):
+            default = getattr(spec, name, None) if declared.kind is FLAG else None
+            click.option(name, cls=Grouped, declared=declared, default=default)(run)
+        return run  # type: ignore[return-value]
+
+    return decorate
+
+
+def only_here(name: str, declared: Option, *flags: str, **more: Any) -> Callable[[F], F]:
+    """An option of the command line alone; the function gets it by its name."""
+    return click.option(name, *flags, cls=Grouped, declared=declared, **more)
+
+
+def _note(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and param.name:
+        setattr(ctx.ensure_object(Running), param.name, True)
+
+
+def quiet(words: str) -> Callable[[F], F]:
+    """The option -q; `words` say what it silences."""
+    return only_here("quiet", Option(words, RUNNING, FLAG, short="-q"))
+
+
+def output(help: str, metavar: str = "STATS", *, required: bool = True) -> Callable[[F], F]:
+    """The option -o."""
+    declared = Option(help, OUTPUT, PATH, metavar=metavar, check=named, short="-o")
+    return only_here("output", declared, required=required)
+
+
+def arguments(name: str, metavar: str) -> Callable[[F], F]:
+    """One or more paths or addresses."""
+    return click.argument(name, type=Address(), metavar=metavar, nargs=-1, required=True)
+
+
+def argument(name: str, metavar: str) -> Callable[[F], F]:
+    """One path or address."""
+    return click.argument(name, type=Address(), metavar=metavar)
+
+
+force = only_here("force", Option("Replace an output that exists.", OUTPUT, FLAG, short="-f"))
+as_json = only_here("as_json", Option("Print JSON, with floats that round-trip exactly.", OUTPUT, FLAG), "--json")
+plugins = only_here(
+    "plugins",
+    Option("Load filter plugins from HDF5_PLUGIN_PATH.", ADVANCED, FLAG),
+    expose_value=False,
+    is_eager=True,
+    callback=_note,
+)
+debug = only_here(
+    "debug",
+    Option("Show a traceback with an error.", RUNNING, FLAG),
+    expose_value=False,
+    is_eager=True,
+    callback=_note,
+)
+quietly = quiet("No progress, warnings or summary; errors only.")
 
 
 def format_list(verb: str) -> str:
@@ -77,47 +226,6 @@ def format_list(verb: str) -> str:
     return "\b\nFormats:\n" + "\n".join(f"  {name:<12} {FORMATS[name].description}" for name in formats(verb))
 
 
-def stack(*decorators: Callable[[F], F]) -> Callable[[F], F]:
-    """Several decorators as one, in the order in which help lists them."""
-
-    def decorate(function: F) -> F:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return decorate
-
-
-inputs = click.argument("inputs", callback=named, metavar="INPUT...", nargs=-1, required=True)
-stats_file = click.argument("stats", callback=named, metavar="STATS")
-dataset = click.option(
-    "-d", "--dataset", callback=named, metavar="PATH", help="Dataset in every input that names none."
-)
-rows = click.option("--rows", metavar="A:B", help="Only these samples: a Python slice of the joined inputs.")
-max_memory = click.option(
-    "--max-memory", metavar="SIZE", default="128M", show_default=True, help="Most bytes of buffers, such as 64M or 1G."
-)
-allow_unwritten = click.option(
-    "--allow-unwritten", is_flag=True, help="Read HDF5 chunks that were never written as the fill value."
-)
-allow_virtual = click.option(
-    "--allow-virtual", is_flag=True, help="Read virtual HDF5 datasets, from whatever files they name."
-)
-plugins = click.option(  # heeded before the HDF5 library is loaded: see `bncli.cli.main`
-    "--plugins", is_flag=True, expose_value=False, help="Load filter plugins from HDF5_PLUGIN_PATH."
-)
-workers = click.option("-j", "--workers", type=int, default=0, metavar="N", help="Threads.  [default: all CPUs]")
-fill_value = click.option("--fill-value", metavar="V", help="Values equal to V, in the input's type, are missing.")
-use = click.option(
-    "--use",
-    type=click.Choice(["running", "population"]),
-    default="running",
-    show_default=True,
-    help="Which statistics.",
-)
-force = click.option("-f", "--force", is_flag=True, help="Replace an output that exists.")
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, with floats that round-trip exactly.")
-common = stack(
-    click.option("-q", "--quiet", is_flag=True, help="No progress, warnings or summary; errors only."),
-    click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback with an error."),
-)
+def notes(lines: Iterable[str]) -> None:
+    """Print notes on stderr."""
+    click.echo("".join(f"bn: note: {line}\n" for line in lines), err=True, nl=False)

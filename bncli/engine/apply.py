@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.engine.executors import Readers, available, in_order
+from bncli.engine.options import ApplySpec
 from bncli.errors import BnWarning, InputError, MismatchError, OutputExistsError, UsageError, WriteError, printable
 from bncli.formats import Format, Output, Sink, format_for, format_of
 from bncli.formats.address import SEPARATOR, expand, open_source, split
 from bncli.formats.dataset import Input, Joined
 from bncli.formats.fills import Tally, remarks
-from bncli.formats.reading import DEFAULT_MEMORY, ReadOptions
+from bncli.formats.reading import ReadOptions
 from bncli.formats.source import Source
 from bncli.numerics.batchnorm import Affine, output_type, overflowed
 from bncli.numerics.kernels import Missing, present
@@ -30,25 +31,6 @@ from bncli.system import atomic, shutdown
 Progress = Callable[[int, "int | None", int], None]  # samples done, samples in all, bytes done
 FOREIGN = {".npz", ".csv", ".tsv", ".txt", ".json", ".zarr", ".parquet", ".mat", ".pt", ".safetensors", ".onnx"}
 PIECE_VALUES = 1 << 18  # read, computed and written at a time: 2 MB of float64
-
-
-@dataclass(frozen=True)
-class ApplySpec:
-    """Options of `bn apply`, named as on the command line."""
-
-    inverse: bool = False
-    use: str = "running"
-    axis: int | None = None
-    dtype: str | None = None
-    fill_value: float | int | None = None
-    copy_others: bool = False
-    dataset: str | None = None
-    rows: tuple[int | None, int | None] = (None, None)
-    workers: int = 0
-    max_memory: int = DEFAULT_MEMORY
-    allow_unwritten: bool = False
-    allow_virtual: bool = False
-    force: bool = False
 
 
 @dataclass

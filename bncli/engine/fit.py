@@ -12,10 +12,12 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from bncli.choices import Activation, Init, Loss, Nan, Optimizer, PresetName
 from bncli.engine.accumulate import Fold, finish, fold_segment, folds
 from bncli.engine.checkpoint import Keeper
 from bncli.engine.learning.setup import Plan, open_target
 from bncli.engine.learning.trainer import learn
+from bncli.engine.options import UNSET, FitOptions, Unset
 from bncli.engine.order import Order
 from bncli.engine.plan import FitSpec, Progress, Segment, check_batch, options_record
 from bncli.errors import BnWarning, InputError, MismatchError, UsageError, printable
@@ -24,7 +26,7 @@ from bncli.formats.dataset import DataSet, Input, Joined
 from bncli.formats.fills import remarks
 from bncli.formats.memory import ArraySource
 from bncli.formats.permuted import Drawn
-from bncli.formats.reading import ReadOptions
+from bncli.formats.reading import DEFAULT_MEMORY, ReadOptions
 from bncli.formats.values import read_names, read_vector
 from bncli.numerics import compiled
 from bncli.numerics.batchnorm import per_feature
@@ -44,8 +46,35 @@ ROUNDED = "integers beyond 2^53 were rounded to float64"
 def fit(
     source: str | os.PathLike[str] | Sequence[str] | npt.NDArray[Any] | Iterable[npt.NDArray[Any]],
     *,
+    momentum: float | str | Unset | None = UNSET,
+    eps: float | None = None,
+    batch_size: int | None = None,
+    axis: int | None = None,
+    init: Init | None = None,
+    ddof: int | None = None,
+    preset: PresetName | None = None,
+    like: str | Stats | None = None,
+    gamma: float | str | npt.NDArray[np.float64] | None = None,
+    beta: float | str | npt.NDArray[np.float64] | None = None,
+    dataset: str | None = None,
+    rows: tuple[int | None, int | None] | str = (None, None),
+    fill_value: float | int | None = None,
+    nan: Nan = "error",
+    names: str | Sequence[str] | None = None,
+    shuffle: bool | None = None,
+    seed: int = 0,
+    target: str | npt.NDArray[Any] | None = None,
+    loss: Loss | None = None,
+    activation: Activation | None = None,
+    optimizer: Optimizer | None = None,
+    lr: float | None = None,
+    epochs: int | None = None,
+    holdout: float | None = None,
+    workers: int = 0,
+    max_memory: int | str = DEFAULT_MEMORY,
+    allow_unwritten: bool = False,
+    allow_virtual: bool = False,
     progress: Progress | None = None,
-    **options: Any,
 ) -> Stats:
     """Fit normalization statistics in one pass.
 
@@ -54,13 +83,25 @@ def fit(
     source : address, list of addresses, array, or iterable of arrays
         FILE or FILE::/path; an array (or nested lists of numbers, or an open h5py dataset) with samples along axis 0;
         or an iterable whose items are batches, each folded as it comes.
+    momentum : float, "none" or None
+        Weight of the old value when a batch is folded, 0 <= m < 1; "none" or None: the running statistics are the
+        population's. By default that of `preset` or `like`, else 0.9.
+    eps, batch_size, axis, init, ddof, preset, like : optional
+        See `bncli.engine.options.FitOptions`; None means from `preset` or `like`, else bn's default.
+    gamma, beta : number, address or array of shape (C,), optional
+    dataset, rows, fill_value, nan, names, shuffle, seed : optional
+        How inputs are read; `rows` is (start, stop) or "A:B".
+    target, loss, activation, optimizer, lr, epochs, holdout : optional
+        To learn gamma and beta: `target` is an address or an array.
+    workers : int
+        Threads; 0 for all CPUs that the process may use.
+    max_memory : int or str
+        Bytes of buffers, or a size such as "64M".
+    allow_unwritten, allow_virtual : bool
+        Read unwritten chunks of HDF5 as the fill value; read virtual datasets.
     progress : function, optional
-        Called with the samples done, the samples there are (None when unknown) and the bytes done; when learning also
+        Called with the samples done, the number of samples (None when unknown) and the bytes done; when learning also
         with words about the last epoch.
-    **options
-        As on the command line: momentum (a number, or "none" or None), eps, batch_size, axis, init, ddof, preset, like (Stats or their
-        file), gamma, beta, names, dataset, rows ("A:B" or a pair), nan, fill_value, shuffle, seed, max_memory (bytes); to learn
-        gamma and beta: target (an address or an array), loss, activation, optimizer, lr, epochs, holdout.
 
     Returns
     -------
@@ -79,7 +120,9 @@ def fit(
     >>> [round(float(m), 6) for m in stats.running_mean]  # (3 + 2 * 3.5) / 3: the newer batch weighs twice as much
     [3.333333]
     """
-    spec = make_spec(options)
+    given = dict(locals())  # first of all: only the parameters
+    del given["source"], given["progress"]
+    spec = make_spec(given)
     if isinstance(source, (str, os.PathLike)):
         return fit_files([os.fspath(source)], spec, progress=progress)
     if isinstance(source, (list, tuple)) and source and all(isinstance(item, (str, os.PathLike)) for item in source):
@@ -102,28 +145,11 @@ def fit(
 
 
 def make_spec(options: dict[str, Any]) -> FitSpec:
-    """FitSpec from keyword options, in the words of the command line."""
-    from bncli.engine.plan import number_or_address, parse_rows, parse_size
-
-    known = dict(options)
-    if "momentum" in known and known["momentum"] is None:
-        known["momentum"] = "none"  # as `Stats.momentum` says it
-    if isinstance(known.get("rows"), str):
-        known["rows"] = parse_rows(known["rows"])
-    if isinstance(known.get("max_memory"), str):
-        known["max_memory"] = parse_size(known["max_memory"])
-    unknown = sorted(set(known) - set(FitSpec.__dataclass_fields__))
-    if unknown:
-        raise UsageError(f"unknown option {unknown[0]!r}; there are {', '.join(FitSpec.__dataclass_fields__)}")
-    if isinstance(known.get("like"), os.PathLike):
-        known["like"] = os.fspath(known["like"])
-    for name in ("gamma", "beta"):
-        if isinstance(known.get(name), str):
-            known[name] = number_or_address(known[name])
-    try:
-        return FitSpec(**known)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"an option has a value of the wrong kind: {error}") from None
+    """FitSpec from the options of `fit`."""
+    momentum = options.get("momentum", UNSET)
+    if momentum is UNSET or momentum is None:
+        momentum = None if momentum is UNSET else "none"  # None is what `Stats.momentum` says
+    return FitSpec.of(FitOptions(**options | {"momentum": momentum}))
 
 
 def open_inputs(addresses: Sequence[str], spec: FitSpec) -> DataSet:
@@ -150,7 +176,7 @@ def fit_files(addresses: Sequence[str], spec: FitSpec, *, progress: Progress | N
 
 def fit_to_file(
     addresses: Sequence[str],
-    spec: FitSpec,
+    options: FitOptions,
     output: str | None,
     *,
     force: bool = False,
@@ -168,6 +194,7 @@ def fit_to_file(
     InputError, MismatchError
         When the checkpoint is damaged, or belongs to another run; see `Keeper`.
     """
+    spec = FitSpec.of(options)
     with open_inputs(addresses, spec) as data:
         path, read = output or default_output(data.inputs[0].address), _files_read(data, spec)
         atomic.check_output(path, force=force, inputs=read)
@@ -231,8 +258,9 @@ class Look:
     learning: Plan | None = None
 
 
-def look(addresses: Sequence[str], spec: FitSpec, output: str | None, *, resume: bool = False) -> Look:
+def look(addresses: Sequence[str], options: FitOptions, output: str | None, *, resume: bool = False) -> Look:
     """Look at the inputs, and at a checkpoint, as a fit would, without reading a value."""
+    spec = FitSpec.of(options)
     with open_inputs(addresses, spec) as data:
         task = Task.of(data, spec)
         path = output or default_output(data.inputs[0].address)
@@ -284,7 +312,7 @@ class Task:
 
     def fingerprint(self) -> dict[str, Any]:
         """What changes the result, as plain values: what a checkpoint is compared by."""
-        options = {f.name: getattr(self.spec, f.name) for f in fields(self.spec) if f.name not in FREE}
+        options = {f.name: getattr(self.spec, f.name) for f in fields(FitOptions) if f.name not in FREE}
         inputs = [_source_record(i) | {"times_ns": i.times_ns} for i in self.data.inputs]
         return {
             "bn version": __version__,

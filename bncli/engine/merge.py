@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from bncli.engine.accumulate import Fold, finish
 from bncli.engine.fit import affine_parameter
+from bncli.engine.options import MergeSpec
 from bncli.errors import BnWarning, MismatchError, UsageError, printable
 from bncli.formats.address import expand, split
 from bncli.formats.reading import DEFAULT_MEMORY
@@ -71,6 +72,8 @@ def merge(
     >>> whole.population_mean.tolist(), whole.population_var.tolist()
     ([3.25], [3.1875])
     """
+    spec = MergeSpec(population_only=population_only, gamma=gamma, beta=beta)
+    gamma, beta = spec.gamma, spec.beta
     parts = list(stats)
     if not parts:
         raise UsageError("there are no statistics to merge")

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bncli.choices import ACTIVATIONS as ACTIVATIONS
+from bncli.choices import LOSSES as LOSSES
+from bncli.choices import OPTIMIZERS as OPTIMIZERS
 from bncli.numerics import compiled
 from bncli.numerics.arrays import Array, Floats
 from bncli.numerics.batchnorm import deviation
 from bncli.numerics.layout import Layout
 
-ACTIVATIONS = ("identity", "sigmoid", "tanh", "relu")  # in the order of `_learning.c`
-LOSSES = ("mse", "cross-entropy")  # so are these
-OPTIMIZERS = ("adam", "sgd")
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba (2015), arXiv 1412.6980, algorithm 1
 CHUNK_VALUES = 1 << 16  # values, or outputs, of whole samples that are computed at a time: float64 arrays of 512 KB
 

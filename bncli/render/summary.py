@@ -1,4 +1,4 @@
-"""What fit and apply say when they are done."""
+"""What commands print when they are done."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from bncli.errors import printable
 
 if TYPE_CHECKING:  # `bn inspect` shows a record without loading what makes one
-    from bncli.engine.apply import Applied, ApplySpec
+    from bncli.engine.apply import Applied
     from bncli.engine.fit import Look
     from bncli.engine.learning.setup import Plan
+    from bncli.engine.options import ApplySpec
     from bncli.exchange.contract import Exported
     from bncli.stats.learned import Learned
     from bncli.stats.record import Stats
@@ -196,9 +197,14 @@ def plan_summary(look: Look) -> str:
     )
 
 
+def apply_record(report: Applied) -> dict[str, Any]:
+    """For JSON."""
+    return {name: value for name, value in vars(report).items() if name != "passed_over"}
+
+
 def apply_summary(report: Applied, spec: ApplySpec) -> str:
     """What was written, then a line for each thing worth knowing."""
-    verb = "brought back" if spec.inverse else "normalised"
+    verb = "denormalized" if spec.inverse else "normalized"
     shown = printable(report.outputs[0]) + (f" and {len(report.outputs) - 1} more" if len(report.outputs) > 1 else "")
     lines = [f"{_count(report.samples, 'sample')} {verb} with the {spec.use} statistics: {shown}"]
     lines += chosen_in_words(report.passed_over)
@@ -216,7 +222,7 @@ def apply_summary(report: Applied, spec: ApplySpec) -> str:
             "they are scaled by 1/sqrt(var + eps), as much as 1/sqrt(eps); by 1 where both are 0"
         )
     if report.others and not spec.copy_others:
-        lines.append(f"not copied: {_list(report.others)} (--copy-others takes them along)")
+        lines.append(f"not copied: {_list(report.others)} (--copy-others copies them)")
     elif report.others:
         lines.append(f"{_count(len(report.others) - len(report.left), 'other dataset')} copied")
     if report.left:

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from bncli.choices import INITS
 from bncli.errors import UsageError
 
 if TYPE_CHECKING:
     from bncli.numerics.arrays import Floats
-
-INITS = ("debias", "zeros", "unit", "first", "like")
 
 
 @dataclass(frozen=True)

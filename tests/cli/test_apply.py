@@ -36,7 +36,7 @@ def expected(x: object, use: str = "running") -> np.ndarray:
 
 def test_apply_is_the_formula(here: Path) -> None:
     result = good("apply", "train.bn.h5", "x.npy", "-o", "y.npy")
-    assert result.out == "100 samples normalised with the running statistics: y.npy\n"
+    assert result.out == "100 samples normalized with the running statistics: y.npy\n"
     assert result.err == ""
     y = np.load("y.npy")
     np.testing.assert_allclose(y, expected(np.load("x.npy")), rtol=1e-13, atol=1e-13)
@@ -55,7 +55,7 @@ def test_population_on_request(here: Path) -> None:
 def test_inverse_brings_back(here: Path) -> None:
     good("apply", "train.bn.h5", "x.npy", "-o", "y.npy")
     result = good("apply", "train.bn.h5", "y.npy", "-o", "back.npy", "--inverse")
-    assert "brought back" in result.out
+    assert "denormalized" in result.out
     np.testing.assert_allclose(np.load("back.npy"), np.load("x.npy"), rtol=1e-12, atol=1e-12)
 
 
@@ -231,7 +231,7 @@ def test_other_datasets_are_mentioned_or_copied(here: Path) -> None:
         file["labels"] = np.arange(20)
         file.attrs["title"] = "all of it"
     result = good("apply", "train.bn.h5", "d.h5", "-d", "x", "-o", "y.h5")
-    assert "not copied: d.h5::/labels (--copy-others takes them along)" in result.out
+    assert "not copied: d.h5::/labels (--copy-others copies them)" in result.out
     result = good("apply", "train.bn.h5", "d.h5", "-d", "x", "-o", "y.h5", "-f", "--copy-others")
     assert "1 other dataset copied" in result.out
     with h5py.File("y.h5") as file:

@@ -144,8 +144,8 @@ def test_what_is_no_stats_file_is_refused(here: Path) -> None:
             "make one with 'bn fit'",
         )
         check_refused(3, ["merge", "x.bn.h5", "none.bn.h5", "-o", "n.bn.h5"], "none.bn.h5: no such file")
-        check_refused(2, ["merge", "-o", "n.bn.h5"], "Missing argument")
-        check_refused(2, ["merge", "x.bn.h5"], "Missing option")
+        check_refused(2, ["merge", "-o", "n.bn.h5"], "missing STATS...")
+        check_refused(2, ["merge", "x.bn.h5"], "missing -o/--output")
 
 
 def test_one_file_merges_to_itself(here: Path) -> None:

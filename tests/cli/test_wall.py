@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -10,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
+import h5py
 import numpy as np
 import pytest
 from cli_helpers import (
@@ -27,7 +30,8 @@ from cli_helpers import (
     untouched,
 )
 
-from bncli import __version__, errors
+from bncli import __version__, cli, errors
+from bncli.cli import options
 from bncli.stats import record
 
 
@@ -88,7 +92,7 @@ def test_usage_errors_say_what_to_type(here: Path) -> None:
     check_refused(2, ["fit"], "INPUT")
     check_refused(2, ["apply", "x.bn.h5", "x.npy"], "-o")
     check_refused(2, ["inspekt", "x.bn.h5"], "did you mean 'bn inspect'?")
-    check_refused(2, ["dance"], "there are fit, apply, inspect, ")
+    check_refused(2, ["dance"], "there are fit, inspect, apply, ")
     check_refused(2, ["fit", "x.npy", "--bach-size", "3"], "--batch-size")
     check_refused(2, ["ls", "x.npy", "y.npy"], "y.npy")
     check_refused(2, ["\x1b[31m"], "\\x1b[31m")
@@ -286,13 +290,70 @@ def test_closed_streams_are_no_bug_of_bn(tmp_path: Path, closed: str, code: int)
     assert (tmp_path / "x.bn.h5").exists()
 
 
-@pytest.mark.parametrize("args", [[], ["fit"], ["nothing"]])
-def test_what_click_says_keeps_its_lines(args: list[str]) -> None:
-    """Without arguments there is the help, on lines of its own."""
-    result = run_child(args)
+def test_without_arguments_there_is_the_help() -> None:
+    result = run_child([])
     assert result.code == 2
     assert "\\n" not in result.err
-    assert len(result.err.splitlines()) > (10 if not args else 1)
+    assert "Usage: bn [OPTIONS] COMMAND" in result.err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["fit"], "missing INPUT...; see 'bn fit --help'"),
+        (["apply", "s.bn.h5", "x.npy"], "missing -o/--output; see 'bn apply --help'"),
+        (["nothing"], "no command 'nothing'; there are fit, inspect, "),
+        (["fit", "x.npy", "--bach-size", "3"], "no option --bach-size; did you mean --batch-size?"),
+        (["fit", "x.npy", "--batch-size", "many"], "--batch-size 'many' is not a whole number"),
+        (["fit", "x.npy", "--init", "here"], "--init 'here' is not one of debias, zeros, unit, first, like"),
+        (["fit", "x.npy", "--eps"], "option '--eps' requires an argument"),
+        (["ls", "x.npy", "y.npy"], "got unexpected extra argument (y.npy); see 'bn ls --help'"),
+        (["fit", "x.npy", "--eps", "1", "--eps", "2"], "--eps is given 2 times; it takes one value"),
+        (["inspect", "s.bn.h5", "--top", "0"], "--top 0: at least 1"),
+        (["completion", "tcsh"], "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
+    ],
+)
+def test_an_error_of_usage_is_one_line_like_any_other(here: Path, args: list[str], words: str) -> None:
+    with untouched(here):
+        check_refused(2, args, f"bn: error: {words}" if not words.startswith("'") else words, lines=1)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_an_option_with_a_value_is_given_once(command: str) -> None:
+    """In every command, whatever else is wrong; flags may be repeated."""
+    context = click.Context(cli.cli)
+    found = cli.cli.get_command(context, command)
+    assert found is not None
+    arguments = {"completion": ["bash"], "doctor": [], "fit": ["x.npy"], "merge": ["s.bn.h5"]}
+    for option in (p for p in found.params if isinstance(p, click.Option) and not p.is_flag):
+        value = "x" if option.name in ("output", "dataset", "names", "layer", "into", "field", "features") else None
+        if value is None:
+            continue
+        given = [command, *arguments.get(command, ["s.bn.h5"]), option.opts[-1], value, option.opts[-1], value]
+        if option.name != "output" and any(p.required for p in found.params if isinstance(p, click.Option)):
+            given += ["-o", "y"]
+        if command == "apply":
+            given.append("x.npy")
+        check_refused(2, given, f"{option.opts[-1]} is given 2 times; it takes one value", lines=1)
+
+
+def test_flags_may_be_repeated(here: Path) -> None:
+    save(here / "x.npy", table(40))
+    good("fit", "x.npy", "-q", "-q", "--force", "-f")
+
+
+def test_words_after_two_dashes_are_names(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--plugins` and `--debug` are options, not words anywhere in the line."""
+    calls: list[None] = []
+    monkeypatch.setattr(options, "without_plugins", lambda: calls.append(None))
+    shutil.copy(here / "x.npy", here / "--plugins")
+    good("fit", "-o", "a.bn.h5", "--", "--plugins")
+    assert calls == [None]
+    good("fit", "-o", "b.bn.h5", "--plugins", "x.npy")
+    assert calls == [None]
+    assert "Traceback" not in bn("ls", "--", "--debug").err
+    assert "Traceback" in bn("ls", "none.h5", "--debug").err
+    assert "Traceback" in bn("ls", "--debug", "--nonsense", "none.h5").err
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -309,18 +370,71 @@ def test_completing_of_what_there_is_not() -> None:
     assert "_BN_COMPLETE=tcsh_source is not one of bash_source, zsh_source, fish_source" in result.err
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
-def test_bash_completes_what_it_has_sourced(tmp_path: Path) -> None:
-    program = tmp_path / "bn"
+@pytest.fixture
+def shell_path(tmp_path: Path) -> dict[str, str]:
+    """An environment in which `bn` is this one, and a folder with files to complete."""
+    program = tmp_path / "bin" / "bn"
+    program.parent.mkdir()
     program.write_text("#!/bin/sh\nexec " + shlex.join(BN) + ' "$@"\n')
     program.chmod(0o755)
-    words = {"bn ex": ["export"], "bn fit --pre": ["--preset"], "bn fit --preset ke": ["keras"]}
-    for line, expected in words.items():
-        script = (
-            "source <(_BN_COMPLETE=bash_source bn); "
-            f"COMP_WORDS=({line}); COMP_CWORD={len(line.split()) - 1}; _bn_completion bn; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    with h5py.File(tmp_path / "train data.h5", "w") as file:
+        file["x"], file["x2"], file["group/y"] = np.ones((4, 2)), np.ones((4, 2)), np.ones((4, 2))
+    shutil.copy(tmp_path / "train data.h5", tmp_path / "train.h5")
+    (tmp_path / "broken.h5").write_bytes(b"no HDF5")
+    return os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+
+
+LINES = {
+    "bn ex": ["export"],
+    "bn fit --pre": ["--preset"],
+    "bn fit --preset ke": ["keras"],
+    "bn fit x.npy --init z": ["zeros"],
+    "bn fit train.h5::/x": ["/x", "/x2"],
+    "bn fit train.h5::/g": ["/group/y"],
+    "bn apply s.bn.h5 train.h5::": ["/group/y", "/x", "/x2"],
+    "bn fit x.npy --target train.h5::/x2": ["/x2"],
+    "bn fit broken.h5::/": [],
+    "bn fit none.h5::/": [],
+    "bn completion z": ["zsh"],
+    "bn fit x.npy --init=z": ["zeros"],
+    "bn export s.bn.h5 --to saf": ["safetensors"],
+}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+@pytest.mark.parametrize("source", ['eval "$(bn completion bash)"', "source <(_BN_COMPLETE=bash_source bn)"])
+def test_bash_completes_what_it_has_sourced(shell_path: dict[str, str], tmp_path: Path, source: str) -> None:
+    """As bash calls the function: words broken at : and =, of which it replaces the last."""
+    script = [source]
+    for line in LINES:
+        words = [w for w in re.split(r"([:=]+)|\s+", line) if w]
+        script.append(
+            f"COMP_LINE={shlex.quote(line)}; COMP_POINT={len(line)}; COMP_WORDS=({shlex.join(words)}); "
+            f'COMP_CWORD={len(words) - 1}; COMPREPLY=(); _bn_completion bn; echo "${{COMPREPLY[*]}}"'
         )
-        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-        done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout.split() == expected
-        assert done.stderr == ""
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(script)], cwd=tmp_path, env=shell_path, capture_output=True, text=True, check=True
+    )
+    assert dict(zip(LINES, map(str.split, done.stdout.splitlines()), strict=True)) == LINES
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_zsh_and_fish_get_whole_words(shell_path: dict[str, str], tmp_path: Path, shell: str) -> None:
+    """By what their scripts ask and read."""
+    for line, expected in LINES.items():
+        words = line.split(" ")
+        last = words[-1]
+        asked = {"COMP_WORDS": line, "COMP_CWORD": last if shell == "fish" else str(len(words) - 1)}
+        environment = shell_path | asked | {"_BN_COMPLETE": f"{shell}_complete"}
+        done = subprocess.run(["bn"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        lines = [text for text in done.stdout.splitlines() if text]
+        found = lines[1::3] if shell == "zsh" else [text.split(",", 1)[1].split("\t")[0] for text in lines]
+        prefix = last.rpartition("::")[0] + "::" if "::" in last else ""
+        assert found == [prefix + word for word in expected], line
+
+
+def test_files_are_left_to_the_shell(shell_path: dict[str, str], tmp_path: Path) -> None:
+    asked = {"COMP_WORDS": "bn fit tr", "COMP_CWORD": "2", "_BN_COMPLETE": "bash_complete"}
+    done = subprocess.run(["bn"], cwd=tmp_path, env=shell_path | asked, capture_output=True, text=True, check=True)
+    assert done.stdout == "file,tr\n"

@@ -622,12 +622,16 @@ class TestConventions:
     @pytest.mark.parametrize(
         "options",
         [{"momentum": 1.0}, {"momentum": -0.1}, {"momentum": float("nan")}, {"eps": -1.0}, {"eps": float("inf")}, {"ddof": 2},
-         {"init": "ones"}, {"preset": "caffe"}, {"batch_size": 0}, {"nan": "drop"}, {"axis": 0}, {"rows": "1"}, {"momentun": 0.9},
+         {"init": "ones"}, {"preset": "caffe"}, {"batch_size": 0}, {"nan": "drop"}, {"axis": 0}, {"rows": "1"},
          {"gamma": float("nan")}, {"max_memory": "1K"}],
     )  # fmt: skip
     def test_options_without_meaning(self, options: dict[str, Any]) -> None:
         with pytest.raises(UsageError):
             bncli.fit(np.eye(4), **options)
+
+    def test_a_name_that_is_none_of_an_option(self) -> None:
+        with pytest.raises(TypeError, match="momentun"):
+            bncli.fit(np.eye(4), momentun=0.9)
 
 
 class TestInputs:
@@ -812,7 +816,6 @@ class TestWhatPythonUsersPass:
             {"momentum": "abc"},
             {"fill_value": "1"},
             {"batch_size": 10**30},
-            {"epsilon": 1},
             {"names": 5},
             {"names": ["a", None]},
             {"names": b"ab"},

@@ -161,6 +161,13 @@ def test_formats_are_reached_through_their_table_alone() -> None:
     assert {user for user in users if user.split(".")[0] != "formats" or user.split(".")[1:2][0] not in rooms} == set()
 
 
+def test_work_is_spread_by_executors_alone() -> None:
+    """Pools are made in one place. The HDF5 sink has one of its own: it compresses chunks while others are computed."""
+    pools = {"ThreadPoolExecutor", "ProcessPoolExecutor", "multiprocessing"}
+    users = {name for name, path in MODULES.items() for module, found, _ in imports(path) if {module, found} & pools}
+    assert users <= {"engine.executors", *(name for name in MODULES if name.startswith("formats.hdf5."))}
+
+
 def test_only_known_libraries_are_imported() -> None:
     known = set(HOMES) | {"bncli", "numpy", "typing_extensions"} | set(sys.stdlib_module_names)
     found = {module.split(".")[0] for path in FILES for module, _, _ in imports(path)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import zip_longest
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.engine.checkpoint import Arrays, Parts
-from bncli.engine.executors import Readers, available, in_order
+from bncli.engine.executors import available, mapped
 from bncli.engine.plan import FitSpec, Segment, segments
 from bncli.errors import BnWarning, InputError, printable
 from bncli.formats.dataset import DataSet
@@ -171,24 +172,49 @@ def folds(data: DataSet, layout: Layout, spec: FitSpec, conventions: Conventions
     Raises
     ------
     InputError
-        When these samples are not whole segments, so that some would be left out.
+        When these samples do not end on a segment boundary, so that some would be left out.
     """
     missing = Missing(spec.nan == "omit", data.fill)
     cut = [s for s in segments(layout, data.shape[0], spec.batch_size) if s.first >= done]
     if not cut:
         return
     if cut[0].first != done:
-        raise InputError(f"the first {done} samples are no whole segments; remove the checkpoint and start again")
-    workers = data.workers(min(spec.workers or available(), len(cut)))
+        raise InputError(
+            f"the first {done} samples do not end on a segment boundary; remove the checkpoint and start again"
+        )
+    workers = min(spec.workers or available(), data.most_readers, len(cut))
     # segments of one chunk go to one worker, as long as there is enough for all
     together = min(-(-2 * data.rows_together // (cut[0].batches * cut[0].samples)), -(-len(cut) // (4 * workers)))
-    with Readers(data, workers) as readers:
+    tasks = [cut[i : i + together] for i in range(0, len(cut), together)]
+    for found in mapped(FoldContext(data, workers, layout, missing, conventions), tasks, workers):
+        yield from found
 
-        def work(task: list[Segment]) -> list[Fold]:
-            return [fold_segment(readers.mine(), layout, segment, missing, conventions) for segment in task]
 
-        for found in in_order(work, [cut[i : i + together] for i in range(0, len(cut), together)], workers):
-            yield from found
+@dataclass(frozen=True)
+class FoldContext:
+    """What a worker needs to fold segments: plain values that pickle.
+
+    Attributes
+    ----------
+    data : DataSet
+        Read by address: it pickles without its open files.
+    readers : int
+        How many workers share its buffers.
+    layout, missing, conventions
+        See `fold_segment`.
+    """
+
+    data: DataSet
+    readers: int
+    layout: Layout
+    missing: Missing
+    conventions: Conventions
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Callable[[Sequence[Segment]], list[Fold]]]:
+        """The function that folds consecutive segments, with files of its own."""
+        with self.data.reader(self.readers) as data:
+            yield lambda task: [fold_segment(data, self.layout, s, self.missing, self.conventions) for s in task]
 
 
 def fold_segment(data: DataSet, layout: Layout, segment: Segment, missing: Missing, conventions: Conventions) -> Fold:

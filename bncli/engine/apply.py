@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncli.engine.executors import Readers, available, in_order
+from bncli.engine.executors import available, mapped
 from bncli.engine.options import ApplySpec
 from bncli.errors import BnWarning, InputError, MismatchError, OutputExistsError, UsageError, WriteError, printable
 from bncli.formats import Format, Output, Sink, format_for, format_of
@@ -30,6 +30,7 @@ from bncli.system import atomic, shutdown
 
 Progress = Callable[[int, "int | None", int], None]  # samples done, samples in all, bytes done
 FOREIGN = {".npz", ".csv", ".tsv", ".txt", ".json", ".zarr", ".parquet", ".mat", ".pt", ".safetensors", ".onnx"}
+Transformed = tuple[npt.NDArray[Any], Counter[str], Counter[int]]  # values, counts as in `Applied`, counts of marks
 PIECE_VALUES = 1 << 18  # read, computed and written at a time: 2 MB of float64
 
 
@@ -281,18 +282,32 @@ def _runs(layout: Layout, data: Joined) -> list[tuple[int, int]]:
 
 def _transformed(
     data: Joined, transform: Transform, runs: list[tuple[int, int]], spec: ApplySpec
-) -> Iterator[tuple[npt.NDArray[Any], Counter[str], Counter[int]]]:
+) -> Iterator[Transformed]:
     """The results of all runs, in order, read and computed by the workers, and the counts of marked values."""
-    workers = data.workers(min(spec.workers or available(), len(runs)))
-    with Readers(data, workers) as readers:
+    workers = min(spec.workers or available(), data.most_readers, len(runs))
+    return mapped(ApplyContext(data, workers, transform), runs, workers)
 
-        def work(run: tuple[int, int]) -> tuple[npt.NDArray[Any], Counter[str], Counter[int]]:
-            first, count = run
-            tally = Tally(readers.mine())
-            result, counts = transform(tally.read(first, count), first)
-            return result, counts, Counter(dict(enumerate(tally.counts)))
 
-        yield from in_order(work, runs, workers)
+@dataclass(frozen=True)
+class ApplyContext:
+    """What a worker needs to transform runs of values (first, count): plain values that pickle; see `FoldContext`."""
+
+    data: Joined
+    readers: int
+    transform: Transform
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Callable[[tuple[int, int]], Transformed]]:
+        """The function that transforms a run, with files of its own."""
+        with self.data.reader(self.readers) as data:
+
+            def work(run: tuple[int, int]) -> Transformed:
+                first, count = run
+                tally = Tally(data)
+                result, counts = self.transform(tally.read(first, count), first)
+                return result, counts, Counter(dict(enumerate(tally.counts)))
+
+            yield work
 
 
 class Transform:

@@ -94,8 +94,9 @@ class DataSet(Protocol):
     def inputs_of(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Which of `inputs` these samples, in ascending order, lie in."""
 
-    def workers(self, wanted: int) -> int:
-        """How many workers can share the buffers."""
+    @property
+    def most_readers(self) -> int:
+        """How many readers can share the buffers; at least 1."""
 
     def reader(self, share: int) -> DataSet:
         """The same data set for one of `share` workers."""
@@ -203,18 +204,21 @@ class Joined:
         """Which of `inputs` these samples lie in."""
         return np.searchsorted(self._offsets, samples, side="right") - 1
 
-    def workers(self, wanted: int) -> int:
-        """How many workers can share the buffers: each needs room for the samples that are decoded together."""
+    @property
+    def most_readers(self) -> int:
+        """How many readers can share the buffers: each needs room for the samples that are decoded together."""
         together = self.rows_together * self.sample_size * self.dtype.itemsize if self.rows_together > 1 else 1
-        memory = self._options.max_memory
-        return max(1, min(wanted, memory // together)) if together <= memory else 1
+        return max(1, self._options.max_memory // together)
 
     def reader(self, share: int) -> Joined:
         """The same data set for one of `share` workers, with that share of the buffers and files of its own."""
-        other = copy.copy(self)
-        other._open, other._scratch = None, np.empty(0, self.dtype)
+        other = copy.copy(self)  # without open files: see `__getstate__`
         other._options = self._options.shared(share)
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Plain values: a copy, in this process or another, opens the files itself and has buffers of its own."""
+        return vars(self) | {"_open": None, "_scratch": np.empty(0, self.dtype)}
 
     def check_unchanged(self) -> None:
         """Raise InputError when an input was replaced, cut or written to since the run began."""

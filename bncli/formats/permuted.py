@@ -100,14 +100,21 @@ class Drawn:
         first, last = int(samples[0]), int(samples[-1])
         return self._data.inputs_of(self._indices(first, last + 1 - first)[samples - first])
 
-    def workers(self, wanted: int) -> int:
-        """How many workers can share the buffers: each needs a window, and what it takes to read one."""
+    @property
+    def most_readers(self) -> int:
+        """How many readers can share the buffers: each needs a window, and what it takes to read one."""
         window_bytes = self._window * self.sample_size * self.dtype.itemsize
-        return max(1, min(wanted, self._data.workers(2 * wanted) // 2, self._budget // (2 * window_bytes)))
+        return max(1, min(self._data.most_readers // 2, self._budget // (2 * window_bytes)))
 
     def reader(self, share: int) -> Drawn:
         """The same samples for one of `share` workers; see `Joined.reader`."""
         return Drawn(self._data.reader(2 * share), self._indices, self.shape[0], self._window, self._budget // share)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Plain values, without the buffers: a copy gathers its own windows."""
+        buffer = np.empty((0, self.sample_size), self.dtype)
+        dropped = {"_buffer": buffer, "_rows": [], "_start": 0, "_stop": 0, "_scratch": np.empty(0, self.dtype)}
+        return vars(self) | dropped
 
     def check_unchanged(self) -> None:
         """Raise InputError when an input was replaced, cut or written to since the run began."""

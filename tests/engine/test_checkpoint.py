@@ -366,7 +366,7 @@ def test_other_segments_are_refused(here: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(MismatchError, match="samples per segment was 192, is 640"):
         fitted(resume=True)
     monkeypatch.setattr(checkpoint, "differences", lambda then, now: iter(()))
-    with pytest.raises(InputError, match="the first 960 samples are no whole segments"):
+    with pytest.raises(InputError, match="the first 960 samples do not end on a segment boundary"):
         fitted(resume=True)
 
 

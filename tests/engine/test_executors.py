@@ -12,7 +12,7 @@ import pytest
 
 import bncli
 from bncli.engine.apply import ApplySpec, apply
-from bncli.engine.executors import in_order
+from bncli.engine.executors import in_threads
 from bncli.errors import InputError
 from bncli.numerics import layout
 
@@ -31,12 +31,12 @@ def test_results_come_in_order_whoever_is_faster() -> None:
         time.sleep(0.002 * (task % 3 == 0))
         return task * task
 
-    assert list(in_order(work, range(50), 4)) == [i * i for i in range(50)]
+    assert list(in_threads(work, range(50), 4, 8)) == [i * i for i in range(50)]
 
 
 def test_no_more_than_two_tasks_a_worker_wait() -> None:
     begun: list[int] = []
-    results = in_order(lambda task: begun.append(task) or task, range(1000), 3)
+    results = in_threads(lambda task: begun.append(task) or task, range(1000), 3, 6)
     assert next(results) == 0
     time.sleep(0.05)
     assert len(begun) <= 7
@@ -52,7 +52,7 @@ def test_the_first_error_in_order_is_raised() -> None:
         return task
 
     with pytest.raises(InputError, match="5"):
-        list(in_order(work, range(20), 4))
+        list(in_threads(work, range(20), 4, 8))
 
 
 @pytest.mark.usefixtures("small_segments")

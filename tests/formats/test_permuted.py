@@ -127,11 +127,11 @@ def test_a_sample_that_does_not_fit_is_read_in_pieces() -> None:
     assert data.reads == [(29_990, 10), (0, 10)]
 
 
-def test_workers_share_the_buffers() -> None:
+def test_readers_share_the_buffers() -> None:
     x = np.zeros((1000, 100))
     for budget, expected in ((1 << 30, 8), (8 * 2 * 80_000, 8), (3 * 2 * 80_000, 3), (2 * 80_000, 1), (100, 1)):
         view = drawn_from(Joined(x, ReadOptions(max_memory=1 << 30)), np.arange(1000), 100, budget)
-        assert view.workers(8) == expected
+        assert min(8, view.most_readers) == expected
 
 
 def test_inputs_that_change_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.engine.accumulate import Fold, holds_large_integers, segment_moments
-from bncli.engine.executors import ahead
+from bncli.engine.executors import in_threads
 from bncli.engine.learning.setup import Lesson
 from bncli.engine.plan import Segment
 from bncli.errors import InputError, printable
@@ -108,7 +108,7 @@ class Reader:
             for begin in range(start, min(start + run, self._stop), at_once)
         ]
         most = max(1, room // at_once) if self._threads > 1 else 0
-        return chain.from_iterable(ahead(self._part, parts, most))
+        return chain.from_iterable(in_threads(self._part, parts, min(most, 1), most + 1))
 
     def _part(self, numbers: range) -> list[Batch]:
         """Batches of one run; to be asked for in order."""

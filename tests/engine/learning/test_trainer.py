@@ -17,7 +17,7 @@ from helpers import ANY_ADVICE, advised, peer
 
 import bncli
 from bncli import Stats
-from bncli.engine.executors import ahead
+from bncli.engine.executors import in_threads
 from bncli.engine.fit import make_spec
 from bncli.engine.learning import setup
 from bncli.engine.learning.setup import Lesson, Plan, open_target
@@ -567,7 +567,7 @@ def test_a_held_out_loss_that_is_not_finite_is_refused() -> None:
 
 
 def test_reading_ahead_changes_nothing_and_stops_with_the_loop() -> None:
-    assert list(ahead(lambda i: i * i, range(5), 0)) == list(ahead(lambda i: i * i, range(5), 3))
-    taken = ahead(lambda i: 1 // (3 - i), range(9), 2)
+    assert list(in_threads(lambda i: i * i, range(5), 0, 1)) == list(in_threads(lambda i: i * i, range(5), 1, 4))
+    taken = in_threads(lambda i: 1 // (3 - i), range(9), 1, 3)
     with pytest.raises(ZeroDivisionError):
         list(taken)

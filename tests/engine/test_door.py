@@ -1,0 +1,87 @@
+"""An executor from outside: worker processes in a few lines and one row in the table, used from the command line."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import bn, good, save, save_h5
+from helpers import check_same_bytes
+
+import bncli
+from bncli.engine import executors
+from bncli.engine.executors import TASKS_PER_WORKER, Context, R, T, in_order, open_worker, run_task
+
+X = np.random.default_rng(0).normal(3, 2, (12_000, 200)).astype("f4")  # some segments
+OPTIONS = ("--batch-size", 8, "-j", 2, "-q")
+calls: list[int] = []
+
+
+def processes(context: Context[T, R], tasks: Iterable[T], workers: int) -> Iterator[R]:
+    calls.append(workers)
+    spawn = multiprocessing.get_context("spawn")  # new interpreters: what they know was pickled
+    with ProcessPoolExecutor(workers, spawn, initializer=open_worker, initargs=(context,)) as pool:
+        yield from in_order(lambda task: pool.submit(run_task, task), tasks, TASKS_PER_WORKER * workers)
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.chdir(tmp_path)
+    calls.clear()
+    return monkeypatch
+
+
+def use_processes(toy: pytest.MonkeyPatch) -> None:
+    toy.setitem(executors.EXECUTORS, "processes", processes)
+    toy.setattr(executors, "DEFAULT", "processes")
+
+
+@pytest.mark.parametrize("kind", ["npy", "h5", "files of two types", "shuffle", "omit"])
+def test_same_bytes_as_threads(toy: pytest.MonkeyPatch, kind: str) -> None:
+    x, args = X.copy(), ["x.npy"]
+    if kind == "h5":
+        save_h5(Path("x.h5"), x, chunks=(700, 150), compression="lzf")
+        args = ["x.h5"]
+    elif kind == "files of two types":
+        save(Path("a.npy"), x[:5_111])
+        save(Path("b.npy"), x[5_111:].astype("f8"))
+        args = ["a.npy", "b.npy"]
+    elif kind == "omit":
+        x[::7, 2] = np.nan
+        args += ["--nan", "omit"]
+    elif kind == "shuffle":
+        args += ["--shuffle", "--seed", "3"]
+    save(Path("x.npy"), x)
+    good("fit", *args, *OPTIONS, "-o", "threads.bn.h5")
+    use_processes(toy)
+    good("fit", *args, *OPTIONS, "-o", "processes.bn.h5")
+    assert calls == [2]
+    check_same_bytes(bncli.load("threads.bn.h5"), bncli.load("processes.bn.h5"))
+
+
+def test_an_error_arrives_as_it_was_raised(toy: pytest.MonkeyPatch) -> None:
+    x = X.copy()
+    x[9_000, 3] = np.nan
+    save(Path("x.npy"), x)
+    here = bn("fit", "x.npy", *OPTIONS)
+    use_processes(toy)
+    assert bn("fit", "x.npy", *OPTIONS) == here
+    assert (here.code, len(here.err.splitlines())) == (3, 1)
+    assert "x.npy: sample 9000, feature 3 is nan" in here.err
+    assert calls == [2]
+
+
+def test_an_array_in_memory_and_apply(toy: pytest.MonkeyPatch) -> None:
+    save(Path("x.npy"), X)
+    one = bncli.fit(X, batch_size=8, momentum=0.999, workers=2)
+    one.save("x.bn.h5")
+    good("apply", "x.bn.h5", "x.npy", "-o", "threads.npy", "-j", 2, "-q")
+    use_processes(toy)
+    check_same_bytes(one, bncli.fit(X, batch_size=8, momentum=0.999, workers=2))
+    good("apply", "x.bn.h5", "x.npy", "-o", "processes.npy", "-j", 2, "-q")
+    assert calls == [2, 2]
+    assert Path("threads.npy").read_bytes() == Path("processes.npy").read_bytes()

@@ -5,92 +5,89 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from itertools import zip_longest
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from bncli.engine.checkpoint import Arrays, Parts
+from bncli.engine.checkpoint import Arrays, Packed
 from bncli.engine.executors import available, mapped
+from bncli.engine.parts import PARTS, Batches, Part, Population, Recurrence, Samples
 from bncli.engine.plan import FitSpec, Segment, segments
 from bncli.errors import BnWarning, InputError, printable
 from bncli.formats.dataset import DataSet
 from bncli.formats.fills import Tally
 from bncli.numerics.kernels import Missing, present
 from bncli.numerics.layout import Layout, Values
-from bncli.numerics.moments import Moments, Running
-from bncli.stats.container import Value
+from bncli.numerics.moments import Moments
 from bncli.stats.conventions import Conventions
 from bncli.stats.record import Stats
 from bncli.stats.warnings import advice
 
-COUNTS = ("samples", "batches", "left_out")  # of a Fold
 TOO_LARGE = 1e150  # about where squares, and their sums, stop fitting a float64
-EXACT_INTEGERS = 2**53  # float64 holds every integer up to here
+
+P = TypeVar("P", bound=Part)
 
 
 @dataclass(frozen=True)
 class Fold:
-    """What has been accumulated so far: the population, the running statistics and the counts beside them.
+    """What has been accumulated so far: a part for each name in PARTS.
 
     Frozen, so that a run that is interrupted at any moment still holds a whole one.
+
+    Examples
+    --------
+    >>> Fold.empty(3)[Population].moments.count.tolist()
+    [0.0, 0.0, 0.0]
     """
 
-    population: Moments
-    running: Running
-    samples: int = 0
-    batches: int = 0
-    left_out: int = 0
-    rounded: bool = False  # holds integers that float64 rounds
-    marked: tuple[int, ...] = ()  # values that the data set declares not to be data, for each of its marks
+    parts: Mapping[str, Part]
 
     @classmethod
     def empty(cls, features: int) -> Fold:
-        """Nothing yet."""
-        return cls(Moments.empty(features), Running.empty(features))
+        """Nothing yet, of C features."""
+        return cls({name: kind.empty(features) for name, kind in PARTS.items()})
 
     @classmethod
-    def of(cls, batches: Moments, samples: int, conventions: Conventions) -> Fold:
-        """Consecutive batches, given as Moments of shape (B, C), of `samples` samples together."""
-        folded = int((batches.count >= 2).any(axis=1).sum())
-        running = Running.of_batches(batches, conventions.ddof, conventions.momentum)
-        return cls(batches.reduce(), running, samples, folded, len(batches.count) - folded)
+    def of(cls, batches: Batches, *, again: bool = False) -> Fold:
+        """Consecutive batches; `again`: of samples that another epoch has drawn before, so that only some parts go on."""
+        return cls({name: kind.of(batches) for name, kind in PARTS.items() if kind.EACH_EPOCH or not again})
 
     @classmethod
-    def of_parts(cls, arrays: Arrays, attributes: Mapping[str, Any], features: int) -> Fold:
-        """What `parts` gave, of C features; raises LookupError, TypeError or ValueError when it is something else."""
-        for name, empty in cls.empty(features).parts()[0].items():
-            if (arrays[name].shape, arrays[name].dtype) != (empty.shape, empty.dtype):
-                raise ValueError(name)
-        population = Moments(*(arrays[f"population/{f.name}"] for f in fields(Moments)))
-        running = Running(*(arrays[f"running/{f.name}"] for f in fields(Running)))
-        counts: dict[str, Any] = {name: int(attributes[name]) for name in COUNTS}
-        marked = tuple(map(int, attributes.get("marked", ())))
-        return cls(population, running, rounded=bool(attributes["rounded"]), marked=marked, **counts)
+    def unpack(cls, arrays: Arrays, attributes: Mapping[str, Any], features: int) -> Fold:
+        """What `pack` gave, of C features; raises LookupError, TypeError or ValueError when it is something else."""
 
-    def parts(self) -> Parts:
+        def part(name: str, kind: type[Part]) -> Part:
+            own = {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}
+            return kind.of_arrays(own, attributes, features)
+
+        return cls({name: part(name, kind) for name, kind in PARTS.items()})
+
+    def pack(self) -> Packed:
         """Everything as named arrays and values, for a checkpoint."""
-        arrays = {
-            f"{name}/{f.name}": getattr(part, f.name)
-            for name, part in (("population", self.population), ("running", self.running))
-            for f in fields(part)
-        }
-        attributes: dict[str, Value] = {name: int(getattr(self, name)) for name in (*COUNTS, "rounded")}
-        return arrays, attributes | ({"marked": self.marked} if self.marked else {})
+        arrays = {f"{name}/{key}": array for name, part in self.parts.items() for key, array in part.arrays().items()}
+        attributes = {key: value for part in self.parts.values() for key, value in part.attributes().items()}
+        return arrays, attributes
 
     def join(self, later: Fold, momentum: float | None) -> Fold:
-        """Both together; the batches of `later` follow these."""
+        """Both together; the batches of `later` follow these. Parts that it lacks (see `of`) stay as they are."""
+        merged = {name: self.parts[name].merge(part, momentum) for name, part in later.parts.items()}
+        return Fold({**self.parts, **merged})
+
+    def replace(self, *parts: Part) -> Fold:
+        """The same with these parts in the place of those of their kind."""
         return Fold(
-            self.population.merge(later.population),
-            self.running.merge(later.running, momentum),
-            self.samples + later.samples,
-            self.batches + later.batches,
-            self.left_out + later.left_out,
-            self.rounded or later.rounded,
-            tuple(map(sum, zip_longest(self.marked, later.marked, fillvalue=0))),
+            {name: next((p for p in parts if isinstance(p, PARTS[name])), old) for name, old in self.parts.items()}
         )
+
+    def __getitem__(self, kind: type[P]) -> P:
+        return next(part for part in self.parts.values() if isinstance(part, kind))
+
+    @property
+    def samples(self) -> int:
+        """Samples read."""
+        return self[Samples].samples
 
 
 def segment_moments(
@@ -99,11 +96,11 @@ def segment_moments(
     segment: Segment,
     missing: Missing,
     tally: Tally | None = None,
-    way_out: str = "leave such values out with --nan omit",
+    hint: str = "leave such values out with --nan omit",
 ) -> Moments:
     """Moments of shape (batches, C) of a segment's batches, whose values go through `tally` where there is one.
 
-    `way_out` is the advice about values that are not finite.
+    `hint` says what to do about values that are not finite.
 
     Raises
     ------
@@ -116,12 +113,12 @@ def segment_moments(
     bad = ~np.isfinite(batches.m2)
     if bad.any():
         values = segment.batches * segment.samples * layout.sample_size
-        raise _explain(data, layout, start, values, missing, int(np.flatnonzero(bad.any(axis=0))[0]), way_out)
+        raise _explain(data, layout, start, values, missing, int(np.flatnonzero(bad.any(axis=0))[0]), hint)
     return batches
 
 
 def _explain(
-    data: DataSet, layout: Layout, start: int, count: int, missing: Missing, feature: int, way_out: str
+    data: DataSet, layout: Layout, start: int, count: int, missing: Missing, feature: int, hint: str
 ) -> InputError:
     """Find the value that has no variance: the first non-finite one, else the largest, else say that they are too close."""
     at_once, largest, where = 1 << 20, 0.0, start
@@ -134,7 +131,7 @@ def _explain(
             feature = position % layout.row_size // layout.positions
             value = values[bad[0]]
             return InputError(
-                f"{printable(address)}: sample {sample}, {_feature(data.names, feature)} is {value}; {way_out}"
+                f"{printable(address)}: sample {sample}, {_feature(data.names, feature)} is {value}; {hint}"
             )
         positions = first + np.arange(len(values))
         sizes = np.where(
@@ -220,37 +217,18 @@ class FoldContext:
 def fold_segment(data: DataSet, layout: Layout, segment: Segment, missing: Missing, conventions: Conventions) -> Fold:
     """The Fold of one segment; raises as `segment_moments` does."""
     tally = Tally(data) if data.marks else None
-    batches = segment_moments(data, layout, segment, missing, tally)
-    fold = Fold.of(batches, segment.batches * segment.samples, conventions)
-    rounded = holds_large_integers(data, segment, fold.population)
-    return replace(fold, rounded=rounded, marked=tuple(tally.counts) if tally else ())
-
-
-def holds_large_integers(data: DataSet, segment: Segment, population: Moments) -> bool:
-    """Whether a segment holds integers beyond 2^53; its values are looked at only where the moments allow for some."""
-    if not any(i.dtype.kind in "iu" and i.dtype.itemsize == 8 for i in data.inputs):
-        return False
-    with np.errstate(invalid="ignore"):
-        reach = np.abs(population.mean) + np.sqrt(population.m2)  # no value lies farther from 0
-    if not (reach >= EXACT_INTEGERS).any():
-        return False
-    start, count = segment.first * data.sample_size, segment.batches * segment.samples * data.sample_size
-    for first in range(start, start + count, 1 << 20):
-        values = data.read(first, min(1 << 20, start + count - first))
-        if int(values.max()) > EXACT_INTEGERS or int(values.min()) < -EXACT_INTEGERS:  # before float64 rounds them
-            return True
-    return False
+    moments = segment_moments(data, layout, segment, missing, tally)
+    marked = tuple(tally.counts) if tally else ()
+    return Fold.of(Batches(data, layout, segment, missing, conventions, moments, marked))
 
 
 def statistics(fold: Fold, conventions: Conventions) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Running mean and variance as they are stored, each of shape (C,); NaN where no batch was folded."""
+    running, population = fold[Recurrence].running, fold[Population].moments
     if conventions.momentum is not None:
-        return fold.running.read(conventions.init, conventions.momentum, conventions.start)
-    folded = np.broadcast_to(fold.running.k[0], fold.population.count.shape) > 0
-    return (
-        np.where(folded, fold.population.mean, np.nan),
-        np.where(folded, fold.population.variance(conventions.ddof), np.nan),
-    )
+        return running.read(conventions.init, conventions.momentum, conventions.start)
+    folded = np.broadcast_to(running.k[0], population.count.shape) > 0
+    return np.where(folded, population.mean, np.nan), np.where(folded, population.variance(conventions.ddof), np.nan)
 
 
 def finish(fold: Fold, conventions: Conventions, *, names: tuple[str, ...] | None, **rest: Any) -> Stats:
@@ -261,12 +239,13 @@ def finish(fold: Fold, conventions: Conventions, *, names: tuple[str, ...] | Non
     InputError
         When no feature has a variance, or one has a variance that does not fit a float64.
     """
-    if not (fold.running.k > 0).any():
+    population, recurrence = fold[Population].moments, fold[Recurrence]
+    if not (recurrence.running.k > 0).any():
         raise InputError(
             f"no feature has two values in a batch; a variance needs two values per feature ({fold.samples} samples read)"
         )
-    if not np.isfinite(fold.population.m2).all():
-        feature = int(np.flatnonzero(~np.isfinite(fold.population.m2))[0])
+    if not np.isfinite(population.m2).all():
+        feature = int(np.flatnonzero(~np.isfinite(population.m2))[0])
         raise InputError(
             f"{_feature(names, feature)}: its values are too large or too close together for their squares to fit a float64; rescale them"
         )
@@ -282,11 +261,11 @@ def finish(fold: Fold, conventions: Conventions, *, names: tuple[str, ...] | Non
     stats = Stats(
         mean,
         var,
-        population=fold.population,
-        running=fold.running,
+        population=population,
+        running=recurrence.running,
         num_samples=fold.samples,
-        num_batches=fold.batches,
-        num_left_out=fold.left_out,
+        num_batches=recurrence.batches,
+        num_left_out=recurrence.left_out,
         names=names,
         **vars(conventions) | rest,
     )

@@ -3,10 +3,10 @@
 A loop uses a Keeper like this, and need not think of signals:
 
     with Keeper(output, fingerprint, resume=resume, inputs=paths) as keeper, files.replacing(output) as temporary:
-        state = keeper.restore(State.of_parts) if keeper.found else State.empty()
+        state = keeper.restore(State.unpack) if keeper.found else State.empty()
         for step in steps_after(state):
             state = state.join(step)
-            keeper.offer(state.parts, f"the first {state.samples} of {total} samples")
+            keeper.offer(state.pack, f"the first {state.samples} of {total} samples")
         files.fill(temporary, state.to_bytes())
     keeper.remove()
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 State = TypeVar("State")
 Arrays = Mapping[str, npt.NDArray[Any]]
-Parts = tuple[Arrays, Mapping[str, container.Value]]  # of a state: arrays, and plain values beside them
+Packed = tuple[Arrays, Mapping[str, container.Value]]  # of a state: arrays, and plain values beside them
 
 SUFFIX = ".checkpoint"
 FORMAT = "bncli-checkpoint"
@@ -79,7 +79,7 @@ class Keeper:
 
     Attributes
     ----------
-    found : Parts or None
+    found : Packed or None
         The state to go on from.
     path : str
 
@@ -98,9 +98,9 @@ class Keeper:
     ) -> None:
         self.path = output + SUFFIX
         self._fingerprint, self._inputs = json.dumps(fingerprint, sort_keys=True, default=_plain), inputs
-        self.found: Parts | None = None
+        self.found: Packed | None = None
         self._kept = ""  # what the file holds of this computation, in words
-        self._offered: tuple[Callable[[], Parts], str] | None = None
+        self._offered: tuple[Callable[[], Packed], str] | None = None
         self._due, self._told = 0.0, False
         atomic.check_output(self.path, force=True, inputs=inputs)
         there = _read(self.path)
@@ -131,17 +131,17 @@ class Keeper:
         except (LookupError, TypeError, ValueError):
             raise InputError(self._damaged()) from None
 
-    def offer(self, parts: Callable[[], Parts], done: str) -> None:
+    def offer(self, pack: Callable[[], Packed], done: str) -> None:
         """Take note of a whole state, and save it when a checkpoint is due.
 
         Parameters
         ----------
-        parts : function
+        pack : function
             Gives the state; it may be called at any time until the next offer, also from another thread.
         done : str
             How far it goes, in words: "the first 256 of 1,000 samples".
         """
-        self._offered = parts, done
+        self._offered = pack, done
         start = time.monotonic()
         if start < self._due:
             return
@@ -214,7 +214,7 @@ class Keeper:
         if self._offered is offered:
             self._offered = None
 
-    def _loaded(self, content: bytes) -> tuple[Parts, str]:
+    def _loaded(self, content: bytes) -> tuple[Packed, str]:
         """State and words of a checkpoint that fits this computation."""
         where = printable(self.path)
         try:

@@ -19,6 +19,7 @@ from bncli.engine.learning.setup import Plan, open_target
 from bncli.engine.learning.trainer import learn
 from bncli.engine.options import UNSET, FitOptions, Unset
 from bncli.engine.order import Order
+from bncli.engine.parts import Marked, Rounded
 from bncli.engine.plan import FitSpec, Progress, Segment, check_batch, options_record
 from bncli.errors import BnWarning, InputError, MismatchError, UsageError, printable
 from bncli.formats.address import SEPARATOR, address_of, expand, split
@@ -353,8 +354,8 @@ def _fitted(task: Task, progress: Progress | None, keeper: Keeper | None = None)
     else:
         fold = _folded(task, progress, keeper)
     data.check_unchanged()
-    fills = remarks(data, fold.marked, fill=spec.fill_value, verb="learn" if learned else "fit")
-    for note in data.notes + [ROUNDED] * fold.rounded + fills:
+    fills = remarks(data, fold[Marked].marked, fill=spec.fill_value, verb="learn" if learned else "fit")
+    for note in data.notes + [ROUNDED] * fold[Rounded].rounded + fills:
         warnings.warn(note, BnWarning, stacklevel=3)
     return finish(
         fold,
@@ -380,14 +381,14 @@ def _fitted(task: Task, progress: Progress | None, keeper: Keeper | None = None)
 def _folded(task: Task, progress: Progress | None, keeper: Keeper | None) -> Fold:
     data, fold, features = task.data, Fold.empty(task.layout.features), task.layout.features
     if keeper and keeper.found:
-        fold = keeper.restore(lambda arrays, attributes: Fold.of_parts(arrays, attributes, features))
+        fold = keeper.restore(lambda arrays, attributes: Fold.unpack(arrays, attributes, features))
     before = fold.samples
     if progress and before:
         progress(before, data.shape[0], 0)
     for part in folds(data, task.layout, task.spec, task.conventions, before):
         fold = fold.join(part, task.conventions.momentum)
         if keeper:
-            keeper.offer(fold.parts, f"the first {fold.samples:,} of {data.shape[0]:,} samples")
+            keeper.offer(fold.pack, f"the first {fold.samples:,} of {data.shape[0]:,} samples")
         if progress:
             progress(fold.samples, data.shape[0], (fold.samples - before) * data.sample_size * data.dtype.itemsize)
     return fold
@@ -426,7 +427,7 @@ def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: P
             progress(fold.samples, None, 0)
     if layout is None:
         raise InputError("there is no batch to fit")
-    if fold.rounded:
+    if fold[Rounded].rounded:
         warnings.warn(ROUNDED, BnWarning, stacklevel=3)
     gamma, beta, names = _affine_and_names(spec, layout.features, None)
     return finish(

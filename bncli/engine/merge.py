@@ -15,6 +15,7 @@ import numpy.typing as npt
 from bncli.engine.accumulate import Fold, finish
 from bncli.engine.fit import affine_parameter
 from bncli.engine.options import MergeSpec
+from bncli.engine.parts import Population, Recurrence, Samples
 from bncli.errors import BnWarning, MismatchError, UsageError, printable
 from bncli.formats.address import expand, split
 from bncli.formats.reading import DEFAULT_MEMORY
@@ -98,7 +99,8 @@ def merge(
         conventions = replace(conventions, init="debias", start=None)
     fold = functools.reduce(lambda before, after: before.join(after, conventions.momentum), map(_fold, parts))
     if population_only:
-        fold = replace(fold, running=_as_one_batch(fold.population, first.ddof))
+        recurrence = replace(fold[Recurrence], running=_as_one_batch(fold[Population].moments, first.ddof))
+        fold = fold.replace(recurrence)
         _tell_conventions(parts, names)
     return finish(
         fold,
@@ -148,7 +150,8 @@ def merge_files(
 def _fold(part: Stats) -> Fold:
     """What a fit had accumulated when it was done."""
     running = _as_one_batch(part.population, part.ddof) if part.running is None else part.running
-    return Fold(part.population, running, part.num_samples, part.num_batches, part.num_left_out)
+    recurrence = Recurrence(running, part.num_batches, part.num_left_out)
+    return Fold.empty(part.num_features).replace(Population(part.population), recurrence, Samples(part.num_samples))
 
 
 def _as_one_batch(population: Moments, ddof: int) -> Running:

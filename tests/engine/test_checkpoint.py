@@ -24,6 +24,7 @@ import bncli
 from bncli.engine import accumulate, checkpoint
 from bncli.engine.checkpoint import Keeper, differences
 from bncli.engine.fit import fit_to_file, make_spec
+from bncli.engine.parts import Marked, Population, Recurrence, Rounded, Samples
 from bncli.errors import BnNote, BnWarning, InputError, MismatchError, OutputExistsError, WriteError
 from bncli.numerics import compiled, layout
 from bncli.stats import container
@@ -189,21 +190,27 @@ def test_integers_that_were_rounded_are_still_told(here: Path) -> None:
 def test_parts_of_a_fold(here: Path) -> None:
     rng = np.random.default_rng(3)
     features = 7
-    empty = accumulate.Fold.empty(features)
-    whole = accumulate.Fold(
-        empty.population.map(lambda a: rng.standard_normal(a.shape)),
-        empty.running.map(lambda a: rng.standard_normal(a.shape)),
-        *(12, 3, 1, True),
+    fold = accumulate.Fold.empty(features)
+    population = fold[Population].moments.map(lambda a: rng.standard_normal(a.shape))
+    running = fold[Recurrence].running.map(lambda a: rng.standard_normal(a.shape))
+    whole = fold.replace(
+        Population(population), Recurrence(running, 3, 1), Samples(12), Rounded(True), Marked((5, 1 << 40))
     )
-    arrays, attributes = container.unpack(container.pack(*whole.parts()), "s")
-    back = accumulate.Fold.of_parts(arrays, attributes, features)
-    for part in ("population", "running"):
-        for one, other in zip(getattr(whole, part).arrays(), getattr(back, part).arrays(), strict=True):
-            assert one.tobytes() == other.tobytes()
-    for field in dataclasses.fields(whole)[2:]:
-        assert getattr(whole, field.name) == getattr(back, field.name)
-    with pytest.raises(ValueError, match="population"):
-        accumulate.Fold.of_parts(arrays, attributes, features + 1)
+    arrays, attributes = container.unpack(container.pack(*whole.pack()), "s")
+    back = accumulate.Fold.unpack(arrays, attributes, features)
+    for name, part in whole.parts.items():
+        assert {k: a.tobytes() for k, a in part.arrays().items()} == {
+            k: a.tobytes() for k, a in back.parts[name].arrays().items()
+        }
+        assert part.attributes() == back.parts[name].attributes()
+    assert (back.samples, back[Recurrence].left_out, back[Rounded], back[Marked].marked) == (
+        12,
+        1,
+        Rounded(True),
+        (5, 1 << 40),
+    )
+    with pytest.raises(ValueError, match="count"):
+        accumulate.Fold.unpack(arrays, attributes, features + 1)
 
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:

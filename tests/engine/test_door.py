@@ -1,20 +1,25 @@
-"""An executor from outside: worker processes in a few lines and one row in the table, used from the command line."""
+"""From outside, used from the command line: an executor in a few lines and one row in the table, and a part."""
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-from cli_helpers import bn, good, save, save_h5
+from cli_helpers import bn, check_refused, good, save, save_h5
 from helpers import check_same_bytes
 
 import bncli
-from bncli.engine import executors
+from bncli.engine import checkpoint, executors, parts
 from bncli.engine.executors import TASKS_PER_WORKER, Context, R, T, in_order, open_worker, run_task
+from bncli.engine.parts import Batches, Part
+from bncli.errors import InputError
+from bncli.stats import container
 
 X = np.random.default_rng(0).normal(3, 2, (12_000, 200)).astype("f4")  # some segments
 OPTIONS = ("--batch-size", 8, "-j", 2, "-q")
@@ -85,3 +90,50 @@ def test_an_array_in_memory_and_apply(toy: pytest.MonkeyPatch) -> None:
     good("apply", "x.bn.h5", "x.npy", "-o", "processes.npy", "-j", 2, "-q")
     assert calls == [2, 2]
     assert Path("threads.npy").read_bytes() == Path("processes.npy").read_bytes()
+
+
+@dataclass(frozen=True)
+class Zeros(Part):
+    """A part from outside: how many values of each feature are 0."""
+
+    zeros: npt.NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, features: int) -> Zeros:
+        return cls(np.zeros(features, np.int64))
+
+    @classmethod
+    def of(cls, batches: Batches) -> Zeros:
+        found = np.zeros(batches.layout.features, np.int64)
+        for first, values in batches.values():
+            found += np.bincount(batches.features(first + np.flatnonzero(values == 0)), minlength=len(found))
+        return cls(found)
+
+    def merge(self, later: Zeros, momentum: float | None) -> Zeros:
+        return Zeros(self.zeros + later.zeros)
+
+
+def test_a_part_reaches_checkpoints_and_survives_resume(toy: pytest.MonkeyPatch) -> None:
+    x = X.copy()
+    x[::5, 3] = x[::7, 150] = 0
+    save(Path("x.npy"), x)
+    toy.setitem(parts.PARTS, "zeros", Zeros)
+    toy.setattr(checkpoint, "EVERY", 0)
+    toy.setattr(checkpoint, "SHARE", 0)
+    kept: list[tuple[int, list[int]]] = []
+    offer = checkpoint.Keeper.offer
+
+    def stopping(keeper: checkpoint.Keeper, pack: Callable[[], checkpoint.Packed], done: str) -> None:
+        offer(keeper, pack, done)
+        arrays, attributes = container.unpack(Path("x.bn.h5.checkpoint").read_bytes(), "c")
+        kept.append((int(attributes["samples"]), arrays["zeros/zeros"].tolist()))
+        if len(kept) == 2:
+            raise InputError("stopped")
+
+    toy.setattr(checkpoint.Keeper, "offer", stopping)
+    check_refused(3, ["fit", "x.npy", *OPTIONS], "stopped")
+    good("fit", "x.npy", *OPTIONS, "--resume")
+    assert len(kept) == len({samples for samples, _ in kept}) > 3  # the second run went on from the second segment
+    for samples, zeros in kept:
+        assert zeros == (x[:samples] == 0).sum(0).tolist()
+    assert kept[-1][0] == len(x)

@@ -28,6 +28,7 @@ from helpers import (
 import bncli
 from bncli.engine.accumulate import Fold
 from bncli.engine.checkpoint import FORMAT
+from bncli.engine.parts import Population, Recurrence, Rounded
 from bncli.errors import InputError
 from bncli.stats import container
 
@@ -86,14 +87,15 @@ def test_checkpoint() -> None:
     arrays, attributes = container.unpack(CHECKPOINT.read_bytes(), "c")
     assert (attributes["format"], attributes["format_version"], attributes["bncli"]) == (FORMAT, 1, "0.1.0")
     assert attributes["done"] == "the first 48 of 70 samples"
-    fold = Fold.of_parts(arrays, attributes, 3)
-    assert (fold.samples, fold.batches, fold.left_out, fold.rounded) == (KEPT, 3, 0, False)
+    fold = Fold.unpack(arrays, attributes, 3)
+    population, folded = fold[Population].moments, fold[Recurrence]
+    assert (fold.samples, folded.batches, folded.left_out, fold[Rounded].rounded) == (KEPT, 3, 0, False)
     truth = [exact(c) for c in columns(data()[:KEPT])]
-    check_moments(fold.population.mean, fold.population.variance(), truth)
+    check_moments(population.mean, population.variance(), truth)
     for feature in range(3):
         batches = [exact(columns(batch)[feature]) for batch in cut(data()[:KEPT], 16)]
         debiased = recurrence([b.mean for b in batches], 0.75, "debias", 0)
-        assert off(fold.running.a[0, feature], debiased.value, debiased.scale) <= RECURRENCE
+        assert off(folded.running.a[0, feature], debiased.value, debiased.scale) <= RECURRENCE
 
 
 def test_tolerances_are_those_of_the_contract() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple
@@ -11,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bncli.engine.accumulate import Fold, holds_large_integers, segment_moments
+from bncli.engine.accumulate import Fold, segment_moments
 from bncli.engine.executors import in_threads
 from bncli.engine.learning.setup import Lesson
+from bncli.engine.parts import Batches
 from bncli.engine.plan import Segment
 from bncli.errors import InputError, printable
 from bncli.formats.dataset import Joined
@@ -147,7 +147,7 @@ class Reader:
                 parts.append(self._layout.moments(values, batches, samples, Missing()))
                 if not np.isfinite(parts[-1].m2).all():  # this raises, and says where
                     segment = Segment(first + start, batches, samples)
-                    segment_moments(self._x, self._layout, segment, Missing(), way_out="leave such samples out")
+                    segment_moments(self._x, self._layout, segment, Missing(), hint="leave such samples out")
                     raise InputError("values that were not finite are so no more; the data changed while it was read")
         return Moments.concatenate(parts)
 
@@ -160,14 +160,10 @@ class Reader:
         batches, self._pending = Moments.concatenate(self._pending), []
         start = (numbers.stop - 1) // run * run * self._samples
         samples = min(numbers.stop * self._samples, self._count) - start
-        part, momentum = Fold.of(batches, samples, self._conventions), self._conventions.momentum
-        if self._epoch:
-            running = self._fold.running.merge(part.running, momentum)
-            self._fold = replace(self._fold, running=running, batches=self._fold.batches + part.batches)
-        else:
-            rounded = holds_large_integers(self._x, Segment(start, 1, samples), part.population)
-            self._fold = self._fold.join(replace(part, rounded=rounded, marked=tuple(self._tally.counts)), momentum)
-            self._tally = Tally(self._x)
+        segment, marked = Segment(start, 1, samples), tuple(self._tally.counts)
+        found = Batches(self._x, self._layout, segment, Missing(), self._conventions, batches, marked)
+        self._fold = self._fold.join(Fold.of(found, again=bool(self._epoch)), self._conventions.momentum)
+        self._tally = Tally(self._x)
         return self._fold
 
 

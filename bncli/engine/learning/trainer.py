@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.engine.accumulate import Fold, statistics
-from bncli.engine.checkpoint import Arrays, Keeper, Parts
+from bncli.engine.checkpoint import Arrays, Keeper, Packed
 from bncli.engine.executors import available
 from bncli.engine.learning.batches import Batch, Reader
 from bncli.engine.learning.setup import Lesson, Plan, open_target
@@ -116,15 +116,15 @@ class Course:
         """Samples that were gone over, in all epochs."""
         return self.epoch * plan.order.count + min(self.batch * plan.batch_size, plan.order.count)
 
-    def parts(self) -> Parts:
+    def parts(self) -> Packed:
         """Everything, for a checkpoint."""
-        (arrays, attributes), (more, counts) = self.pack(), self.fold.parts()
+        (arrays, attributes), (more, counts) = self.pack(), self.fold.pack()
         return {**arrays, **more}, {**attributes, **counts}
 
     @classmethod
     def of_parts(cls, arrays: Arrays, attributes: Mapping[str, Any], lesson: Lesson) -> Course:
         """What `parts` gave; raises LookupError, TypeError or ValueError when it is something else."""
-        fold = Fold.of_parts(arrays, attributes, lesson.model.layout.features)
+        fold = Fold.unpack(arrays, attributes, lesson.model.layout.features)
         course = cls.unpack(arrays, attributes, fold)
         if course.learned.values.size != lesson.model.size or (course.fixed is None) != (not lesson.plan.order.held):
             raise ValueError("of another model")

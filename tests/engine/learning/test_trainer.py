@@ -23,6 +23,7 @@ from bncli.engine.learning import setup
 from bncli.engine.learning.setup import Lesson, Plan, open_target
 from bncli.engine.learning.trainer import Classroom, Course
 from bncli.engine.order import Order
+from bncli.engine.parts import Recurrence
 from bncli.errors import BnWarning, InputError, MismatchError, UsageError
 from bncli.formats.dataset import Joined
 from bncli.formats.reading import ReadOptions
@@ -324,7 +325,7 @@ def test_a_course_continues_as_if_never_interrupted(stop: int) -> None:
     for one, other in zip(rest, whole[stop:], strict=True):
         assert one.pack()[1] == other.pack()[1]
         assert [v.tobytes() for v in one.pack()[0].values()] == [v.tobytes() for v in other.pack()[0].values()]
-        assert one.fold.running.a.tobytes() == other.fold.running.a.tobytes()
+        assert one.fold[Recurrence].running.a.tobytes() == other.fold[Recurrence].running.a.tobytes()
 
 
 # --- the file

@@ -52,14 +52,15 @@ def fit(
       bn fit more.npy --like train.bn.h5 --init like      keep training
       bn fit train.h5 --target ::/y --holdout 0.2         learn gamma and beta
     """
-    from bncli.engine.fit import fit_to_file, look
+    from bncli.engine.fit import fit_to_file
+    from bncli.engine.preview import preview
     from bncli.render.progress import progress
     from bncli.render.summary import fit_summary, json_text, plan_summary
 
     if dry_run and as_json:
         raise UsageError("--dry-run has no record to print: leave out --json")
     if dry_run:
-        click.echo(plan_summary(look(inputs, options, output, resume=resume)))
+        click.echo(plan_summary(preview(inputs, options, output, resume=resume)))
         return
     with progress("fit", quiet) as report:
         stats, path = fit_to_file(inputs, options, output, force=force, resume=resume, progress=report)

@@ -1,14 +1,14 @@
 """Checkpoints: what a long computation has so far, kept beside its output, so that a stopped or killed run goes on.
 
-A loop uses a Keeper like this, and need not think of signals:
+A loop uses a Checkpointer like this, and need not think of signals:
 
-    with Keeper(output, fingerprint, resume=resume, inputs=paths) as keeper, files.replacing(output) as temporary:
-        state = keeper.restore(State.unpack) if keeper.found else State.empty()
+    with Checkpointer(output, fingerprint, resume=resume, inputs=paths) as checkpointer, files.replacing(output) as temporary:
+        state = checkpointer.restore(State.unpack) if checkpointer.found else State.empty()
         for step in steps_after(state):
             state = state.join(step)
-            keeper.offer(state.pack, f"the first {state.samples} of {total} samples")
+            checkpointer.offer(state.pack, f"the first {state.samples} of {total} samples")
         files.fill(temporary, state.to_bytes())
-    keeper.remove()
+    checkpointer.remove()
 
 `offer` costs next to nothing when no checkpoint is due. SIGINT and SIGTERM save what was offered last, from another thread
 (see `shutdown`); so what is offered must not change afterwards: arrays that the loop changes in place are copied first.
@@ -60,7 +60,7 @@ OWN = ("format", "format_version", "bncli", "fingerprint", "done")
 AGAIN = "or start again without --resume"
 
 
-class Keeper:
+class Checkpointer:
     """Keeps the last whole state of a computation in `OUT.checkpoint`: now and then, and when the process is stopped.
 
     A checkpoint that cannot be written is told once, and the computation goes on: its result is what counts.
@@ -101,7 +101,7 @@ class Keeper:
         self.found: Packed | None = None
         self._kept = ""  # what the file holds of this computation, in words
         self._offered: tuple[Callable[[], Packed], str] | None = None
-        self._due, self._told = 0.0, False
+        self._due, self._warned = 0.0, False
         atomic.check_output(self.path, force=True, inputs=inputs)
         there = _read(self.path)
         if there is not None and resume:
@@ -118,7 +118,7 @@ class Keeper:
             return f"starts from the beginning: there is no {where}"
         return f"starts from the beginning and replaces {where}; --resume would continue it" * self._there
 
-    def tell(self) -> None:
+    def announce(self) -> None:
         """Say what becomes of a checkpoint."""
         if self.plan:
             warnings.warn(self.plan, BnNote, stacklevel=3)
@@ -148,11 +148,11 @@ class Keeper:
         try:
             self._save()
         except (BnError, OSError, MemoryError) as error:
-            if not self._told:
+            if not self._warned:
                 warnings.warn(
                     f"{error or 'not enough memory'}; the run goes on without a checkpoint", BnWarning, stacklevel=3
                 )
-            self._told = True
+            self._warned = True
         self._wait(time.monotonic() - start)
 
     def remove(self) -> None:

@@ -1,4 +1,4 @@
-"""Fitting on this machine: what was asked for, looked at, folded and kept."""
+"""Fitting: inputs are opened and checked, segments folded by the workers, and the result stored."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import numpy.typing as npt
 
 from bncli.choices import Activation, Init, Loss, Nan, Optimizer, PresetName
 from bncli.engine.accumulate import Fold, finish, fold_segment, folds
-from bncli.engine.checkpoint import Keeper
-from bncli.engine.learning.setup import Plan, open_target
+from bncli.engine.checkpoint import Checkpointer
+from bncli.engine.learning.setup import open_target
 from bncli.engine.learning.trainer import learn
 from bncli.engine.options import UNSET, FitOptions, Unset
 from bncli.engine.order import Order
+from bncli.engine.parameters import affine_and_names
 from bncli.engine.parts import Marked, Rounded
 from bncli.engine.plan import FitSpec, Progress, Segment, check_batch, options_record
 from bncli.errors import BnWarning, InputError, MismatchError, UsageError, printable
@@ -28,14 +29,12 @@ from bncli.formats.fills import remarks
 from bncli.formats.memory import ArraySource
 from bncli.formats.permuted import Drawn
 from bncli.formats.reading import DEFAULT_MEMORY, ReadOptions
-from bncli.formats.values import read_names, read_vector
 from bncli.numerics import compiled
-from bncli.numerics.batchnorm import per_feature
 from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Layout
-from bncli.stats import container
 from bncli.stats.conventions import Conventions
-from bncli.stats.record import Stats, check_storable, load, provenance
+from bncli.stats.learned import Learned
+from bncli.stats.record import Stats, provenance
 from bncli.system import atomic
 from bncli.version import __version__
 
@@ -154,7 +153,7 @@ def make_spec(options: dict[str, Any]) -> FitSpec:
 
 
 def open_inputs(addresses: Sequence[str], spec: FitSpec) -> DataSet:
-    """The data set of a fit; its files are looked at, no value is read."""
+    """The data set of a fit; its files are opened, no value is read."""
     data = Joined(expand(addresses), ReadOptions.of(spec))
     if isinstance(spec.target, str) and spec.target.startswith(SEPARATOR):  # of the same file, and so not passed over
         data.inputs = [replace(i, passed_over=max(0, i.passed_over - 1)) for i in data.inputs]
@@ -162,7 +161,7 @@ def open_inputs(addresses: Sequence[str], spec: FitSpec) -> DataSet:
 
 
 def drawn(data: Joined, spec: FitSpec) -> DataSet:
-    """The samples in drawn order where they are to be shuffled. Learning draws its own, another for each epoch."""
+    """The samples in a seeded order under --shuffle. Learning draws orders of its own, another for each epoch."""
     if not spec.shuffle or spec.target is not None:
         return data
     order = Order(data.shape[0], data.sample_size, spec.seed, shuffled=True)
@@ -193,27 +192,27 @@ def fit_to_file(
     OutputExistsError, WriteError
         Before anything is computed, where that can be known.
     InputError, MismatchError
-        When the checkpoint is damaged, or belongs to another run; see `Keeper`.
+        When the checkpoint is damaged, or belongs to another run; see `Checkpointer`.
     """
     spec = FitSpec.of(options)
     with open_inputs(addresses, spec) as data:
-        path, read = output or default_output(data.inputs[0].address), _files_read(data, spec)
+        path, read = output or default_output(data.inputs[0].address), files_read(data, spec)
         atomic.check_output(path, force=force, inputs=read)
         task = Task.of(data, spec)
         with (
-            Keeper(path, task.fingerprint(), resume=resume, inputs=read) as keeper,
+            Checkpointer(path, task.fingerprint(), resume=resume, inputs=read) as checkpointer,
             atomic.replacing(path, force=force, inputs=read) as temporary,
         ):
             with open(temporary, "r+b") as file:
                 atomic.reserve(file.fileno(), ROOM + ROOM_PER_FEATURE * task.layout.features)
-            keeper.tell()
-            stats = _fitted(task, progress, keeper)
+            checkpointer.announce()
+            stats = _fitted(task, progress, checkpointer)
             atomic.fill(temporary, stats.to_bytes())
-        keeper.remove()
+        checkpointer.remove()
     return stats, path
 
 
-def _files_read(data: DataSet, spec: FitSpec) -> list[str]:
+def files_read(data: DataSet, spec: FitSpec) -> list[str]:
     """Every file that a fit reads."""
     others = (spec.gamma, spec.beta, spec.names, spec.like, spec.target)
     return data.files + [split(a)[0] for a in others if isinstance(a, str)]
@@ -229,72 +228,26 @@ def default_output(address: str) -> str:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a fit would do.
+class Task:
+    """A fit before the first value is read: everything that follows from the options and from shape and type of the data.
 
     Attributes
     ----------
-    inputs : list of Input
-    shape : tuple of int
-        Of the joined samples.
-    axis, features : int
-    batches, batch_size, last : int
-        Batches, samples in each, and in the last one.
-    output : str
-    checkpoint : str
-        What becomes of a checkpoint, in words; "" where there is none.
-    learning : Plan or None
+    data : DataSet
+        What is fitted; of an iterable of batches the first.
+    spec : FitSpec
+    batch_size : int
+        Samples in a batch: as the options say, or those of the first batch of an iterable.
+    axis : int
+    layout : Layout
+    conventions : Conventions
+    gamma, beta : shape (C,)
+    names : tuple of str or None
     """
-
-    inputs: list[Input]
-    shape: tuple[int, ...]
-    axis: int
-    features: int
-    batches: int
-    batch_size: int
-    last: int
-    conventions: Conventions
-    output: str
-    checkpoint: str
-    learning: Plan | None = None
-
-
-def look(addresses: Sequence[str], options: FitOptions, output: str | None, *, resume: bool = False) -> Look:
-    """Look at the inputs, and at a checkpoint, as a fit would, without reading a value."""
-    spec = FitSpec.of(options)
-    with open_inputs(addresses, spec) as data:
-        task = Task.of(data, spec)
-        path = output or default_output(data.inputs[0].address)
-        keeper = Keeper(path, task.fingerprint(), resume=resume, inputs=_files_read(data, spec))
-        whole, rest = divmod(data.shape[0], spec.batch_size)
-        return Look(
-            data.inputs,
-            data.shape,
-            task.axis,
-            task.layout.features,
-            whole + bool(rest),
-            spec.batch_size,
-            rest or spec.batch_size,
-            task.conventions,
-            path,
-            keeper.plan,
-            _plan(data, task.layout, spec),
-        )
-
-
-def _plan(data: DataSet, layout: Layout, spec: FitSpec) -> Plan | None:
-    if spec.target is None or not isinstance(data, Joined):
-        return None
-    with open_target(spec, data) as targets:
-        return Plan.of(spec, data, layout, targets)
-
-
-@dataclass(frozen=True)
-class Task:
-    """A fit that was looked at: all is known but the values."""
 
     data: DataSet
     spec: FitSpec
+    batch_size: int
     axis: int
     layout: Layout
     conventions: Conventions
@@ -303,13 +256,19 @@ class Task:
     names: tuple[str, ...] | None
 
     @classmethod
-    def of(cls, data: DataSet, spec: FitSpec) -> Task:
-        """Look at the data set; raises what is wrong with data and options together."""
-        axis = spec.feature_axis(data.shape)
+    def of(cls, data: DataSet, spec: FitSpec, batch_size: int | None = None) -> Task:
+        """Check data and options together.
+
+        Raises
+        ------
+        UsageError, MismatchError, InputError
+            Where they do not fit, or gamma, beta or names cannot be read.
+        """
+        axis, size = spec.feature_axis(data.shape), batch_size or spec.batch_size
         layout = Layout.of(data.shape, axis)
-        check_batch(layout, spec.batch_size, data.shape[0])
-        affine_and_names = _affine_and_names(spec, layout.features, data.names)
-        return cls(data, spec, axis, layout, spec.conventions(), *affine_and_names)
+        check_batch(layout, size, data.shape[0])
+        gamma, beta, names = affine_and_names(spec, layout.features, data.names)
+        return cls(data, spec, size, axis, layout, spec.conventions(), gamma, beta, names)
 
     def fingerprint(self) -> dict[str, Any]:
         """What changes the result, as plain values: what a checkpoint is compared by."""
@@ -331,8 +290,25 @@ class Task:
             "names": _content(repr(self.names).encode()),
         }
 
+    def record(self, fold: Fold, sources: list[dict[str, Any]], learned: Learned | None = None) -> Stats:
+        """The statistics of what was folded; warns and raises as `finish`."""
+        return finish(
+            fold,
+            self.conventions,
+            names=self.names,
+            axis=self.axis,
+            batch_size=self.batch_size,
+            sample_shape=self.data.shape[1:],
+            gamma=self.gamma,
+            beta=self.beta,
+            learned=learned,
+            options=options_record(self.spec),
+            kernel=compiled.NAME,
+            provenance=provenance(sources),
+        )
+
     def _targets(self) -> str | None:
-        """The inputs that the target is read from, in one word for all that may change about them."""
+        """The inputs that the target is read from: addresses, with a hash of all that may change about them."""
         if self.spec.target is None or not isinstance(self.data, Joined):
             return None
         with open_target(self.spec, self.data) as targets:
@@ -344,51 +320,36 @@ def _content(values: bytes) -> str:
     return f"SHA-256 {hashlib.sha256(values).hexdigest()[:12]}…"
 
 
-def _fitted(task: Task, progress: Progress | None, keeper: Keeper | None = None) -> Stats:
-    data, spec, gamma, beta, learned = task.data, task.spec, task.gamma, task.beta, None
+def _fitted(task: Task, progress: Progress | None, checkpointer: Checkpointer | None = None) -> Stats:
+    data, spec, learned = task.data, task.spec, None
     # glibc gives memory back to the system at every fall in use, and page faults then cost a third of the run;
     # having freed a large block once, it keeps as much
     np.empty(24 << 20, np.uint8)
     if isinstance(data, Joined) and spec.target is not None:
-        fold, gamma, beta, learned = learn(data, task.layout, spec, task.conventions, gamma, beta, progress, keeper)
+        conventions, gamma, beta = task.conventions, task.gamma, task.beta
+        fold, gamma, beta, learned = learn(data, task.layout, spec, conventions, gamma, beta, progress, checkpointer)
+        task = replace(task, gamma=gamma, beta=beta)
     else:
-        fold = _folded(task, progress, keeper)
+        fold = _folded(task, progress, checkpointer)
     data.check_unchanged()
     fills = remarks(data, fold[Marked].marked, fill=spec.fill_value, verb="learn" if learned else "fit")
     for note in data.notes + [ROUNDED] * fold[Rounded].rounded + fills:
         warnings.warn(note, BnWarning, stacklevel=3)
-    return finish(
-        fold,
-        task.conventions,
-        axis=task.axis,
-        batch_size=spec.batch_size,
-        sample_shape=data.shape[1:],
-        gamma=gamma,
-        beta=beta,
-        learned=learned,
-        names=task.names,
-        options=options_record(spec),
-        kernel=compiled.NAME,
-        provenance=provenance(
-            [
-                _source_record(i) | {"passed_over": i.passed_over} if i.passed_over else _source_record(i)
-                for i in data.inputs
-            ]
-        ),
-    )
+    records = [_source_record(i) | ({"passed_over": i.passed_over} if i.passed_over else {}) for i in data.inputs]
+    return task.record(fold, records, learned)
 
 
-def _folded(task: Task, progress: Progress | None, keeper: Keeper | None) -> Fold:
+def _folded(task: Task, progress: Progress | None, checkpointer: Checkpointer | None) -> Fold:
     data, fold, features = task.data, Fold.empty(task.layout.features), task.layout.features
-    if keeper and keeper.found:
-        fold = keeper.restore(lambda arrays, attributes: Fold.unpack(arrays, attributes, features))
+    if checkpointer and checkpointer.found:
+        fold = checkpointer.restore(lambda arrays, attributes: Fold.unpack(arrays, attributes, features))
     before = fold.samples
     if progress and before:
         progress(before, data.shape[0], 0)
     for part in folds(data, task.layout, task.spec, task.conventions, before):
         fold = fold.join(part, task.conventions.momentum)
-        if keeper:
-            keeper.offer(fold.pack, f"the first {fold.samples:,} of {data.shape[0]:,} samples")
+        if checkpointer:
+            checkpointer.offer(fold.pack, f"the first {fold.samples:,} of {data.shape[0]:,} samples")
         if progress:
             progress(fold.samples, data.shape[0], (fold.samples - before) * data.sample_size * data.dtype.itemsize)
     return fold
@@ -406,98 +367,28 @@ def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: P
         )
     if spec.shuffle:
         raise UsageError("an iterable of batches is folded as it comes and cannot be shuffled; give an array or files")
-    layout: Layout | None = None
+    task: Task | None = None
     fold = Fold.empty(0)
-    conventions = spec.conventions()
-    sample_shape: tuple[int, ...] = ()
-    batch_size = axis = 0
     for item in batches:
-        batch = ArraySource(item)
-        if layout is None:
-            axis, sample_shape, batch_size = spec.feature_axis(batch.shape), batch.shape[1:], batch.shape[0]
-            layout = Layout.of(batch.shape, axis)
-            fold = Fold.empty(layout.features)
-        elif batch.shape[1:] != sample_shape:
-            raise MismatchError(f"a batch has samples of shape {batch.shape[1:]}, the batches before {sample_shape}")
-        data = Joined(batch.array, ReadOptions.of(spec))
+        data = Joined(ArraySource(item).array, ReadOptions.of(spec))
+        samples = data.shape[0]
+        if task is None:
+            task = Task.of(data, spec, samples)
+            fold = Fold.empty(task.layout.features)
+        elif data.shape[1:] != task.data.shape[1:]:
+            raise MismatchError(
+                f"a batch has samples of shape {data.shape[1:]}, the batches before {task.data.shape[1:]}"
+            )
         missing = Missing(spec.nan == "omit", data.fill)
-        part = fold_segment(data, layout, Segment(0, 1, batch.shape[0]), missing, conventions)
-        fold = fold.join(part, conventions.momentum)
+        part = fold_segment(data, task.layout, Segment(0, 1, samples), missing, task.conventions)
+        fold = fold.join(part, task.conventions.momentum)
         if progress:
             progress(fold.samples, None, 0)
-    if layout is None:
+    if task is None:
         raise InputError("there is no batch to fit")
     if fold[Rounded].rounded:
         warnings.warn(ROUNDED, BnWarning, stacklevel=3)
-    gamma, beta, names = _affine_and_names(spec, layout.features, None)
-    return finish(
-        fold,
-        conventions,
-        axis=axis,
-        batch_size=batch_size,
-        sample_shape=sample_shape,
-        gamma=gamma,
-        beta=beta,
-        names=names,
-        options=options_record(spec),
-        kernel=compiled.NAME,
-        provenance=provenance([]),
-    )
-
-
-def affine_parameter(
-    value: float | str | npt.NDArray[np.float64], features: int, name: str, budget: int
-) -> npt.NDArray[np.float64]:
-    """Gamma or beta of shape (C,) from a number, an array, the address of one, or the stats file that holds it.
-
-    Raises
-    ------
-    UsageError
-        When a value is not finite. `name` says which parameter it is: gamma or beta.
-    MismatchError, InputError
-        As `read_vector`, `load` and `per_feature`.
-    """
-    if not isinstance(value, str):
-        read = per_feature(value, features, name)
-    elif os.path.isfile(value) and container.is_packed(value):
-        read = getattr(load(value), name)
-        if len(read) != features:
-            raise MismatchError(
-                f"--{name} {printable(value)}: statistics of {len(read)} features, the data has {features} features"
-            )
-    else:
-        read = read_vector(value, features, name, budget)
-    if not np.isfinite(read).all():
-        feature = int(np.flatnonzero(~np.isfinite(read))[0])
-        raise UsageError(f"--{name} holds a value that is not finite (feature {feature})")
-    return read
-
-
-def _affine_and_names(
-    spec: FitSpec, features: int, names: tuple[str, ...] | None
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], tuple[str, ...] | None]:
-    gamma, beta = (
-        affine_parameter(
-            getattr(spec.reference, name, default) if value is None else value, features, name, spec.max_memory
-        )
-        for name, value, default in (("gamma", spec.gamma, 1.0), ("beta", spec.beta, 0.0))
-    )
-    if spec.names is not None:
-        names = read_names(spec.names) if isinstance(spec.names, str) else tuple(map(str, spec.names))
-    if names is not None and len(names) != features:
-        if spec.names is not None:
-            where = f"{printable(spec.names)}: " if isinstance(spec.names, str) else ""
-            raise MismatchError(f"{where}{len(names)} names for {features} features")
-        warnings.warn(
-            f"the dataset's {len(names)} feature names are not used: the data has {features} features",
-            BnWarning,
-            stacklevel=4,
-        )
-        names = None
-    check_storable(names or ())
-    if spec.reference:
-        spec.reference.check_names(names, "the data")
-    return gamma, beta, names
+    return task.record(fold, [])
 
 
 def _source_record(entry: Input) -> dict[str, Any]:

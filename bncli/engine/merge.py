@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.engine.accumulate import Fold, finish
-from bncli.engine.fit import affine_parameter
 from bncli.engine.options import MergeSpec
+from bncli.engine.parameters import affine_parameter
 from bncli.engine.parts import Population, Recurrence, Samples
 from bncli.errors import BnWarning, MismatchError, UsageError, printable
 from bncli.formats.address import expand, split

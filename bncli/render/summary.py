@@ -11,9 +11,9 @@ from bncli.errors import printable
 
 if TYPE_CHECKING:  # `bn inspect` shows a record without loading what makes one
     from bncli.engine.apply import Applied
-    from bncli.engine.fit import Look
     from bncli.engine.learning.setup import Plan
     from bncli.engine.options import ApplySpec
+    from bncli.engine.preview import Preview
     from bncli.exchange.contract import Exported
     from bncli.stats.learned import Learned
     from bncli.stats.record import Stats
@@ -176,23 +176,23 @@ def plan_in_words(plan: Plan) -> str:
     )
 
 
-def plan_summary(look: Look) -> str:
+def plan_summary(preview: Preview) -> str:
     """What a fit would do."""
     lines = [
         f"{printable(i.address)}: samples {i.start} to {i.stop} of {i.shape[0]}, {i.shape} {i.dtype.name}"
-        for i in look.inputs
+        for i in preview.inputs
     ]
-    last = f", the last of {look.last}" if look.last != look.batch_size else ""
+    last = f", the last of {preview.last}" if preview.last != preview.batch_size else ""
     return "\n".join(
         [
             *lines,
-            *chosen_in_words({i.address: i.passed_over for i in look.inputs if i.passed_over}),
-            f"{_count(look.features, 'feature')} on axis {look.axis}, {_count(look.shape[0], 'sample')}, "
-            f"{_count(look.batches, 'batch', 'batches')} of {look.batch_size}{last}",
-            momentum_in_words(look.conventions.momentum, look.conventions.ddof),
-            *([plan_in_words(look.learning)] if look.learning else []),
-            *filter(None, [look.checkpoint]),
-            f"would write {printable(look.output)} (dry run: nothing was read or written)",
+            *chosen_in_words({i.address: i.passed_over for i in preview.inputs if i.passed_over}),
+            f"{_count(preview.features, 'feature')} on axis {preview.axis}, {_count(preview.shape[0], 'sample')}, "
+            f"{_count(preview.batches, 'batch', 'batches')} of {preview.batch_size}{last}",
+            momentum_in_words(preview.conventions.momentum, preview.conventions.ddof),
+            *([plan_in_words(preview.learning)] if preview.learning else []),
+            *filter(None, [preview.checkpoint]),
+            f"would write {printable(preview.output)} (dry run: nothing was read or written)",
         ]
     )
 

@@ -17,7 +17,7 @@ from helpers import ANY_ADVICE, advised
 from test_memory import LIMIT_MB, peak_mb, sparse_npy
 
 import bncli
-from bncli.engine.checkpoint import Keeper
+from bncli.engine.checkpoint import Checkpointer
 from bncli.engine.fit import fit_to_file, make_spec
 from bncli.errors import InputError
 
@@ -163,13 +163,13 @@ def test_divergence_leaves_no_checkpoint(labelled: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("bncli.engine.checkpoint.EVERY", 0.0)
     monkeypatch.setattr("bncli.engine.checkpoint.SHARE", 0)
     kept = []
-    offer = Keeper.offer
+    offer = Checkpointer.offer
 
-    def offered(keeper: Keeper, *given: Any) -> None:
-        offer(keeper, *given)
-        kept.append(Path(keeper.path).exists())
+    def offered(checkpointer: Checkpointer, *given: Any) -> None:
+        offer(checkpointer, *given)
+        kept.append(Path(checkpointer.path).exists())
 
-    monkeypatch.setattr(Keeper, "offer", offered)
+    monkeypatch.setattr(Checkpointer, "offer", offered)
     with untouched(labelled.parent):
         result = check_refused(
             3, fit(labelled, "--target", "::/z", "--lr", "1e9", "--optimizer", "sgd"), "diverged", lines=5

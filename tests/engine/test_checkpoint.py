@@ -22,7 +22,7 @@ from helpers import ANY_ADVICE, advised, bits, check_same_bytes
 
 import bncli
 from bncli.engine import accumulate, checkpoint
-from bncli.engine.checkpoint import Keeper, differences
+from bncli.engine.checkpoint import Checkpointer, differences
 from bncli.engine.fit import fit_to_file, make_spec
 from bncli.engine.parts import Marked, Population, Recurrence, Rounded, Samples
 from bncli.errors import BnNote, BnWarning, InputError, MismatchError, OutputExistsError, WriteError
@@ -52,15 +52,15 @@ class Stopped(BaseException):
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, segments: int) -> None:
     """Let the next fit end after so many segments."""
-    real, left = Keeper.offer, [segments]
+    real, left = Checkpointer.offer, [segments]
 
-    def offer(self: Keeper, parts: Any, done: str) -> None:
+    def offer(self: Checkpointer, parts: Any, done: str) -> None:
         real(self, parts, done)
         left[0] -= 1
         if not left[0]:
             raise Stopped
 
-    monkeypatch.setattr(Keeper, "offer", offer)
+    monkeypatch.setattr(Checkpointer, "offer", offer)
 
 
 def fitted(resume: bool = False, **options: Any) -> bncli.Stats:
@@ -411,9 +411,9 @@ def test_a_large_state_is_not_saved_when_the_process_is_stopped(
     """The process has to end within a second; what was saved before stays."""
     monkeypatch.setattr(checkpoint, "AT_STOP", at_most)
     monkeypatch.setattr(checkpoint, "EVERY", 600.0)
-    with Keeper("z", {}, resume=False) as keeper:
-        keeper.offer(lambda: ({"a": np.zeros(2)}, {}), "two numbers")
-        assert keeper._stopped() == ("continue with --resume (z.checkpoint keeps two numbers)" if kept else None)
+    with Checkpointer("z", {}, resume=False) as kept_by:
+        kept_by.offer(lambda: ({"a": np.zeros(2)}, {}), "two numbers")
+        assert kept_by._stopped() == ("continue with --resume (z.checkpoint keeps two numbers)" if kept else None)
         assert os.path.exists("z.checkpoint") == kept
 
 
@@ -510,11 +510,11 @@ def test_an_input_is_never_a_checkpoint(here: Path) -> None:
         fit_to_file([KEPT], make_spec({}), "x.bn.h5")
 
 
-# --- the keeper
+# --- the checkpointer
 
 
-def keeper(resume: bool = False) -> Keeper:
-    return Keeper("x.bn.h5", {"a": 1}, resume=resume)
+def checkpointer(resume: bool = False) -> Checkpointer:
+    return Checkpointer("x.bn.h5", {"a": 1}, resume=resume)
 
 
 def state(number: int) -> Callable[[], Any]:
@@ -529,7 +529,7 @@ def test_a_checkpoint_every_so_often(here: Path, monkeypatch: pytest.MonkeyPatch
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(checkpoint, "EVERY", 10)
-    with keeper() as kept_by:
+    with checkpointer() as kept_by:
         seen = []
         for number in range(50):
             clock[0] += 1
@@ -547,12 +547,12 @@ def test_what_takes_long_comes_less_often(here: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(checkpoint, "EVERY", 10)
     monkeypatch.setattr(checkpoint, "SHARE", 20)
 
-    def slow(self: Keeper) -> None:
+    def slow(self: Checkpointer) -> None:
         clock[0] += 5
         written.append(clock[0])
 
-    monkeypatch.setattr(Keeper, "_save", slow)
-    with keeper() as kept_by:
+    monkeypatch.setattr(Checkpointer, "_save", slow)
+    with checkpointer() as kept_by:
         while clock[0] < 400:
             clock[0] += 1
             kept_by.offer(state(0), "words")
@@ -590,7 +590,7 @@ def test_one_that_cannot_be_removed_is_told(here: Path, monkeypatch: pytest.Monk
 
 
 def test_a_failed_checkpoint_leaves_the_one_before(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with keeper() as kept_by:
+    with checkpointer() as kept_by:
         kept_by.offer(state(1), "one")
         monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError(5, "Input/output error")))
         with pytest.warns(BnWarning, match="without a checkpoint"):

@@ -121,16 +121,16 @@ def test_a_part_reaches_checkpoints_and_survives_resume(toy: pytest.MonkeyPatch)
     toy.setattr(checkpoint, "EVERY", 0)
     toy.setattr(checkpoint, "SHARE", 0)
     kept: list[tuple[int, list[int]]] = []
-    offer = checkpoint.Keeper.offer
+    offer = checkpoint.Checkpointer.offer
 
-    def stopping(keeper: checkpoint.Keeper, pack: Callable[[], checkpoint.Packed], done: str) -> None:
-        offer(keeper, pack, done)
+    def stopping(checkpointer: checkpoint.Checkpointer, pack: Callable[[], checkpoint.Packed], done: str) -> None:
+        offer(checkpointer, pack, done)
         arrays, attributes = container.unpack(Path("x.bn.h5.checkpoint").read_bytes(), "c")
         kept.append((int(attributes["samples"]), arrays["zeros/zeros"].tolist()))
         if len(kept) == 2:
             raise InputError("stopped")
 
-    toy.setattr(checkpoint.Keeper, "offer", stopping)
+    toy.setattr(checkpoint.Checkpointer, "offer", stopping)
     check_refused(3, ["fit", "x.npy", *OPTIONS], "stopped")
     good("fit", "x.npy", *OPTIONS, "--resume")
     assert len(kept) == len({samples for samples, _ in kept}) > 3  # the second run went on from the second segment

@@ -140,8 +140,8 @@ def write_fixtures(folder: Path) -> None:
     args = ["fit", "x.npy", *OPTIONS, "--names", "names.txt", "--nan", "omit", "--gamma", "2", "--beta", "-0.5", "-q"]
     stopping = (
         "import os, sys\nfrom bncli.numerics import layout\nfrom bncli.engine import checkpoint\nlayout.PENDING_VALUES = 9\n"
-        "checkpoint.EVERY = checkpoint.SHARE = 0\nsave = checkpoint.Keeper._save\n"
-        "checkpoint.Keeper._save = lambda self: (save(self), os._exit(0))\nfrom bncli.cli import main\nmain()\n"
+        "checkpoint.EVERY = checkpoint.SHARE = 0\nsave = checkpoint.Checkpointer._save\n"
+        "checkpoint.Checkpointer._save = lambda self: (save(self), os._exit(0))\nfrom bncli.cli import main\nmain()\n"
     )
     for command in ([sys.executable, "-m", "bncli"], [sys.executable, "-c", stopping]):
         subprocess.run([*command, *args, "-o", STATS.name, "-f"], cwd=folder, check=True)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.engine.accumulate import Fold, statistics
-from bncli.engine.checkpoint import Arrays, Keeper, Packed
+from bncli.engine.checkpoint import Arrays, Checkpointer, Packed
 from bncli.engine.executors import available
 from bncli.engine.learning.batches import Batch, Reader
 from bncli.engine.learning.setup import Lesson, Plan, open_target
@@ -256,7 +256,7 @@ def learn(
     gamma: Floats,
     beta: Floats,
     progress: Progress | None,
-    keeper: Keeper | None = None,
+    checkpointer: Checkpointer | None = None,
 ) -> tuple[Fold, Floats, Floats, Learned]:
     """Learn gamma and beta from where they are, and fold the statistics of the same batches.
 
@@ -278,15 +278,17 @@ def learn(
             _tell_seen()
         room = Classroom(lesson, data, targets, conventions, spec.max_memory, spec.workers or available())
         start = course = Course.begin(lesson)
-        if keeper and keeper.found:
-            start = course = keeper.restore(lambda arrays, attributes: Course.of_parts(arrays, attributes, lesson))
+        if checkpointer and checkpointer.found:
+            start = course = checkpointer.restore(
+                lambda arrays, attributes: Course.of_parts(arrays, attributes, lesson)
+            )
         before_samples, total = start.samples(plan), plan.epochs * plan.order.count
         if progress and before_samples:
             progress(before_samples, total, 0, in_words(plan, start))
         try:
             for course in room.courses(start):
-                if keeper:
-                    keeper.offer(
+                if checkpointer:
+                    checkpointer.offer(
                         course.parts, f"{course.epoch:,} of {plan.epochs:,} epochs and {course.batch:,} batches"
                     )
                 if progress:
@@ -294,8 +296,8 @@ def learn(
                     size = (done - before_samples) * data.sample_size * data.dtype.itemsize
                     progress(done, total, size, in_words(plan, course))
         except DivergenceError:
-            if keeper:
-                keeper.remove()  # whoever went on from it would come to the same
+            if checkpointer:
+                checkpointer.remove()  # whoever went on from it would come to the same
             raise
         learned = record(room, course)
         learned.settings.update(rows=list(spec.rows), seen=seen)

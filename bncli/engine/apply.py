@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from bncli.engine.executors import available, mapped
 from bncli.engine.options import ApplySpec
+from bncli.engine.plan import Progress
 from bncli.errors import BnWarning, InputError, MismatchError, OutputExistsError, UsageError, WriteError, printable
 from bncli.formats import Format, Output, Sink, format_for, format_of
 from bncli.formats.address import SEPARATOR, expand, open_source, split
@@ -28,7 +29,6 @@ from bncli.numerics.layout import Layout
 from bncli.stats.record import Stats
 from bncli.system import atomic, shutdown
 
-Progress = Callable[[int, "int | None", int], None]  # samples done, samples in all, bytes done
 FOREIGN = {".npz", ".csv", ".tsv", ".txt", ".json", ".zarr", ".parquet", ".mat", ".pt", ".safetensors", ".onnx"}
 Transformed = tuple[npt.NDArray[Any], Counter[str], Counter[int]]  # values, counts as in `Applied`, counts of marks
 PIECE_VALUES = 1 << 18  # read, computed and written at a time: 2 MB of float64
@@ -46,7 +46,7 @@ class Applied:
         NaN and infinite inputs, passed through.
     filled : int
         Values equal to the fill value, now NaN.
-    blown_up : int
+    varied_where_constant : int
         Values that differ from the only one that the fitted data had.
     undefined : int
         Values of features without statistics, now NaN.
@@ -68,7 +68,7 @@ class Applied:
     bytes_read: int = 0
     non_finite: int = 0
     filled: int = 0
-    blown_up: int = 0
+    varied_where_constant: int = 0
     undefined: int = 0
     overflowed: int = 0
     others: list[str] = field(default_factory=list)
@@ -142,7 +142,17 @@ def apply(
             raise MismatchError(
                 f"{report.overflowed:,} values do not fit {jobs[0].dtype.name}; nothing was written. {cure}"
             )
+        if report.varied_where_constant:
+            warnings.warn(_varied(report.varied_where_constant), BnWarning, stacklevel=2)
     return report
+
+
+def _varied(count: int) -> str:
+    values = "1 value varies" if count == 1 else f"{count:,} values vary"
+    return (
+        f"{values} where the fitted data was constant: multiplied by 1/sqrt(var + eps), which is up to 1/sqrt(eps) "
+        "(or by 1 where var and eps are 0)"
+    )
 
 
 def plan(stats: Stats, inputs: Sequence[str], out: str, spec: ApplySpec) -> list[Job]:
@@ -349,7 +359,7 @@ class Transform:
             differs = (x[:, constant] != only) & np.isfinite(x[:, constant])
             if self._missing.fill is not None:
                 differs &= present(x[:, constant], self._missing)
-            counts["blown_up"] = int(np.count_nonzero(differs))
+            counts["varied_where_constant"] = int(np.count_nonzero(differs))
         return result.reshape(-1), counts
 
     def _count_not_finite(

@@ -216,11 +216,6 @@ def apply_summary(report: Applied, spec: ApplySpec) -> str:
         lines.append(
             f"{_count(report.undefined, 'value')} of features without statistics (missing in the fit): now NaN"
         )
-    if report.blown_up:
-        lines.append(
-            f"{_count(report.blown_up, 'value')} of features that were constant in the fitted data differ from that constant: "
-            "they are scaled by 1/sqrt(var + eps), as much as 1/sqrt(eps); by 1 where both are 0"
-        )
     if report.others and not spec.copy_others:
         lines.append(f"not copied: {_list(report.others)} (--copy-others copies them)")
     elif report.others:

@@ -66,7 +66,12 @@ def test_json_report(here: Path) -> None:
     report = json.loads(good("apply", "train.bn.h5", "x.npy", "-o", "y.npy", "--fill-value", "-999", "--json").out)
     assert report["outputs"] == ["y.npy"]
     assert (report["samples"], report["values"]) == (100, 300)
-    assert (report["non_finite"], report["filled"], report["blown_up"], report["overflowed"]) == (2, 1, 0, 0)
+    assert (report["non_finite"], report["filled"], report["varied_where_constant"], report["overflowed"]) == (
+        2,
+        1,
+        0,
+        0,
+    )
     assert np.isnan(np.load("y.npy")[2, 2])
 
 
@@ -79,8 +84,9 @@ def test_counts_are_said_in_words(here: Path) -> None:
     result = good("apply", "train.bn.h5", "x.npy", "-o", "y.npy", "--fill-value", "-1")
     assert "1 value NaN or infinite: passed through" in result.out
     assert "1 value equal to the fill value: now NaN" in result.out
-    assert "1 value of features that were constant" in result.out
-    assert "1/sqrt(eps)" in result.out
+    assert "constant" not in result.out
+    assert "bn: warning: 1 value varies where the fitted data was constant: " in result.err
+    assert "1/sqrt(eps)" in result.err
     assert np.load("y.npy")[:, 2].tolist()[:2] == [0.0, 0.0]
     np.testing.assert_allclose(np.load("y.npy")[2, 2], 1e-5**-0.5)
 

@@ -16,7 +16,7 @@ import bncli
 import bncli.stats.warnings
 from bncli.engine import apply as engine
 from bncli.engine.apply import Applied, ApplySpec, apply
-from bncli.errors import InputError, MismatchError, UsageError
+from bncli.errors import BnWarning, InputError, MismatchError, UsageError
 from bncli.numerics import batchnorm
 from bncli.numerics.moments import Moments
 from bncli.stats.record import Stats
@@ -111,8 +111,9 @@ def test_constant_features_are_counted_in_parts_of_a_row_too(monkeypatch: pytest
     save(Path("x.npy"), x)
     for values in (1 << 20, 6, 1):
         monkeypatch.setattr(engine, "PIECE_VALUES", values)
-        report = run(stats, ["x.npy"], "y.npy", force=True)
-        assert (report.blown_up, report.non_finite) == (2, 1)
+        with pytest.warns(BnWarning, match="2 values vary where the fitted data was constant"):
+            report = run(stats, ["x.npy"], "y.npy", force=True)
+        assert (report.varied_where_constant, report.non_finite) == (2, 1)
         y = np.load("y.npy")
         assert (y[np.arange(6), [2, 0, 4, 4, 0, 0]][[0, 1, 2, 3, 4]] == stats.beta[[2, 0, 4, 4, 0]]).all()
         np.testing.assert_allclose(y[3, 2], 3 / 5 * 0.1 / np.sqrt(1e-5) - 3)
@@ -353,10 +354,11 @@ def test_a_constant_is_compared_with_what_the_fitted_data_held(here: Path) -> No
     with pytest.warns(bncli.errors.BnWarning):
         stats = bncli.fit("x.npy", preset="torch", axis=-1)
     assert stats.running_mean[1] != 5
-    assert run(stats, ["x.npy"], "same.npy").blown_up == 0
+    assert run(stats, ["x.npy"], "same.npy").varied_where_constant == 0
     x[3, 1] = 6
     np.save("other.npy", x)
-    assert run(stats, ["other.npy"], "y.npy").blown_up == 1
+    with pytest.warns(BnWarning, match="1 value varies where the fitted data was constant"):
+        assert run(stats, ["other.npy"], "y.npy").varied_where_constant == 1
 
 
 def test_features_without_statistics_are_counted(here: Path) -> None:

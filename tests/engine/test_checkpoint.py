@@ -387,8 +387,17 @@ def test_another_number_of_inputs_is_refused(here: Path) -> None:
 
 
 def test_workers_and_memory_may_change(here: Path) -> None:
+    whole = fitted()
     stopped_fit(workers=2)
-    fitted(resume=True, workers=1, max_memory=1 << 20)
+    kept: Any = container.unpack(Path(KEPT).read_bytes(), "c")[1]["samples"]
+    seen: list[int] = []
+    spec = make_spec({"batch_size": 16, "nan": "omit", "momentum": 0.99, "workers": 1, "max_memory": 1 << 20})
+    with advised(*ANY_ADVICE, "continues from"):
+        resumed, _ = fit_to_file(
+            ["x.npy"], spec, None, force=True, resume=True, progress=lambda done, *rest: seen.append(done)
+        )
+    assert seen[0] == kept > 0  # it went on, and did not start again
+    check_same_bytes(resumed, whole)
 
 
 def test_differences_of_numbers_that_are_no_number() -> None:

@@ -1,4 +1,4 @@
-"""Folding: segments give partial results, the workers compute them, and they are joined in order into one record."""
+"""Folding: workers accumulate segments, and the results are joined in order into one record."""
 
 from __future__ import annotations
 
@@ -34,7 +34,12 @@ P = TypeVar("P", bound=Part)
 class Fold:
     """What has been accumulated so far: a part for each name in PARTS.
 
-    Frozen, so that a run that is interrupted at any moment still holds a whole one.
+    Frozen and replaced as a whole, so an interrupted run always holds a complete one.
+
+    Attributes
+    ----------
+    parts : dict of str to Part
+        ``fold[Population]`` is the part of that class.
 
     Examples
     --------
@@ -46,17 +51,27 @@ class Fold:
 
     @classmethod
     def empty(cls, features: int) -> Fold:
-        """Nothing yet, of C features."""
+        """Nothing accumulated yet, for C features."""
         return cls({name: kind.empty(features) for name, kind in PARTS.items()})
 
     @classmethod
     def of(cls, batches: Batches, *, again: bool = False) -> Fold:
-        """Consecutive batches; `again`: of samples that another epoch has drawn before, so that only some parts go on."""
+        """Accumulate consecutive batches.
+
+        With `again` their samples were accumulated in an earlier epoch, so only the parts that continue through all
+        epochs are made (see `Part.EACH_EPOCH`).
+        """
         return cls({name: kind.of(batches) for name, kind in PARTS.items() if kind.EACH_EPOCH or not again})
 
     @classmethod
     def unpack(cls, arrays: Arrays, attributes: Mapping[str, Any], features: int) -> Fold:
-        """What `pack` gave, of C features; raises LookupError, TypeError or ValueError when it is something else."""
+        """Restore what `pack` returned, for C features.
+
+        Raises
+        ------
+        LookupError, TypeError, ValueError
+            When the arrays or attributes are not those of a Fold of C features.
+        """
 
         def part(name: str, kind: type[Part]) -> Part:
             own = {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}
@@ -65,18 +80,18 @@ class Fold:
         return cls({name: part(name, kind) for name, kind in PARTS.items()})
 
     def pack(self) -> Packed:
-        """Everything as named arrays and values, for a checkpoint."""
+        """Return everything as named arrays and plain values, for a checkpoint."""
         arrays = {f"{name}/{key}": array for name, part in self.parts.items() for key, array in part.arrays().items()}
         attributes = {key: value for part in self.parts.values() for key, value in part.attributes().items()}
         return arrays, attributes
 
     def join(self, later: Fold, momentum: float | None) -> Fold:
-        """Both together; the batches of `later` follow these. Parts that it lacks (see `of`) stay as they are."""
+        """Combine with the batches that follow. Parts that `later` does not have (see `of`) stay unchanged."""
         merged = {name: self.parts[name].merge(part, momentum) for name, part in later.parts.items()}
         return Fold({**self.parts, **merged})
 
     def replace(self, *parts: Part) -> Fold:
-        """The same with these parts in the place of those of their kind."""
+        """Return a copy in which these parts replace those of the same class."""
         return Fold(
             {name: next((p for p in parts if isinstance(p, PARTS[name])), old) for name, old in self.parts.items()}
         )
@@ -86,7 +101,7 @@ class Fold:
 
     @property
     def samples(self) -> int:
-        """Samples read."""
+        """Number of samples accumulated."""
         return self[Samples].samples
 
 
@@ -98,14 +113,19 @@ def segment_moments(
     tally: Tally | None = None,
     hint: str = "leave such values out with --nan omit",
 ) -> Moments:
-    """Moments of shape (batches, C) of a segment's batches, whose values go through `tally` where there is one.
+    """Compute the moments of each batch of a segment, of shape (B, C).
 
-    `hint` says what to do about values that are not finite.
+    Parameters
+    ----------
+    tally : Tally, optional
+        Reads the values and counts those that the data set marks as missing.
+    hint : str
+        What the error about a value that is not finite suggests.
 
     Raises
     ------
     InputError
-        Naming file, sample and feature of a value that is not finite, or of values whose squares do not fit a float64.
+        Naming file, sample and feature, when a value is not finite or squares overflow or underflow float64.
     """
     start = segment.first * layout.sample_size
     source = Values(tally.read, start=start) if tally else Values(data.read, data.stored, start)
@@ -120,7 +140,11 @@ def segment_moments(
 def _explain(
     data: DataSet, layout: Layout, start: int, count: int, missing: Missing, feature: int, hint: str
 ) -> InputError:
-    """Find the value that has no variance: the first non-finite one, else the largest, else say that they are too close."""
+    """Explain why a feature's variance is not finite, in a second pass over its segment.
+
+    The first non-finite value of any feature is named; else the feature's largest value, if its square overflows; else
+    its values are too close together.
+    """
     at_once, largest, where = 1 << 20, 0.0, start
     for first in range(start, start + count, at_once):
         values = data.read(first, min(at_once, start + count - first))
@@ -143,16 +167,17 @@ def _explain(
     address, sample = data.locate(where if largest > TOO_LARGE else start)
     if largest > TOO_LARGE:
         return InputError(
-            f"{printable(address)}: sample {sample}, {_feature(data.names, feature)} has the magnitude {largest:g}, whose square "
-            f"does not fit a float64; rescale the values, or leave that sample out{_declared(data, where)}"
+            f"{printable(address)}: sample {sample}, {_feature(data.names, feature)} has magnitude {largest:g}; its square "
+            f"does not fit a float64; rescale the values, or leave out that sample{_declared(data, where)}"
         )
     return InputError(
-        f"{printable(address)}: {_feature(data.names, feature)}: its values about sample {sample} are too close together for the "
-        "squares of their differences to fit a float64 (a spread below 1e-150); rescale them"
+        f"{printable(address)}: {_feature(data.names, feature)}: its values near sample {sample} are too close together: the "
+        "squares of their differences do not fit a float64 (spread below 1e-150); rescale them"
     )
 
 
 def _declared(data: DataSet, position: int) -> str:
+    """Suggest --fill-value where the input declares the value at a position as its fill value; else ""."""
     value = data.read(position, 1)[0]
     texts = [f", or give --fill-value {m.text}, which is its {m.name}" for m in data.marks if m.fill == value]
     return texts[0] if texts else ""
@@ -164,7 +189,7 @@ def _feature(names: tuple[str, ...] | None, index: int) -> str:
 
 
 def folds(data: DataSet, layout: Layout, spec: FitSpec, conventions: Conventions, done: int = 0) -> Iterator[Fold]:
-    """The folds of all segments after the first `done` samples, in order, computed by the workers.
+    """Yield the folds of all segments after the first `done` samples, in order; the workers compute them.
 
     Raises
     ------
@@ -180,7 +205,7 @@ def folds(data: DataSet, layout: Layout, spec: FitSpec, conventions: Conventions
             f"the first {done} samples do not end on a segment boundary; remove the checkpoint and start again"
         )
     workers = min(spec.workers or available(), data.most_readers, len(cut))
-    # segments of one chunk go to one worker, as long as there is enough for all
+    # segments of one chunk go to one worker, which then decodes it once, as long as every worker gets four tasks
     together = min(-(-2 * data.rows_together // (cut[0].batches * cut[0].samples)), -(-len(cut) // (4 * workers)))
     tasks = [cut[i : i + together] for i in range(0, len(cut), together)]
     for found in mapped(FoldContext(data, workers, layout, missing, conventions), tasks, workers):
@@ -189,14 +214,14 @@ def folds(data: DataSet, layout: Layout, spec: FitSpec, conventions: Conventions
 
 @dataclass(frozen=True)
 class FoldContext:
-    """What a worker needs to fold segments: plain values that pickle.
+    """What a worker needs to fold segments: plain values that can be pickled.
 
     Attributes
     ----------
     data : DataSet
-        Read by address: it pickles without its open files.
+        Read by address; it is pickled without its open files.
     readers : int
-        How many workers share its buffers.
+        How many workers share the buffers.
     layout, missing, conventions
         See `fold_segment`.
     """
@@ -209,13 +234,13 @@ class FoldContext:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Callable[[Sequence[Segment]], list[Fold]]]:
-        """The function that folds consecutive segments, with files of its own."""
+        """Give one worker the function that folds a task of consecutive segments."""
         with self.data.reader(self.readers) as data:
             yield lambda task: [fold_segment(data, self.layout, s, self.missing, self.conventions) for s in task]
 
 
 def fold_segment(data: DataSet, layout: Layout, segment: Segment, missing: Missing, conventions: Conventions) -> Fold:
-    """The Fold of one segment; raises as `segment_moments` does."""
+    """Accumulate one segment; raises as `segment_moments`."""
     tally = Tally(data) if data.marks else None
     moments = segment_moments(data, layout, segment, missing, tally)
     marked = tuple(tally.counts) if tally else ()
@@ -223,7 +248,7 @@ def fold_segment(data: DataSet, layout: Layout, segment: Segment, missing: Missi
 
 
 def statistics(fold: Fold, conventions: Conventions) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Running mean and variance as they are stored, each of shape (C,); NaN where no batch was folded."""
+    """Return running mean and variance as they are stored, each of shape (C,); NaN where no batch was folded."""
     running, population = fold[Recurrence].running, fold[Population].moments
     if conventions.momentum is not None:
         return running.read(conventions.init, conventions.momentum, conventions.start)
@@ -232,17 +257,17 @@ def statistics(fold: Fold, conventions: Conventions) -> tuple[npt.NDArray[np.flo
 
 
 def finish(fold: Fold, conventions: Conventions, *, names: tuple[str, ...] | None, **rest: Any) -> Stats:
-    """The record of what was folded; `rest` are fields of Stats. Warns of what a person should know.
+    """Make the Stats of what was folded; `rest` are fields of Stats. Warns as `stats.warnings.advice` does.
 
     Raises
     ------
     InputError
-        When no feature has a variance, or one has a variance that does not fit a float64.
+        When no feature has a variance, or a variance does not fit a float64.
     """
     population, recurrence = fold[Population].moments, fold[Recurrence]
     if not (recurrence.running.k > 0).any():
         raise InputError(
-            f"no feature has two values in a batch; a variance needs two values per feature ({fold.samples} samples read)"
+            f"no feature has two values in a batch; a variance needs at least two ({fold.samples} samples read)"
         )
     if not np.isfinite(population.m2).all():
         feature = int(np.flatnonzero(~np.isfinite(population.m2))[0])
@@ -254,7 +279,7 @@ def finish(fold: Fold, conventions: Conventions, *, names: tuple[str, ...] | Non
         first = _feature(names, int(np.flatnonzero(unknown)[0]))
         warnings.warn(
             f"--like has no running statistics of {int(unknown.sum())} of {len(mean)} features ({first} is the first); those "
-            "start afresh",
+            "start afresh, as with --init debias",
             BnWarning,
             stacklevel=4,
         )

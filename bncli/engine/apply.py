@@ -1,4 +1,4 @@
-"""Applying stats to data, in test mode or back: source -> normalize -> sink, a piece at a time."""
+"""Applying stats to data, in test mode or its inverse: source -> normalize -> sink, a piece at a time."""
 
 from __future__ import annotations
 
@@ -6,60 +6,59 @@ import contextlib
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bncli.engine.executors import available, mapped
 from bncli.engine.options import ApplySpec
 from bncli.engine.plan import Progress
+from bncli.engine.transform import ApplyContext, Transform, Transformed
 from bncli.errors import BnWarning, InputError, MismatchError, OutputExistsError, UsageError, WriteError, printable
 from bncli.formats import Format, Output, Sink, format_for, format_of
 from bncli.formats.address import SEPARATOR, expand, open_source, split
 from bncli.formats.dataset import Input, Joined
-from bncli.formats.fills import Tally, remarks
+from bncli.formats.fills import remarks
 from bncli.formats.reading import ReadOptions
 from bncli.formats.source import Source
-from bncli.numerics.batchnorm import Affine, output_type, overflowed
-from bncli.numerics.kernels import Missing, present
+from bncli.numerics.batchnorm import Affine, output_type
+from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Layout
 from bncli.stats.record import Stats
 from bncli.system import atomic, shutdown
 
 FOREIGN = {".npz", ".csv", ".tsv", ".txt", ".json", ".zarr", ".parquet", ".mat", ".pt", ".safetensors", ".onnx"}
-Transformed = tuple[npt.NDArray[Any], Counter[str], Counter[int]]  # values, counts as in `Applied`, counts of marks
 PIECE_VALUES = 1 << 18  # read, computed and written at a time: 2 MB of float64
 
 
 @dataclass
 class Applied:
-    """What was written, and what a person should know of it.
+    """What was written, and counts of values that a user may want to know about.
 
     Attributes
     ----------
     outputs : list of str
     samples, values, bytes_read : int
     non_finite : int
-        NaN and infinite inputs, passed through.
+        NaN and infinite inputs, which pass through.
     filled : int
-        Values equal to the fill value, now NaN.
+        Values equal to the fill value, written as NaN.
     varied_where_constant : int
-        Values that differ from the only one that the fitted data had.
+        Values of features that were constant in the fitted data, and that differ from that constant.
     undefined : int
-        Values of features without statistics, now NaN.
+        Values of features without statistics, written as NaN.
     overflowed : int
         Values that do not fit the output's type.
     others : list of str
-        Datasets beside the one applied, of the inputs.
+        Other datasets of the inputs.
     left : list of str
-        Of those, the ones that could not be copied.
+        Those of `others` that could not be copied.
     dropped : list of str
-        References to other objects, and links to other files, which the output has not: FILE::/path, or /path@attribute.
+        References to other objects and links to other files, which the output lacks: FILE::/path, or /path@attribute.
     passed_over : dict
-        Address -> other arrays of the file, of inputs that were taken unasked.
+        Address -> number of other arrays in the file, for inputs chosen because no dataset was named.
     """
 
     outputs: list[str] = field(default_factory=list)
@@ -77,24 +76,24 @@ class Applied:
     passed_over: dict[str, int] = field(default_factory=dict)
 
     def add(self, counts: Counter[str]) -> None:
-        """Add counts, named as the attributes."""
+        """Add counts, named like the attributes."""
         for name, count in counts.items():
             setattr(self, name, getattr(self, name) + count)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One input, where its result goes, and in which format."""
+    """One input, the output for its result, and the output's format."""
 
     address: str
     output: str
     format: Format
     axis: int
-    shape: tuple[int, ...]  # of the samples taken, as stored
+    shape: tuple[int, ...]  # of the selected samples, as stored
     rows: tuple[int, int]
     dtype: np.dtype[Any]
-    files: tuple[str, ...]  # that are read
-    passed_over: int  # other arrays of its file, where it was taken unasked
+    files: tuple[str, ...]  # every file that is read
+    passed_over: int  # number of other arrays in its file, if no dataset was named
 
 
 def apply(
@@ -106,23 +105,23 @@ def apply(
     *,
     stats_path: str | None = None,
 ) -> Applied:
-    """Apply stats to files; every output appears only when all are complete.
+    """Apply stats to files. Outputs appear under their names only when all are complete.
 
     Parameters
     ----------
     stats : Stats
     inputs : addresses
     out : str
-        A file, or a folder (it exists, or ends in "/") that gets one output per input under the input's name.
+        A file; or a folder (one that exists, or a name that ends in "/") for one output per input, named like the input.
     progress : function, optional
-        Called with the samples done, the samples there are and the bytes done.
+        Called with the number of samples done, samples in all, and bytes done.
     stats_path : str, optional
-        Where the stats came from: never an output.
+        File of the stats; it is never overwritten.
 
     Raises
     ------
     MismatchError
-        When data and stats do not fit, or values do not fit the output's type. Nothing is written.
+        When the data does not fit the stats, or values do not fit the output's type. Nothing is written.
     UsageError, InputError, OutputExistsError, WriteError
     """
     mean, var, gamma, beta = (a[:, None] for a in (*stats.statistics(spec.use), stats.gamma, stats.beta))
@@ -156,7 +155,7 @@ def _varied(count: int) -> str:
 
 
 def plan(stats: Stats, inputs: Sequence[str], out: str, spec: ApplySpec) -> list[Job]:
-    """Look at every input and decide where its result goes; no value is read."""
+    """Open every input and decide where its result goes; no value is read."""
     with Joined(inputs, ReadOptions.of(spec)) as data:
         taken = data.inputs
     into_folder = out.endswith("/") or os.path.isdir(out)
@@ -173,7 +172,7 @@ def plan(stats: Stats, inputs: Sequence[str], out: str, spec: ApplySpec) -> list
     outputs = [os.path.realpath(job.output) for job in jobs]
     for i, job in enumerate(jobs):
         if outputs[i] in outputs[:i]:
-            raise UsageError(f"two inputs would both be written to {printable(job.output)}; apply them one by one")
+            raise UsageError(f"two inputs have the same output {printable(job.output)}; apply them one by one")
     return jobs
 
 
@@ -198,7 +197,7 @@ def _job(stats: Stats, source: Source, output: str, format: Format, entry: Input
     shortened = entry.stop - entry.start < source.shape[0]
     if spec.copy_others and shortened and source.is_dimension():
         raise UsageError(
-            f"{printable(source.address)}: is a dimension of other datasets, which would be longer than it; leave out --rows or "
+            f"{printable(source.address)}: is a dimension scale: the other datasets would be longer than it; leave out --rows or "
             "--copy-others"
         )
     dtype = np.dtype(spec.dtype) if spec.dtype else output_type(source.dtype)
@@ -208,7 +207,7 @@ def _job(stats: Stats, source: Source, output: str, format: Format, entry: Input
 
 @contextlib.contextmanager
 def _folder(jobs: list[Job]) -> Iterator[None]:
-    """Make the folder of the outputs where there is none; after an error it is gone again."""
+    """Create the folder of the outputs if it does not exist; it is removed after an error."""
     folder = os.path.dirname(jobs[0].output)
     if not folder or os.path.isdir(folder):
         yield
@@ -224,7 +223,7 @@ def _folder(jobs: list[Job]) -> Iterator[None]:
         try:
             os.mkdir(folder)
         except OSError as error:
-            raise WriteError(f"{printable(folder)}: the folder cannot be made: {error.strerror}") from None
+            raise WriteError(f"{printable(folder)}: cannot create the folder: {error.strerror}") from None
         try:
             yield
         except BaseException:
@@ -249,7 +248,7 @@ def _apply_one(
             raise InputError(f"{printable(path)}: changed while it was being read; run again when nobody writes to it")
         layout = Layout.of(data.shape, job.axis)
         constant = np.flatnonzero(stats.constant) if not spec.inverse else np.empty(0, np.intp)
-        only = stats.population_mean[constant]  # the one value that such a feature had
+        only = stats.population_mean[constant]  # its only value in the fitted data
         transform = Transform(affine, layout, job.dtype, constant, only, Missing(False, data.fill))
         sink = _open_sink(job, temporary, spec)
         runs = _runs(layout, data)
@@ -279,12 +278,12 @@ def _apply_one(
 
 
 def _runs(layout: Layout, data: Joined) -> list[tuple[int, int]]:
-    """Cut the values into runs of whole samples, or parts of a sample that is large."""
+    """Cut the values into runs (first, count) of whole samples; a very large sample is cut into several."""
     total = data.shape[0] * layout.sample_size
     size = max(1, PIECE_VALUES // layout.sample_size) * layout.sample_size
     if layout.sample_size > 8 * PIECE_VALUES:
         size = PIECE_VALUES
-    elif data.rows_together > 1:  # what is decoded together goes to one worker, where it is not too much
+    elif data.rows_together > 1:  # one worker decodes a chunk, unless it is too large
         size = max(size, min(data.rows_together * layout.sample_size, 2 * PIECE_VALUES))
         size = size // layout.sample_size * layout.sample_size
     return [(first, min(size, total - first)) for first in range(0, total, size)]
@@ -293,84 +292,9 @@ def _runs(layout: Layout, data: Joined) -> list[tuple[int, int]]:
 def _transformed(
     data: Joined, transform: Transform, runs: list[tuple[int, int]], spec: ApplySpec
 ) -> Iterator[Transformed]:
-    """The results of all runs, in order, read and computed by the workers, and the counts of marked values."""
+    """Yield the results of all runs, in order; the workers read and compute them."""
     workers = min(spec.workers or available(), data.most_readers, len(runs))
     return mapped(ApplyContext(data, workers, transform), runs, workers)
-
-
-@dataclass(frozen=True)
-class ApplyContext:
-    """What a worker needs to transform runs of values (first, count): plain values that pickle; see `FoldContext`."""
-
-    data: Joined
-    readers: int
-    transform: Transform
-
-    @contextlib.contextmanager
-    def open(self) -> Iterator[Callable[[tuple[int, int]], Transformed]]:
-        """The function that transforms a run, with files of its own."""
-        with self.data.reader(self.readers) as data:
-
-            def work(run: tuple[int, int]) -> Transformed:
-                first, count = run
-                tally = Tally(data)
-                result, counts = self.transform(tally.read(first, count), first)
-                return result, counts, Counter(dict(enumerate(tally.counts)))
-
-            yield work
-
-
-class Transform:
-    """Normalises a run of values (or brings it back), rounds it, and counts what is worth telling."""
-
-    def __init__(
-        self,
-        affine: Affine,
-        layout: Layout,
-        dtype: np.dtype[Any],
-        constant: npt.NDArray[np.intp],
-        only: npt.NDArray[np.float64],
-        missing: Missing,
-    ) -> None:
-        self._affine, self._layout, self._dtype = affine, layout, dtype
-        self._constant, self._only = constant, only[:, None]
-        self._missing = missing
-
-    def __call__(self, x: npt.NDArray[Any], first: int) -> tuple[npt.NDArray[Any], Counter[str]]:
-        """Transform values x, of shape (n,), that begin at position `first`; counts are named as in `Applied`."""
-        layout, affine, constant, only = self._layout, self._affine, self._constant, self._only
-        if x.size % layout.row_size or first % layout.row_size:  # a part of a row: every value is a row of its own
-            feature = np.arange(first, first + x.size) % layout.row_size // layout.positions
-            affine, x = affine[feature], x.reshape(1, x.size, 1)
-            place = np.searchsorted(self._constant, feature).clip(max=max(0, self._constant.size - 1))
-            found = self._constant[place] == feature if self._constant.size else np.zeros(feature.size, bool)
-            constant, only = np.flatnonzero(found), self._only[place[found]]
-        else:
-            x = x.reshape(-1, layout.features, layout.positions)
-        counts: Counter[str] = Counter()
-        result, finite = (affine.columns if affine is self._affine else affine)(x, self._dtype)
-        if self._missing.fill is not None:
-            missing = ~present(x, self._missing)
-            result[missing] = np.nan
-            counts["filled"] = int(np.count_nonzero(missing))
-        if not finite:
-            self._count_not_finite(x, result, affine, counts)
-        if constant.size:
-            differs = (x[:, constant] != only) & np.isfinite(x[:, constant])
-            if self._missing.fill is not None:
-                differs &= present(x[:, constant], self._missing)
-            counts["varied_where_constant"] = int(np.count_nonzero(differs))
-        return result.reshape(-1), counts
-
-    def _count_not_finite(
-        self, x: npt.NDArray[Any], result: npt.NDArray[Any], affine: Affine, counts: Counter[str]
-    ) -> None:
-        counts["overflowed"] = int(np.count_nonzero(overflowed(x, result)))
-        bad = ~np.isfinite(x)
-        if self._missing.fill is not None:
-            bad &= present(x, self._missing)
-        counts["non_finite"] = int(np.count_nonzero(bad))
-        counts["undefined"] = int(affine.unknown.sum()) * (x.size // x.shape[1])
 
 
 def _open_sink(job: Job, temporary: str, spec: ApplySpec) -> Sink:

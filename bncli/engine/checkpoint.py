@@ -1,17 +1,17 @@
-"""Checkpoints: what a long computation has so far, kept beside its output, so that a stopped or killed run goes on.
+"""Checkpoints: the state of a long computation, saved beside its output, so that a stopped or killed run can be resumed.
 
-A loop uses a Checkpointer like this, and need not think of signals:
+A loop uses a Checkpointer as follows and does not have to handle signals:
 
-    with Checkpointer(output, fingerprint, resume=resume, inputs=paths) as checkpointer, files.replacing(output) as temporary:
+    with Checkpointer(output, fingerprint, resume=resume, inputs=paths) as checkpointer, atomic.replacing(output) as temporary:
         state = checkpointer.restore(State.unpack) if checkpointer.found else State.empty()
         for step in steps_after(state):
             state = state.join(step)
             checkpointer.offer(state.pack, f"the first {state.samples} of {total} samples")
-        files.fill(temporary, state.to_bytes())
+        atomic.fill(temporary, state.to_bytes())
     checkpointer.remove()
 
-`offer` costs next to nothing when no checkpoint is due. SIGINT and SIGTERM save what was offered last, from another thread
-(see `shutdown`); so what is offered must not change afterwards: arrays that the loop changes in place are copied first.
+`offer` costs almost nothing when no checkpoint is due. SIGINT and SIGTERM save the last offered state from another thread
+(see `shutdown`), so an offered state must not change afterwards: copy arrays that the loop changes in place.
 """
 
 from __future__ import annotations
@@ -45,42 +45,42 @@ if TYPE_CHECKING:
 
 State = TypeVar("State")
 Arrays = Mapping[str, npt.NDArray[Any]]
-Packed = tuple[Arrays, Mapping[str, container.Value]]  # of a state: arrays, and plain values beside them
+Packed = tuple[Arrays, Mapping[str, container.Value]]  # a state as named arrays and plain values
 
 SUFFIX = ".checkpoint"
 FORMAT = "bncli-checkpoint"
 SIGNATURE = b"\x89HDF\r\n\x1a\n\0"
 FORMAT_VERSION = 1
 EVERY = 10.0  # seconds between checkpoints
-SHARE = 20  # one that takes long to write comes less often: it takes at most 1/20 of the time
-AT_STOP = 96 << 20  # bytes of a state that is saved when the process is stopped: it has to end within a second
+SHARE = 20  # writing checkpoints takes at most 1/20 of the time: slow ones are written less often
+AT_STOP = 96 << 20  # largest state, in bytes, saved on a signal: the process has to end within a second
 SIZE_LIMIT = 16 << 30
-NAMED = 3  # differences in a message
+NAMED = 3  # differences listed in a message
 OWN = ("format", "format_version", "bncli", "fingerprint", "done")
 AGAIN = "or start again without --resume"
 
 
 class Checkpointer:
-    """Keeps the last whole state of a computation in `OUT.checkpoint`: now and then, and when the process is stopped.
+    """Saves the state of a computation in `OUT.checkpoint`, periodically and when the process is stopped.
 
-    A checkpoint that cannot be written is told once, and the computation goes on: its result is what counts.
+    If a checkpoint cannot be written, it warns once and the computation continues without.
 
     Parameters
     ----------
     output : str
-        The file that the computation makes.
+        The file that the computation writes.
     fingerprint : name -> plain value
-        What has to be the same for a checkpoint to go on: data, options, kernel, versions. `inputs`, a list of records
-        with `name`, `size` and the like, is compared one by one.
+        What must be equal in the run that resumes: data, options, kernel, versions. The records in its list `inputs`
+        (`name`, `size`, …) are compared one by one.
     resume : bool
-        Look for a checkpoint to go on from.
+        Resume from an existing checkpoint.
     inputs : sequence of str
-        Files that must never be written.
+        Files that must never be overwritten.
 
     Attributes
     ----------
     found : Packed or None
-        The state to go on from.
+        The state to resume from.
     path : str
 
     Raises
@@ -88,9 +88,9 @@ class Checkpointer:
     InputError
         When the checkpoint is damaged or of a newer format.
     MismatchError
-        When it belongs to other data, options or another kernel; the message names what differs.
+        When it belongs to a run with other data, options or another kernel; the message names what differs.
     OutputExistsError
-        When `OUT.checkpoint` is an input, or something else than a checkpoint.
+        When `OUT.checkpoint` is an input, or not a checkpoint.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Checkpointer:
         self.path = output + SUFFIX
         self._fingerprint, self._inputs = json.dumps(fingerprint, sort_keys=True, default=_plain), inputs
         self.found: Packed | None = None
-        self._kept = ""  # what the file holds of this computation, in words
+        self._kept = ""  # how far the saved state of this run goes, in words
         self._offered: tuple[Callable[[], Packed], str] | None = None
         self._due, self._warned = 0.0, False
         atomic.check_output(self.path, force=True, inputs=inputs)
@@ -110,7 +110,7 @@ class Checkpointer:
 
     @property
     def plan(self) -> str:
-        """What becomes of a checkpoint, in words; "" where there is none and none was asked for."""
+        """What happens to an existing checkpoint, in words; "" where there is none and none was asked for."""
         where = printable(self.path)
         if self._kept:
             return f"continues from {where}, which keeps {self._kept}"
@@ -119,12 +119,18 @@ class Checkpointer:
         return f"starts from the beginning and replaces {where}; --resume would continue it" * self._there
 
     def announce(self) -> None:
-        """Say what becomes of a checkpoint."""
+        """Warn (BnNote) what happens to an existing checkpoint."""
         if self.plan:
             warnings.warn(self.plan, BnNote, stacklevel=3)
 
     def restore(self, build: Callable[[Arrays, Mapping[str, Any]], State]) -> State:
-        """What `build` makes of the state that was found; its LookupError, TypeError or ValueError is an InputError."""
+        """Build a state from the one that was found.
+
+        Raises
+        ------
+        InputError
+            When `build` raises LookupError, TypeError or ValueError: the checkpoint is damaged.
+        """
         assert self.found is not None
         try:
             return build(*self.found)
@@ -132,14 +138,14 @@ class Checkpointer:
             raise InputError(self._damaged()) from None
 
     def offer(self, pack: Callable[[], Packed], done: str) -> None:
-        """Take note of a whole state, and save it when a checkpoint is due.
+        """Offer the current state; it is saved if a checkpoint is due.
 
         Parameters
         ----------
         pack : function
-            Gives the state; it may be called at any time until the next offer, also from another thread.
+            Returns the state. It may be called at any time until the next offer, also from another thread.
         done : str
-            How far it goes, in words: "the first 256 of 1,000 samples".
+            How far the state goes, in words: "the first 256 of 1,000 samples".
         """
         self._offered = pack, done
         start = time.monotonic()
@@ -150,20 +156,20 @@ class Checkpointer:
         except (BnError, OSError, MemoryError) as error:
             if not self._warned:
                 warnings.warn(
-                    f"{error or 'not enough memory'}; the run goes on without a checkpoint", BnWarning, stacklevel=3
+                    f"{error or 'not enough memory'}; the run continues without a checkpoint", BnWarning, stacklevel=3
                 )
             self._warned = True
         self._wait(time.monotonic() - start)
 
     def remove(self) -> None:
-        """Remove the checkpoint: the output is complete, or going on from it would help nobody."""
+        """Remove the checkpoint: the output is complete, or resuming would lead to the same failure."""
         self._kept, self._offered = "", None
         try:
             os.unlink(os.path.realpath(self.path))
         except FileNotFoundError:
             pass
         except OSError as error:
-            text = f"{printable(self.path)}: cannot be removed: {error.strerror}; it is of no more use"
+            text = f"{printable(self.path)}: cannot be removed: {error.strerror}; it is no longer needed"
             warnings.warn(text, BnWarning, stacklevel=3)
         atomic.sweep(self.path)
 
@@ -179,18 +185,18 @@ class Checkpointer:
         if isinstance(error, ResultBesideError):
             self.remove()
         elif isinstance(error, (BnError, OSError)) and self._kept:
-            warnings.warn(f"{self._way_on()} when the cause is gone", BnNote, stacklevel=3)
+            warnings.warn(f"{self._hint()} after fixing the cause", BnNote, stacklevel=3)
 
     def _wait(self, took: float) -> None:
         self._due = time.monotonic() + max(EVERY, SHARE * took)
 
     def _stopped(self) -> str | None:
-        """Save what was offered last, unless that takes too long; returns how to go on."""
-        with contextlib.suppress(BnError, OSError, MemoryError):  # what was saved before is still there
+        """Save the last offered state, unless it is too large; return how to resume."""
+        with contextlib.suppress(BnError, OSError, MemoryError):  # an earlier checkpoint is still there
             self._save(at_most=AT_STOP)
-        return self._way_on() if self._kept else None
+        return self._hint() if self._kept else None
 
-    def _way_on(self) -> str:
+    def _hint(self) -> str:
         return f"continue with --resume ({printable(self.path)} keeps {self._kept})"
 
     def _save(self, at_most: int | None = None) -> None:
@@ -215,7 +221,7 @@ class Checkpointer:
             self._offered = None
 
     def _loaded(self, content: bytes) -> tuple[Packed, str]:
-        """State and words of a checkpoint that fits this computation."""
+        """Return the state of a checkpoint of this run, and how far it goes in words."""
         where = printable(self.path)
         try:
             arrays, attributes = container.unpack(content, self.path)
@@ -240,11 +246,11 @@ class Checkpointer:
         return (arrays, rest), printable(attributes.get("done"))
 
     def _damaged(self) -> str:
-        return f"{printable(self.path)}: a damaged checkpoint; remove it, {AGAIN}"
+        return f"{printable(self.path)}: the checkpoint is damaged; remove it, {AGAIN}"
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """What differs between two fingerprints, in words.
+    """Describe how two fingerprints differ, in words.
 
     >>> list(differences({"eps": 1e-5, "inputs": []}, {"eps": 1e-3, "inputs": []}))
     ['eps was 1e-05, is 0.001']
@@ -259,24 +265,24 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
             yield f"there were {len(one or ())} inputs, there are {len(other or ())}"
         elif name == "times_ns" and one != other:
             yield "the file was modified or replaced"
-        elif json.dumps(one) != json.dumps(other):  # NaN is the same as NaN
+        elif json.dumps(one) != json.dumps(other):  # as text, so that NaN equals NaN
             yield f"{name} was {printable(one)}, is {printable(other)}"
 
 
 def _plain(value: Any) -> Any:
-    """A NumPy number as Python's, for JSON."""
+    """Convert a NumPy number to a Python one, for JSON."""
     return value.item()
 
 
 def _read(path: str) -> bytes | None:
-    """The bytes of a checkpoint; None where there is none."""
+    """Read a checkpoint; None if there is none."""
     if not os.path.exists(path):
         return None
     content = atomic.read_bytes(path, SIZE_LIMIT)
-    # of an HDF5 file that was cut: its header says where it ends (file format specification, II.A, version 0)
+    # a truncated HDF5 file, maybe ours: the superblock holds the end-of-file address (HDF5 specification, II.A, version 0)
     cut = content.startswith(SIGNATURE) and int.from_bytes(content[40:48], "little") > len(content)
     if content and not cut and FORMAT.encode() not in content:
         raise OutputExistsError(
-            f"{printable(path)}: exists and is not a checkpoint, whose name it has; move it, or give another output with -o"
+            f"{printable(path)}: exists and is not a bn checkpoint; move it, or give another output with -o"
         )
     return content

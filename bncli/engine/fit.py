@@ -38,8 +38,8 @@ from bncli.stats.record import Stats, provenance
 from bncli.system import atomic
 from bncli.version import __version__
 
-ROOM, ROOM_PER_FEATURE = 64 << 10, 256  # bytes of a stats file, at most, without long names
-FREE = ("workers", "max_memory", "dataset")  # options that do not change the result, or are part of an input's record
+ROOM, ROOM_PER_FEATURE = 64 << 10, 256  # largest size of a stats file without long names, in bytes
+FREE = ("workers", "max_memory", "dataset")  # options that do not change the result, or are in an input's record
 ROUNDED = "integers beyond 2^53 were rounded to float64"
 
 
@@ -153,15 +153,15 @@ def make_spec(options: dict[str, Any]) -> FitSpec:
 
 
 def open_inputs(addresses: Sequence[str], spec: FitSpec) -> DataSet:
-    """The data set of a fit; its files are opened, no value is read."""
+    """Open the inputs as one data set; no value is read."""
     data = Joined(expand(addresses), ReadOptions.of(spec))
-    if isinstance(spec.target, str) and spec.target.startswith(SEPARATOR):  # of the same file, and so not passed over
+    if isinstance(spec.target, str) and spec.target.startswith(SEPARATOR):  # the target was not passed over
         data.inputs = [replace(i, passed_over=max(0, i.passed_over - 1)) for i in data.inputs]
     return drawn(data, spec)
 
 
 def drawn(data: Joined, spec: FitSpec) -> DataSet:
-    """The samples in a seeded order under --shuffle. Learning draws orders of its own, another for each epoch."""
+    """Draw the samples in a seeded order under --shuffle; learning draws its own orders, a new one each epoch."""
     if not spec.shuffle or spec.target is not None:
         return data
     order = Order(data.shape[0], data.sample_size, spec.seed, shuffled=True)
@@ -183,16 +183,16 @@ def fit_to_file(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Stats, str]:
-    """Fit files and store the result; returns the Stats and where they went.
+    """Fit files and store the result; return the Stats and the path of their file.
 
-    A checkpoint beside the output keeps what was folded; `resume` goes on from it.
+    A checkpoint beside the output holds what was folded so far; `resume` continues from it.
 
     Raises
     ------
     OutputExistsError, WriteError
-        Before anything is computed, where that can be known.
+        Before anything is computed, where possible.
     InputError, MismatchError
-        When the checkpoint is damaged, or belongs to another run; see `Checkpointer`.
+        When the checkpoint is damaged or belongs to another run; see `Checkpointer`.
     """
     spec = FitSpec.of(options)
     with open_inputs(addresses, spec) as data:
@@ -213,13 +213,13 @@ def fit_to_file(
 
 
 def files_read(data: DataSet, spec: FitSpec) -> list[str]:
-    """Every file that a fit reads."""
+    """List every file that a fit reads."""
     others = (spec.gamma, spec.beta, spec.names, spec.like, spec.target)
     return data.files + [split(a)[0] for a in others if isinstance(a, str)]
 
 
 def default_output(address: str) -> str:
-    """The first input's stem plus .bn.h5, in the current folder.
+    """Return the first input's stem plus .bn.h5, in the current folder.
 
     >>> default_output("data/train.h5::/x")
     'train.bn.h5'
@@ -229,15 +229,15 @@ def default_output(address: str) -> str:
 
 @dataclass(frozen=True)
 class Task:
-    """A fit before the first value is read: everything that follows from the options and from shape and type of the data.
+    """A fit before the first value is read: what follows from the options and from the shape of the data.
 
     Attributes
     ----------
     data : DataSet
-        What is fitted; of an iterable of batches the first.
+        The data to fit; the first batch where an iterable of batches is fitted.
     spec : FitSpec
     batch_size : int
-        Samples in a batch: as the options say, or those of the first batch of an iterable.
+        Samples in a batch, from the options or from the first batch of an iterable.
     axis : int
     layout : Layout
     conventions : Conventions
@@ -271,7 +271,7 @@ class Task:
         return cls(data, spec, size, axis, layout, spec.conventions(), gamma, beta, names)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What changes the result, as plain values: what a checkpoint is compared by."""
+        """Everything that affects the result, as plain values; a checkpoint is compared by it."""
         options = {f.name: getattr(self.spec, f.name) for f in fields(FitOptions) if f.name not in FREE}
         inputs = [_source_record(i) | {"times_ns": i.times_ns} for i in self.data.inputs]
         return {
@@ -291,7 +291,7 @@ class Task:
         }
 
     def record(self, fold: Fold, sources: list[dict[str, Any]], learned: Learned | None = None) -> Stats:
-        """The statistics of what was folded; warns and raises as `finish`."""
+        """Make the Stats of what was folded; warns and raises as `finish`."""
         return finish(
             fold,
             self.conventions,
@@ -308,7 +308,7 @@ class Task:
         )
 
     def _targets(self) -> str | None:
-        """The inputs that the target is read from: addresses, with a hash of all that may change about them."""
+        """Addresses of the target's inputs, each with a hash of its shape, type, size and times; None without a target."""
         if self.spec.target is None or not isinstance(self.data, Joined):
             return None
         with open_target(self.spec, self.data) as targets:
@@ -322,8 +322,8 @@ def _content(values: bytes) -> str:
 
 def _fitted(task: Task, progress: Progress | None, checkpointer: Checkpointer | None = None) -> Stats:
     data, spec, learned = task.data, task.spec, None
-    # glibc gives memory back to the system at every fall in use, and page faults then cost a third of the run;
-    # having freed a large block once, it keeps as much
+    # glibc returns freed memory to the system each time use falls, and the page faults then cost a third of the run.
+    # Freeing one large block raises its threshold, so that it keeps that much
     np.empty(24 << 20, np.uint8)
     if isinstance(data, Joined) and spec.target is not None:
         conventions, gamma, beta = task.conventions, task.gamma, task.beta
@@ -356,17 +356,19 @@ def _folded(task: Task, progress: Progress | None, checkpointer: Checkpointer | 
 
 
 def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: Progress | None) -> Stats:
-    """Fit an iterable whose items are batches."""
+    """Fit an iterable of batches, each folded as it comes."""
     if spec.rows != (None, None):
         raise UsageError(
-            "rows cannot be taken from an iterable of batches; leave them out of it, or give an array or files"
+            "rows cannot be selected from an iterable of batches; select them before, or give an array or files"
         )
     if spec.target is not None:
         raise UsageError(
-            "an iterable of batches comes by once; learning goes over the data again: give an array or files"
+            "an iterable of batches can be read only once and learning reads the data several times; give an array or files"
         )
     if spec.shuffle:
-        raise UsageError("an iterable of batches is folded as it comes and cannot be shuffled; give an array or files")
+        raise UsageError(
+            "an iterable of batches cannot be shuffled, since each batch is folded as it comes; give an array or files"
+        )
     task: Task | None = None
     fold = Fold.empty(0)
     for item in batches:
@@ -376,9 +378,7 @@ def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: P
             task = Task.of(data, spec, samples)
             fold = Fold.empty(task.layout.features)
         elif data.shape[1:] != task.data.shape[1:]:
-            raise MismatchError(
-                f"a batch has samples of shape {data.shape[1:]}, the batches before {task.data.shape[1:]}"
-            )
+            raise MismatchError(f"a batch has samples of shape {data.shape[1:]}, earlier batches {task.data.shape[1:]}")
         missing = Missing(spec.nan == "omit", data.fill)
         part = fold_segment(data, task.layout, Segment(0, 1, samples), missing, task.conventions)
         fold = fold.join(part, task.conventions.momentum)

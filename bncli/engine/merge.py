@@ -1,4 +1,4 @@
-"""Merging stats files: parts of one data set that were fitted apart become one record."""
+"""Merging stats files: statistics of separately fitted parts of a data set are combined into those of the whole."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bncli.stats.record import Stats, load, provenance
 from bncli.system import atomic
 
 CONVENTIONS = ("momentum", "eps", "ddof", "init")
-WAY_OUT = "merge the population statistics alone with --population-only"
+HINT = "merge only the population statistics with --population-only"
 Affine = float | str | npt.NDArray[np.float64] | None
 
 
@@ -38,32 +38,32 @@ def merge(
     beta: Affine = None,
     where: Sequence[str] | None = None,
 ) -> Stats:
-    """Statistics of several parts of a data set as those of the whole.
+    """Combine the statistics of several parts of a data set into those of the whole.
 
-    The population's merge whatever the order (Chan, Golub & LeVeque 1983); the running ones as consecutive runs of one
-    recurrence, in the order given (`Running.merge`). They are those of one fit of the whole where the batches are: every
-    part but the last holds whole batches of the same size. Elsewhere they are the recurrence over the parts' own
-    batches, a warning says so, and `batch_size` is 0.
+    Population statistics merge in any order (Chan, Golub & LeVeque 1983). Running statistics merge as consecutive runs of
+    one recurrence, in the order given (`Running.merge`). They equal those of one fit of the whole if every part but the
+    last holds whole batches of the same size. Otherwise they are the recurrence over the parts' own batches, `batch_size`
+    is 0, and `merge` warns.
 
     Parameters
     ----------
     stats : Stats of C features each
-        Of the same features, names, axis and sample shape (where it is known: imported ones have none); with the same momentum, eps, ddof and init, and the state of
-        their recurrence.
+        With equal feature names, axis and sample shape (imported statistics have no sample shape), equal momentum, eps,
+        ddof and init, and the state of their recurrence.
     population_only : bool
-        Merge the population statistics alone: momentum becomes None, the running statistics the population's. The
-        other conventions are the first part's.
+        Merge only the population statistics and use them as the running statistics; momentum becomes None. The other
+        conventions are those of the first part.
     gamma, beta : number, address or array of shape (C,), optional
-        Of the result. By default the parts', which must agree.
+        Of the result. By default those of the parts, which must be equal.
     where : sequence of str, optional
-        What messages call the parts.
+        Names of the parts in messages.
 
     Raises
     ------
     MismatchError
-        Naming two parts and what differs, or the part that has nothing to merge.
+        Naming two parts and what differs, or a part without population statistics.
     UsageError
-        When there is no part, or gamma or beta is not finite.
+        When there are no parts, or gamma or beta is not finite.
 
     Examples
     --------
@@ -90,23 +90,23 @@ def merge(
         if not population_only:
             _check_recurrence(first, part, names[0], name)
     if any(part.learned is not None for part in parts):
-        text = "what was learned beside gamma and beta (head, optimiser, history) is of one part and is not merged"
+        text = "the learned head, optimizer state and history of a part are not merged, only gamma and beta"
         warnings.warn(text, BnWarning, stacklevel=3)
     affine = {name: _affine(name, given, parts, names) for name, given in (("gamma", gamma), ("beta", beta))}
     momentum = None if population_only else first.momentum
     conventions = Conventions(momentum, first.eps, first.ddof, first.init, first.axis, first.start)
-    if momentum is None and first.init == "like":  # nothing starts anywhere
+    if momentum is None and first.init == "like":  # without momentum there is no starting value
         conventions = replace(conventions, init="debias", start=None)
     fold = functools.reduce(lambda before, after: before.join(after, conventions.momentum), map(_fold, parts))
     if population_only:
         recurrence = replace(fold[Recurrence], running=_as_one_batch(fold[Population].moments, first.ddof))
         fold = fold.replace(recurrence)
-        _tell_conventions(parts, names)
+        _warn_of_conventions(parts, names)
     return finish(
         fold,
         conventions,
         axis=known.axis,
-        batch_size=_batch_size(parts, names, told=conventions.momentum is not None),
+        batch_size=_batch_size(parts, names, warn=conventions.momentum is not None),
         sample_shape=known.sample_shape,
         names=first.names,
         options={k: v for k, v in first.options.items() if all(k in p.options and p.options[k] == v for p in parts)},
@@ -125,12 +125,12 @@ def merge_files(
     beta: float | str | None = None,
     force: bool = False,
 ) -> tuple[Stats, list[str]]:
-    """Merge stats files and store the result; returns it and the files that were merged.
+    """Merge stats files and store the result; return it and the paths of the files that were merged.
 
     Raises
     ------
     OutputExistsError, WriteError
-        Before anything is merged, where that can be known.
+        Before anything is merged, where possible.
     InputError
         When a file is missing or not a stats file.
     MismatchError, UsageError
@@ -139,7 +139,7 @@ def merge_files(
     paths = expand(paths)
     read = [*paths, *(split(a)[0] for a in (gamma, beta) if isinstance(a, str))]
     with atomic.replacing(output, force=force, inputs=read) as temporary:
-        _tell_repeated(paths)
+        _warn_of_repeated(paths)
         names = [printable(path) for path in paths]
         stats = merge(map(load, paths), population_only=population_only, gamma=gamma, beta=beta, where=names)
         with open(temporary, "wb") as file:
@@ -148,21 +148,21 @@ def merge_files(
 
 
 def _fold(part: Stats) -> Fold:
-    """What a fit had accumulated when it was done."""
+    """Restore what a fit had accumulated at its end."""
     running = _as_one_batch(part.population, part.ddof) if part.running is None else part.running
     recurrence = Recurrence(running, part.num_batches, part.num_left_out)
     return Fold.empty(part.num_features).replace(Population(part.population), recurrence, Samples(part.num_samples))
 
 
 def _as_one_batch(population: Moments, ddof: int) -> Running:
-    """The state of a recurrence that folded the whole population as one batch."""
+    """Return the state of a recurrence that folded the whole population as one batch."""
     return Running.of(population[None], ddof)[0]
 
 
 def _check_data(known: Stats, part: Stats, known_name: str, name: str) -> None:
-    """Raise MismatchError where the parts are not of the same features, or there is nothing to merge."""
+    """Raise MismatchError when the parts have different features, or one has no population statistics."""
     if not part.population.count.any():
-        raise MismatchError(f"{name}: holds no population statistics (it was imported), so there is nothing to merge")
+        raise MismatchError(f"{name}: holds no population statistics (it was imported), so it cannot be merged")
     described = [_described(stats, stats.sample_shape or known.sample_shape) for stats in (known, part)]
     for what, one in described[0].items():
         if one != (other := described[1][what]):
@@ -179,7 +179,7 @@ def _check_data(known: Stats, part: Stats, known_name: str, name: str) -> None:
 
 
 def _described(stats: Stats, sample_shape: tuple[int, ...]) -> dict[str, Any]:
-    """What the parts must agree in, in words."""
+    """What must be equal in all parts, by the name that messages use."""
     rank = len(sample_shape) + 1
     return {
         "number of features": stats.num_features,
@@ -190,29 +190,29 @@ def _described(stats: Stats, sample_shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _check_recurrence(first: Stats, part: Stats, first_name: str, name: str) -> None:
-    """Raise MismatchError where the running statistics cannot go on from one part to the next."""
+    """Raise MismatchError when the running statistics of one part cannot continue those of another."""
     for convention in (
         CONVENTIONS if first.momentum is not None else CONVENTIONS[:-1]
     ):  # without momentum nothing starts
         one, other = getattr(first, convention), getattr(part, convention)
         if one != other:
             raise MismatchError(
-                f"{first_name} and {name} differ in {convention}: {one} and {other}, so their running statistics do not "
-                f"merge; fit with the same, or {WAY_OUT}"
+                f"{first_name} and {name} differ in {convention}: {one} and {other}, so their running statistics cannot "
+                f"be merged; fit with equal options, or {HINT}"
             )
     if first.start is not None and part.start is not None and first.start.tobytes() != part.start.tobytes():
         raise MismatchError(
-            f"{first_name} and {name} started from different statistics (--init like), so their running statistics do not "
-            f"merge; fit with the same, or {WAY_OUT}"
+            f"{first_name} and {name} started from different statistics (--init like), so their running statistics "
+            f"cannot be merged; fit with equal options, or {HINT}"
         )
     if part.momentum is not None and part.running is None:
         raise MismatchError(
-            f"{name}: holds no state of its recurrence, so its running statistics do not merge; fit again, or {WAY_OUT}"
+            f"{name}: holds no state of the recurrence, so its running statistics cannot be merged; fit again, or {HINT}"
         )
 
 
 def _affine(what: str, given: Affine, parts: Sequence[Stats], names: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Gamma or beta of the result: what was given, else what all parts have."""
+    """Gamma or beta of the result: as given, else that of all parts."""
     first: npt.NDArray[np.float64] = getattr(parts[0], what)
     if given is not None:
         return affine_parameter(given, len(first), what, DEFAULT_MEMORY)
@@ -221,23 +221,23 @@ def _affine(what: str, given: Affine, parts: Sequence[Stats], names: Sequence[st
         if (first != other).any():
             i = int(np.flatnonzero(first != other)[0])
             raise MismatchError(
-                f"{names[0]} and {name} differ in {what}: {first[i]} and {other[i]} for feature {i}; say which with --{what}"
+                f"{names[0]} and {name} differ in {what}: {first[i]} and {other[i]} for feature {i}; choose with --{what}"
             )
     return first
 
 
-def _batch_size(parts: Sequence[Stats], names: Sequence[str], told: bool) -> int:
-    """The batch size of the whole; 0, and a warning where it is to be `told`, where the batches are not of one size."""
+def _batch_size(parts: Sequence[Stats], names: Sequence[str], warn: bool) -> int:
+    """Return the batch size of the whole; 0 when batches differ in size, with a warning if `warn`."""
     size = parts[0].batch_size
     for i, (part, name) in enumerate(zip(parts, names, strict=True)):
         whole = part.num_samples == size * (part.num_batches + part.num_left_out) or i == len(parts) - 1
         if part.batch_size == size and whole:
             continue
-        if told:
+        if warn:
             warnings.warn(
-                f"the running statistics are the recurrence over the files' own batches, not over batches of {size} of the "
-                f"whole: {name} has {part.num_samples:,} samples in batches of {part.batch_size}. The population "
-                "statistics are those of the whole",
+                f"the running statistics are the recurrence over the files' own batches, which are not all of size {size}: "
+                f"{name} has {part.num_samples:,} samples in batches of {part.batch_size}. The population statistics "
+                "are those of the whole",
                 BnWarning,
                 stacklevel=4,
             )
@@ -245,8 +245,8 @@ def _batch_size(parts: Sequence[Stats], names: Sequence[str], told: bool) -> int
     return size
 
 
-def _tell_conventions(parts: Sequence[Stats], names: Sequence[str]) -> None:
-    """Warn where eps, ddof or init, which the population's merge does not need, are not the same in all parts."""
+def _warn_of_conventions(parts: Sequence[Stats], names: Sequence[str]) -> None:
+    """Warn when parts differ in eps, ddof or init, which merging the population does not need."""
     for what in ("eps", "ddof", "init"):
         kept = getattr(parts[0], what)
         others = [
@@ -254,11 +254,12 @@ def _tell_conventions(parts: Sequence[Stats], names: Sequence[str]) -> None:
         ]
         if others:
             more = f" and {len(others) - 1} more differ" if len(others) > 1 else ""
-            warnings.warn(f"{what} {kept} of {names[0]} is kept; {others[0]}{more}", BnWarning, stacklevel=4)
+            warnings.warn(f"using {what} {kept} of {names[0]}; {others[0]}{more}", BnWarning, stacklevel=4)
 
 
-def _tell_repeated(paths: Sequence[str]) -> None:
+def _warn_of_repeated(paths: Sequence[str]) -> None:
+    """Warn when a file is given more than once."""
     real = [os.path.realpath(path) for path in paths]
     for i, path in enumerate(paths):
         if real[i] in real[:i]:
-            warnings.warn(f"{printable(path)}: given twice, so its samples count twice", BnWarning, stacklevel=4)
+            warnings.warn(f"{printable(path)}: given twice, so its samples are counted twice", BnWarning, stacklevel=4)

@@ -1,7 +1,7 @@
-"""The drawn order of samples: which are held out, and a seeded shuffle of the others that streams.
+"""The order of samples: which are held out, and a seeded, streaming shuffle of the others.
 
-Index arithmetic alone, in memory that does not grow with the number of samples. Everything drawn comes from a hash of the
-seed and of what is drawn (splitmix64's, below), not from NumPy's generators, whose streams may change between versions.
+Index arithmetic only, in memory that does not grow with the number of samples. All random numbers are hashes (splitmix64) of
+the seed and of what is drawn, not of NumPy's generators, whose streams may change between versions.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-WINDOW_VALUES = 1 << 21  # values that are permuted among each other: 16 MB of float64
-WINDOW_SAMPLES = 1 << 18  # and no more samples than this, whose indices take memory too
-WINDOW_BLOCKS = 512  # a window holds blocks of so many places: the mean of 512 draws is within 0.1 sd but once in 40
-STRETCH = 64  # samples of which the exact fraction is held out
+WINDOW_VALUES = 1 << 21  # largest window, in values: 16 MB of float64
+WINDOW_SAMPLES = 1 << 18  # largest window, in samples: their indices take memory too
+WINDOW_BLOCKS = 512  # blocks in a window: the mean of 512 draws is within 0.1 sd of the truth 39 times in 40
+STRETCH = 64  # consecutive samples of which the exact fraction is held out
 STRETCHES_AT_ONCE = 1 << 12
-HELD, TURN, BLOCKS, WINDOW = range(4)  # what a hash is for
+HELD, TURN, BLOCKS, WINDOW = range(4)  # first number of a key: what its hashes decide
 
 Indices = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
@@ -29,24 +29,24 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True)
 class Order:
-    """The order in which samples are drawn, and which of them are held out.
+    """The order in which samples are drawn, and which are held out.
 
     Attributes
     ----------
     samples : int
-        N, of the data set.
+        N, the number of samples in the data set.
     values : int
-        Per sample. Sizes follow from it alone, never from files, chunks, workers or memory.
+        Values per sample. Window and block sizes depend only on it, not on files, chunks, workers or memory.
     seed : int
         0 to 2^64 - 1.
     holdout : float
-        0 <= F < 1. floor(F·N) samples are held out, with F read as the decimal that is written for it (0.3 is 3/10).
-        Each run of 64 samples gives its share, so the fraction holds wherever one looks; which of the 64 depends on
-        their indices and the seed.
+        0 <= F < 1. floor(F·N) samples are held out, F taken as the decimal number it is printed as (0.3 is 3/10). Each run
+        of 64 samples contributes its share, so the fraction holds locally; which of the 64 depends on their indices and the
+        seed.
     shuffled : bool
-        Draw the samples that are kept in a seeded order: blocks of consecutive samples, a permutation of the blocks,
-        windows of so many of them, and a permutation of the samples in each window. Data of at most one window and a
-        half is permuted completely. Else samples are drawn as they come.
+        Draw the kept samples in a seeded order: consecutive samples form blocks, the blocks are permuted, consecutive
+        blocks form windows, and the samples in each window are permuted. Data of at most one and a half windows is
+        permuted completely. If False, samples keep their order.
 
     Examples
     --------
@@ -63,26 +63,26 @@ class Order:
 
     @cached_property
     def held(self) -> int:
-        """Samples held out."""
+        """Number of samples held out."""
         return self._before(self.samples, held=True)
 
     @property
     def count(self) -> int:
-        """Samples kept."""
+        """Number of samples kept."""
         return self.samples - self.held
 
     @property
     def window(self) -> int:
-        """Samples that are permuted among each other; the last window has half to one and a half of them."""
+        """Samples per window; the last window has between half and one and a half times as many."""
         return max(1, min(WINDOW_SAMPLES, WINDOW_VALUES // self.values))
 
     @property
     def block(self) -> int:
-        """Consecutive samples that move together from window to window."""
+        """Samples per block: consecutive samples that go to the same window."""
         return max(1, self.window // WINDOW_BLOCKS)
 
     def indices(self, first: int, count: int, epoch: int = 0) -> Indices:
-        """Sample indices, of shape (count,), at drawn positions first to first + count; another order for every epoch."""
+        """Return the sample indices at positions first to first + count, of shape (count,). Each epoch has another order."""
         if not self.shuffled:
             return self._find([(first, count)], held=False)
         parts = [np.empty(0, np.int64)]
@@ -97,7 +97,7 @@ class Order:
         return np.concatenate(parts)
 
     def held_out(self, first: int, count: int) -> Indices:
-        """Sample indices, of shape (count,), of those held out, ascending, from the first-th on."""
+        """Return the indices of held-out samples number first to first + count, ascending, of shape (count,)."""
         return self._find([(first, count)], held=True)
 
     @cached_property
@@ -109,9 +109,9 @@ class Order:
         return max(1, (2 * self.count + self.window) // (2 * self.window))
 
     def _slots(self, start: int, stop: int, epoch: int) -> Indices:
-        """Sample indices in slots start to stop: whole blocks in a drawn order, then the shorter one.
+        """Return the sample indices in slots start to stop: whole blocks in a random order, then the last, shorter block.
 
-        The blocks are cut after turning the samples round by a drawn number, so that each sample may be in the shorter one.
+        Blocks are cut after rotating the samples by a random offset, so that any sample can be in the shorter block.
         """
         whole = self.count // self.block
         blocks = np.arange(start // self.block, -(-stop // self.block), dtype=np.uint64)
@@ -127,7 +127,7 @@ class Order:
         return self._find(zip(firsts, counts, strict=True), held=False)
 
     def _find(self, runs: Iterable[tuple[int, int]], *, held: bool) -> Indices:
-        """Sample indices of runs (first, count) among the samples that are held out, or kept."""
+        """Return the sample indices of runs (first, count), counted among the held-out or among the kept samples."""
         if not self.held:
             return np.concatenate([np.arange(first, first + count) for first, count in runs])
         stretches = [np.empty(0, np.int64)]
@@ -146,25 +146,25 @@ class Order:
         return np.concatenate([all_found[start : start + count] for start, count in taken])
 
     def _members(self, stretches: Indices, *, held: bool) -> Indices:
-        """Sample indices of those held out, or kept, of some stretches: the smallest hashes of each are held out."""
+        """Return the held-out, or kept, sample indices of some stretches: the smallest hashes of each are held out."""
         indices = stretches[:, None] * STRETCH + np.arange(STRETCH)
         there = indices < self.samples
         drawn = np.where(there, hashes(_key(HELD, self.seed), indices.astype(np.uint64)), ~np.uint64(0))
         before = np.array([[self._before(i * STRETCH, held=True) for i in (b, b + 1)] for b in stretches.tolist()])
         number = before[:, 1] - before[:, 0]
-        largest = np.sort(drawn, axis=1)[np.arange(len(number)), number - 1]  # of the hashes that are held out
+        largest = np.sort(drawn, axis=1)[np.arange(len(number)), number - 1]  # hash among those held out
         out = (drawn <= largest[:, None]) & (number > 0)[:, None]
         found: Indices = indices[(out == held) & there]
         return found
 
     def _before(self, samples: int, *, held: bool) -> int:
-        """How many of the first `samples` samples are held out, or kept; exact where that is a whole number of stretches."""
+        """Count the held-out, or kept, samples among the first `samples`; exact for whole stretches."""
         samples = min(samples, self.samples)
         out = self._share.numerator * samples // self._share.denominator
         return out if held else samples - out
 
     def _stretch(self, number: int, *, held: bool) -> int:
-        """The stretch of the number-th sample that is held out, or kept: the last with at most so many before it."""
+        """Find the stretch of the number-th held-out, or kept, sample: the last with at most that many before it."""
         share = self._share
         if held:
             return ((number + 1) * share.denominator - 1) // (share.numerator * STRETCH)
@@ -172,12 +172,11 @@ class Order:
 
 
 def swap_or_not(numbers: Keys, size: int, key: Keys) -> Keys:
-    """A permutation of 0 to size - 1 without an array of it; numbers from `size` on stay what they are.
+    """Permute 0 to size - 1 without storing the permutation; numbers from `size` on stay unchanged.
 
-    The swap-or-not shuffle of Hoang, Morris & Rogaway (2012), arXiv 1208.1176: in each round every number has a partner
-    (k - x modulo size), and a hash of the pair says whether the two change places. It serves any size, small ones too.
-    Three rounds for each bit of the size, and 32, keep its distance from a random permutation, by their bound, below
-    1e-5 for all that a few samples can tell.
+    The swap-or-not shuffle of Hoang, Morris & Rogaway (2012), arXiv 1208.1176: in each round every number x has a partner,
+    k - x modulo size, and a hash of the pair decides whether they swap. It works for any size. With 32 rounds plus three
+    per bit of the size, their bound puts the distance from a random permutation below 1e-5 for a few queried positions.
     """
     if size < 2:
         return numbers
@@ -194,16 +193,16 @@ def swap_or_not(numbers: Keys, size: int, key: Keys) -> Keys:
 
 
 def permutation(size: int, key: Keys) -> Indices:
-    """A permutation of 0 to size - 1, of at most 2^32: they are sorted by the upper bits of their hashes."""
+    """Return a permutation of 0 to size - 1, size <= 2^32: the numbers sorted by the upper bits of their hashes."""
     bits = np.uint64((size - 1).bit_length())
     numbers = np.arange(size, dtype=np.uint64)
-    order = hashes(key, numbers) >> bits << bits | numbers  # sorting both at once is faster than argsort
+    order = hashes(key, numbers) >> bits << bits | numbers  # sorting hash and number as one integer beats argsort
     order.sort()
     return (order & (np.uint64(1) << bits) - np.uint64(1)).astype(np.int64)
 
 
 def _key(*numbers: int) -> Keys:
-    """A hash of non-negative whole numbers, of shape (1,): a key for others."""
+    """Hash non-negative integers to a key, of shape (1,)."""
     key = np.zeros(1, np.uint64)
     for number in numbers:
         key = _mixed((key ^ np.uint64(number)) + _GOLDEN)
@@ -211,12 +210,12 @@ def _key(*numbers: int) -> Keys:
 
 
 def hashes(key: Keys, numbers: Keys) -> Keys:
-    """The outputs of these numbers of a splitmix64 generator that starts at `key`; different for different numbers."""
+    """Return outputs number `numbers` of a splitmix64 generator that starts at `key`; different numbers differ."""
     return _mixed(key + numbers * _GOLDEN)
 
 
 def _mixed(z: Keys) -> Keys:
-    """The finaliser of splitmix64 (Steele, Lea & Flood 2014, with Stafford's constants), a bijection of 64 bits."""
+    """Finalizer of splitmix64 (Steele, Lea & Flood 2014, with Stafford's constants), a bijection of 64 bits."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

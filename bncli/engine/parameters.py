@@ -1,4 +1,4 @@
-"""Gamma, beta and feature names of a fit: given as numbers, arrays and texts, or read from files."""
+"""Gamma, beta and feature names of a fit: given as values, or read from files."""
 
 from __future__ import annotations
 
@@ -19,12 +19,22 @@ Floats = npt.NDArray[np.float64]
 
 
 def affine_parameter(value: float | str | Floats, features: int, name: str, budget: int) -> Floats:
-    """Gamma or beta of shape (C,) from a number, an array, the address of one, or the stats file that holds it.
+    """Read gamma or beta, of shape (C,).
+
+    Parameters
+    ----------
+    value : float, array or str
+        A number for all features, an array of shape (C,), the address of one, or a stats file.
+    features : int
+        C.
+    name : "gamma" or "beta"
+    budget : int
+        Bytes of buffers.
 
     Raises
     ------
     UsageError
-        When a value is not finite. `name` says which parameter it is: gamma or beta.
+        When a value is not finite.
     MismatchError, InputError
         As `read_vector`, `load` and `per_feature`.
     """
@@ -34,7 +44,7 @@ def affine_parameter(value: float | str | Floats, features: int, name: str, budg
         read = getattr(load(value), name)
         if len(read) != features:
             raise MismatchError(
-                f"--{name} {printable(value)}: statistics of {len(read)} features, the data has {features} features"
+                f"--{name} {printable(value)}: holds {len(read)} features, the data has {features} features"
             )
     else:
         read = read_vector(value, features, name, budget)
@@ -47,17 +57,17 @@ def affine_parameter(value: float | str | Floats, features: int, name: str, budg
 def affine_and_names(
     spec: FitSpec, features: int, names: tuple[str, ...] | None
 ) -> tuple[Floats, Floats, tuple[str, ...] | None]:
-    """Gamma and beta, each of shape (C,), and the feature names that a fit stores.
+    """Read gamma and beta, each of shape (C,), and the feature names to store.
 
     Parameters
     ----------
     names : tuple of str or None
-        Those kept beside the data, used where the options give none and there is one for each feature.
+        Names stored with the data. They are used when the options give none, and there is one for each feature.
 
     Raises
     ------
     MismatchError
-        Where there are not as many names as features, or `like` has other names.
+        When the number of names given differs from the number of features, or the names differ from those of `like`.
     UsageError, InputError
         As `affine_parameter`.
     """

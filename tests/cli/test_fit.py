@@ -534,7 +534,7 @@ def test_an_output_that_appears_during_a_fit_is_kept_and_so_is_the_result(
 def test_no_feature_with_two_values(here: Path) -> None:
     save(here / "x.npy", table(1))
     with untouched(here):
-        check_refused(3, ["fit", "x.npy"], "needs two values per feature")
+        check_refused(3, ["fit", "x.npy"], "a variance needs at least two")
 
 
 def test_last_batch_of_one_is_left_out_and_told(here: Path) -> None:

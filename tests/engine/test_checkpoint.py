@@ -166,7 +166,7 @@ def test_stopped_when_all_was_folded(here: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(WriteError):
             fit_to_file(["x.npy"], spec, None, force=True)
     assert [str(w.message) for w in told if w.category is BnNote] == [
-        f"continue with --resume ({KEPT} keeps the first 3,000 of 3,000 samples) when the cause is gone"
+        f"continue with --resume ({KEPT} keeps the first 3,000 of 3,000 samples) after fixing the cause"
     ]
     monkeypatch.undo()
     monkeypatch.chdir(here)
@@ -434,7 +434,7 @@ def test_learning_goes_on_only_from_the_end_of_a_run(here: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bncli.engine.learning.setup.RUN_BATCHES", 4)
         stopped_fit(1, **options)
-    with pytest.raises(InputError, match="a damaged checkpoint"):
+    with pytest.raises(InputError, match="the checkpoint is damaged"):
         fitted(resume=True, **options)
 
 
@@ -466,7 +466,9 @@ def test_a_damaged_one_says_what_to_do(here: Path) -> None:
     Path(KEPT).write_bytes(whole[:-1000] + bytes(1000))
     args = ["fit", "x.npy", "--resume", "--nan", "omit", "--momentum", "0.99", "--batch-size", "16"]
     with untouched(here):
-        check_refused(3, args, f"{KEPT}: a damaged checkpoint; remove it, or start again without --resume", lines=1)
+        check_refused(
+            3, args, f"{KEPT}: the checkpoint is damaged; remove it, or start again without --resume", lines=1
+        )
     assert "replaces" in good(*[a for a in args if a != "--resume"]).err
     assert not os.path.exists(KEPT)
 
@@ -502,14 +504,14 @@ def test_a_forged_one_is_refused(here: Path, change: Any) -> None:
     """Its digest is right, its content is not."""
     stopped_fit()
     repacked(change)
-    with untouched(here), pytest.raises(InputError, match="a damaged checkpoint"):
+    with untouched(here), pytest.raises(InputError, match="the checkpoint is damaged"):
         fitted(resume=True)
 
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_file_that_only_has_its_name_is_not_touched(here: Path, resume: bool) -> None:
     Path(KEPT).write_bytes(b"weights of a network")
-    with untouched(here), pytest.raises(OutputExistsError, match=f"{KEPT}: exists and is not a checkpoint"):
+    with untouched(here), pytest.raises(OutputExistsError, match=f"{KEPT}: exists and is not a bn checkpoint"):
         fitted(resume=resume)
 
 

@@ -233,7 +233,7 @@ def test_gamma_and_beta_agree_or_are_given() -> None:
 def test_other_recurrences_do_not_merge_but_their_population_does(options: dict[str, Any], what: str) -> None:
     with pytest.raises(MismatchError, match=f"a and b differ in {what}.*--population-only"):
         bncli.merge([part(), part(**options)], where=["a", "b"])
-    with advised(*ANY_ADVICE, "is kept"):
+    with advised(*ANY_ADVICE, "using"):
         merged = bncli.merge([part(), part(**options)], population_only=True)
     x = np.arange(24.0).reshape(8, 3) ** 1.5
     np.testing.assert_allclose(merged.running_var, x.var(axis=0), rtol=1e-14)
@@ -241,7 +241,7 @@ def test_other_recurrences_do_not_merge_but_their_population_does(options: dict[
 
 
 def test_population_only_tells_which_eps_is_kept() -> None:
-    with pytest.warns(BnWarning, match=r"eps 1e-05 of part 0 is kept; part 1 has 0.001"):
+    with pytest.warns(BnWarning, match=r"using eps 1e-05 of part 0; part 1 has 0.001"):
         bncli.merge([part(), part(eps=1e-3)], population_only=True)
 
 
@@ -296,7 +296,7 @@ def test_axis_is_compared_as_a_place() -> None:
 
 
 def test_statistics_without_state_merge_their_population_alone() -> None:
-    with pytest.raises(MismatchError, match=r"part 1: holds no state of its recurrence.*--population-only"):
+    with pytest.raises(MismatchError, match=r"part 1: holds no state of the recurrence.*--population-only"):
         bncli.merge([part(), without_state(part())])
     assert merge([part(), without_state(part())], population_only=True).num_samples == 16
 

@@ -379,10 +379,14 @@ class Stats:
         count, mean, m2 = (arrays[f"population/{name}"] for name in ("count", "mean", "m2"))
         has_state = "state/k" in arrays
         low = [arrays[f"state/population_{n}_low"] if has_state else np.zeros(len(count)) for n in ("mean", "m2")]
-        population = Moments(count.astype(np.float64), np.where(count > 0, mean, 0.0), low[0], m2, low[1])
+        mean = np.where(count > 0, mean, 0.0)
+        population = Moments(count=count.astype(np.float64), mean=mean, mean_low=low[0], m2=m2, m2_low=low[1])
         running = (
             Running(
-                arrays["state/k"].astype(np.float64)[None], *(arrays[f"state/{n}"] for n in ("a", "a_low", "first"))
+                k=arrays["state/k"].astype(np.float64)[None],
+                a=arrays["state/a"],
+                a_low=arrays["state/a_low"],
+                first=arrays["state/first"],
             )
             if has_state
             else None

@@ -217,9 +217,11 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     """The long run is `python tests/faults/kills.py 100`."""
     make_data(tmp_path)
     chance, seen = random.Random(5), Killed()
-    for run, most in (("npy", 2), ("gzip", 4), ("two", 2)):
+    for run, most in (("npy", 2), ("gzip", 4), ("two", 2)) * 4:  # on a busy machine a kill may come too late
         killed = fit_killed(tmp_path, run, chance, most)
         seen.kills, seen.continued = seen.kills + killed.kills, seen.continued + killed.continued
+        if run == "two" and seen.kills >= 3 and seen.continued:
+            break
     assert seen.kills >= 3
     assert seen.continued >= 1
 

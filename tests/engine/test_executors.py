@@ -1,9 +1,11 @@
-"""Threads: the same bytes for any number of them, results in order, errors from the first that fails."""
+"""Executors: results in order, few tasks in flight, the first error, and the same bytes for any number of threads."""
 
 from __future__ import annotations
 
+import pickle
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import h5py
@@ -12,11 +14,14 @@ import pytest
 
 import bncli
 from bncli.engine.apply import ApplySpec, apply
-from bncli.engine.executors import in_threads
+from bncli.engine.executors import in_order, in_threads
+from bncli.engine.order import Order
 from bncli.errors import InputError
+from bncli.formats.dataset import Joined
+from bncli.formats.permuted import Drawn
 from bncli.numerics import layout
 
-from helpers import check_same_bytes  # isort: skip
+from helpers import check_same_bytes, save_h5, save_npy  # isort: skip
 
 
 @pytest.fixture
@@ -42,6 +47,40 @@ def test_no_more_than_two_tasks_a_worker_wait() -> None:
     assert len(begun) <= 7
     results.close()
     assert threading.active_count() < 50
+
+
+def test_tasks_that_have_not_begun_are_dropped() -> None:
+    pending: list[Future[int]] = []
+
+    def submit(task: int) -> Future[int]:
+        pending.append(Future())
+        if task < 2:
+            pending[-1].set_result(task)
+        return pending[-1]
+
+    results = in_order(submit, range(1000), 4)
+    assert [next(results), next(results)] == [0, 1]
+    results.close()
+    assert [p.cancelled() for p in pending] == [False, False, True, True, True]
+
+
+@pytest.mark.parametrize("kind", ["npy", "h5", "memory"])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_data_set_pickles_without_its_open_files(tmp_path: Path, kind: str, shuffled: bool) -> None:
+    x = np.random.default_rng(0).normal(size=(500, 6))
+    paths = {"npy": save_npy(tmp_path / "x.npy", x), "h5": save_h5(tmp_path / "x.h5", x, chunks=(70, 4))}
+    joined = Joined([paths[kind]] if kind in paths else x, rows=(3, None), budget=1 << 20)
+    order = Order(joined.shape[0], joined.sample_size, seed=5, shuffled=True)
+    data = Drawn(joined, order.indices, order.count, order.window, 1 << 20) if shuffled else joined
+    with data:
+        values = data.read(0, 600).copy()  # files are open, buffers are filled
+        content = pickle.dumps(data)
+        with pickle.loads(content) as other:
+            assert other.read(0, 600).tobytes() == values.tobytes()
+            assert (other.shape, other.most_readers, other.files) == (data.shape, data.most_readers, data.files)
+            other.check_unchanged()
+        assert data.read(600, 600).tobytes() != values.tobytes()
+    assert kind == "memory" or len(content) < 4000
 
 
 def test_the_first_error_in_order_is_raised() -> None:

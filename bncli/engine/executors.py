@@ -1,8 +1,8 @@
-"""Executors: who computes the tasks of a run. Results come back in the order of the tasks, whoever was faster.
+"""Executors: they map tasks over workers and return the results in the order of the tasks.
 
-A `Context` holds, as plain values that pickle, what a worker needs: the data set (addresses, not open files), the layout,
-the conventions. It reaches each worker once; the worker opens its own files from it. A task is a few numbers. So a thread,
-a process and another machine do the same work, and an executor is a few lines that say where:
+A `Context` holds what a worker needs as plain values that can be pickled: the data set (addresses, not open files), the
+layout, the conventions. It is sent to each worker once, and the worker opens its own files. A task is a few numbers. So a
+thread, a process and another machine do the same work, and an executor takes a few lines:
 
     def processes(context, tasks, workers):
         with ProcessPoolExecutor(workers, initializer=open_worker, initargs=(context,)) as pool:
@@ -21,54 +21,54 @@ from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-Task = TypeVar("Task", contravariant=True)
-Result = TypeVar("Result", covariant=True)
+T_contra = TypeVar("T_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
 
-TASKS_PER_WORKER = 2  # in flight: one under way, one that waits, so that no worker idles and results do not pile up
-
-
-class Context(Protocol[Task, Result]):
-    """What every worker needs, as plain values that pickle."""
-
-    def open(self) -> contextlib.AbstractContextManager[Callable[[Task], Result]]:
-        """Give one worker its function, with files of its own, which are closed at the end of the block."""
+TASKS_PER_WORKER = 2  # in flight: one is computed and one waits, so workers never idle and results do not pile up
 
 
-class Pending(Protocol[Result]):
-    """A result that is to come: a future of `concurrent.futures`, dask or mpi4py."""
+class Context(Protocol[T_contra, R_co]):
+    """What every worker needs, as plain values that can be pickled."""
 
-    def result(self) -> Result:
-        """Wait for it; raises what the task raised."""
+    def open(self) -> contextlib.AbstractContextManager[Callable[[T_contra], R_co]]:
+        """Open files for one worker and give it the function to call; the files are closed when the block ends."""
+
+
+class Pending(Protocol[R_co]):
+    """A future result, as of `concurrent.futures`, dask or mpi4py."""
+
+    def result(self) -> R_co:
+        """Wait for the result, or raise the task's error."""
 
     def cancel(self) -> object:
-        """Drop the task if it has not begun."""
+        """Drop the task if it has not started."""
 
 
 class Executor(Protocol):
     """Maps tasks to results, in order, with few tasks in flight.
 
-    When the caller stops early (an error, Ctrl-C), tasks that have not begun are dropped. The first error in the order of
-    the tasks is raised, as it was raised in the worker.
+    If the caller stops early, tasks that have not started are dropped. The error raised is the first in the order of the
+    tasks, of the class and with the message that the worker raised.
     """
 
     def __call__(self, context: Context[T, R], tasks: Iterable[T], workers: int) -> Iterator[R]:
-        """Results of the context's function for each task."""
+        """Yield the result of the context's function for each task."""
 
 
 def available() -> int:
-    """CPUs that this process may use."""
+    """Count the CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def mapped(context: Context[T, R], tasks: Iterable[T], workers: int) -> Iterator[R]:
-    """Results of all tasks, in order, from the executor in use."""
+    """Yield the results of all tasks, in order, from the default executor."""
     return EXECUTORS[DEFAULT](context, tasks, workers)
 
 
 def in_order(submit: Callable[[T], Pending[R]], tasks: Iterable[T], most: int) -> Iterator[R]:
-    """Results of submitted tasks, in order; at most `most` are in flight, and no result is held for longer than that."""
+    """Submit tasks and yield their results in order; at most `most` tasks are in flight, finished ones included."""
     waiting: deque[Pending[R]] = deque()
     try:
         for task in tasks:
@@ -83,9 +83,9 @@ def in_order(submit: Callable[[T], Pending[R]], tasks: Iterable[T], most: int) -
 
 
 def in_threads(function: Callable[[T], R], tasks: Iterable[T], threads: int, most: int) -> Iterator[R]:
-    """Results of function(task), in order, computed by so many threads; with 0 by the caller's own, as they are asked for.
+    """Yield function(task) for each task, in order, computed by a pool of threads, or by the caller's own for 0 threads.
 
-    At most `most` tasks are in flight. When the caller stops early, tasks that have not begun are dropped.
+    At most `most` tasks are in flight. If the caller stops early, tasks that have not started are dropped.
     """
     if not threads:
         yield from map(function, tasks)
@@ -95,7 +95,7 @@ def in_threads(function: Callable[[T], R], tasks: Iterable[T], threads: int, mos
 
 
 def threads(context: Context[T, R], tasks: Iterable[T], workers: int) -> Iterator[R]:
-    """Threads of this process, each with files of its own. One worker is the caller's own thread."""
+    """Use threads of this process, each with its own open files. A single worker is the caller's own thread."""
     local = threading.local()
     with contextlib.ExitStack() as opened:
 
@@ -108,19 +108,19 @@ def threads(context: Context[T, R], tasks: Iterable[T], workers: int) -> Iterato
         yield from in_threads(run, tasks, workers if workers > 1 else 0, TASKS_PER_WORKER * workers)
 
 
-_worker: Callable[[Any], Any] | None = None  # this process's, where it is a worker
+_worker: Callable[[Any], Any] | None = None  # the function of this process, if it is a worker
 _opened = contextlib.ExitStack()
 
 
 def open_worker(context: Context[Any, Any]) -> None:
-    """Make this process a worker: the initializer of executors that run tasks in other processes."""
+    """Make this process a worker: for the initializer of executors that run tasks in other processes."""
     global _worker
     _opened.close()
     _worker = _opened.enter_context(context.open())
 
 
 def run_task(task: Any) -> Any:
-    """The result of a task in a process that `open_worker` made a worker."""
+    """Compute a task in a process that `open_worker` made a worker."""
     assert _worker is not None
     return _worker(task)
 

@@ -1,6 +1,6 @@
-"""What a pass over the data accumulates: parts, each made of the batches of a segment, and merged in their order.
+"""What a pass over the data accumulates: parts, each computed from the batches of a segment and merged in order.
 
-Adding a part takes a class and a line in PARTS: it is then computed by every worker, merged, and kept in checkpoints.
+To add a part, write a class and add a line to PARTS: workers then compute it, and it is merged and saved in checkpoints.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 EXACT_INTEGERS = 2**53  # float64 holds every integer up to here
-AT_ONCE = 1 << 20  # values read at a time
+AT_ONCE = 1 << 20  # values per read
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Batches:
-    """The consecutive batches of a segment, as a worker read them: what every part is made of.
+    """The consecutive batches of a segment, as a worker read them: every part is computed from them.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class Batches:
     conventions : Conventions
     moments : Moments of shape (B, C)
     marked : tuple of int
-        For each mark of the data set, how many of the values equal a declared fill value, or lie outside a valid range.
+        Number of values that each mark of the data set declares missing (a fill value, or outside a valid range).
     """
 
     data: DataSet
@@ -63,13 +63,13 @@ class Batches:
 
     @property
     def samples(self) -> int:
-        """Samples in all batches together."""
+        """Number of samples in all batches."""
         return self.segment.batches * self.segment.samples
 
     def values(self) -> Iterator[tuple[int, Array]]:
-        """The values as they are stored, read once more in pieces: position of the first, and values of shape (n,).
+        """Read the stored values again, in pieces: (position of the first, values of shape (n,)).
 
-        Those that do not count (missing ones) are among them. A piece is overwritten by the next.
+        Missing values are included. The next piece overwrites the last.
         """
         size = self.layout.sample_size
         start, stop = self.segment.first * size, (self.segment.first + self.samples) * size
@@ -77,40 +77,41 @@ class Batches:
             yield first, self.data.read(first, min(AT_ONCE, stop - first))
 
     def features(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Which feature the values at these positions belong to."""
+        """Return the features of the values at these positions."""
         found: npt.NDArray[np.int64] = positions % self.layout.row_size // self.layout.positions
         return found
 
 
 class Part:
-    """Base of the parts: a frozen dataclass of arrays, records of arrays, and plain numbers.
+    """Base class of parts. A part is a frozen dataclass of arrays, records of arrays, and plain numbers.
 
-    `of`, `merge` and `empty` are a part's own; how it is stored follows from its fields.
+    Subclasses define `empty`, `of` and `merge`; how a part is stored follows from its fields.
 
     Attributes
     ----------
     EACH_EPOCH : bool
-        Goes on in every epoch of learning, which draws the same samples again. Else it is of the first epoch alone.
+        Whether learning continues the part in every epoch, although each draws the same samples again. Parts that
+        describe the values are accumulated in the first epoch only.
     """
 
     EACH_EPOCH: ClassVar[bool] = False
 
     @classmethod
     def empty(cls, features: int) -> Self:
-        """Nothing yet, of C features: the identity of `merge`. By default, the defaults of its fields."""
+        """Return the identity of `merge` for C features; by default, the part with the defaults of its fields."""
         return cls()
 
     @classmethod
     def of(cls, batches: Batches) -> Self:
-        """The part of consecutive batches."""
+        """Compute the part of consecutive batches."""
         raise NotImplementedError
 
     def merge(self, later: Self, momentum: float | None) -> Self:
-        """Both together; the batches of `later` follow these."""
+        """Combine with the part of the batches that follow."""
         raise NotImplementedError
 
     def arrays(self) -> dict[str, Array]:
-        """Its arrays by name, those of a record each for itself."""
+        """Return all arrays by name, including those inside records."""
         found: dict[str, Array] = {}
         for name, value in vars(self).items():
             if isinstance(value, Record):
@@ -120,12 +121,18 @@ class Part:
         return found
 
     def attributes(self) -> dict[str, Value]:
-        """Its plain numbers by name; unlike arrays they have no part's name before theirs in a file."""
+        """Return plain numbers by name. In a file their names, unlike those of arrays, are not prefixed with the part's."""
         return {name: int(value) for name, value in vars(self).items() if isinstance(value, int)}
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, Array], attributes: Mapping[str, Any], features: int) -> Self:
-        """What `arrays` and `attributes` gave; raises LookupError, TypeError or ValueError when it is something else."""
+        """Restore what `arrays` and `attributes` returned, for C features.
+
+        Raises
+        ------
+        LookupError, TypeError, ValueError
+            When something is missing, or of another shape or type.
+        """
         empty = cls.empty(features)
         for name, array in empty.arrays().items():
             if (arrays[name].shape, arrays[name].dtype) != (array.shape, array.dtype):
@@ -167,15 +174,15 @@ class Population(Part):
 
 @dataclass(frozen=True)
 class Recurrence(Part):
-    """The running statistics and the batches that they are of.
+    """The running statistics, and how many batches were folded.
 
     Attributes
     ----------
     running : Running
     batches : int
-        Batches folded: those with two values of some feature.
+        Batches folded: those in which some feature has two values.
     left_out : int
-        The others.
+        The other batches.
     """
 
     EACH_EPOCH = True
@@ -204,7 +211,7 @@ class Recurrence(Part):
 
 @dataclass(frozen=True)
 class Samples(Part):
-    """How many samples were read."""
+    """Number of samples read."""
 
     samples: int = 0
 
@@ -220,7 +227,7 @@ class Samples(Part):
 
 @dataclass(frozen=True)
 class Rounded(Part):
-    """Whether there are integers beyond 2^53, which float64 rounds."""
+    """Whether the data holds integers beyond 2^53, which float64 rounds."""
 
     rounded: bool = False
 
@@ -231,7 +238,7 @@ class Rounded(Part):
             return cls()
         with np.errstate(invalid="ignore"):
             reach = np.abs(batches.population.mean) + np.sqrt(batches.population.m2)  # no value lies farther from 0
-        if not (reach >= EXACT_INTEGERS).any():  # so the values need not be read once more
+        if not (reach >= EXACT_INTEGERS).any():  # so the values need not be read again
             return cls()
         found = (
             max(int(values.max()), -int(values.min())) for _, values in batches.values()
@@ -245,7 +252,7 @@ class Rounded(Part):
 
 @dataclass(frozen=True)
 class Marked(Part):
-    """Values that the data set declares not to be data, and that were taken for data; a count for each of its marks."""
+    """For each mark of the data set, the number of values that it declares missing but that were taken for data."""
 
     marked: tuple[int, ...] = ()
 

@@ -1,4 +1,4 @@
-"""apply: the values of batchnorm.normalize, in the right place, format and type; or nothing at all."""
+"""apply: the values of batchnorm.normalize, in the right place, format and type; or no output."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_folder_several_inputs_and_rows() -> None:
     assert told == [(2, 13), (8, 13), (13, 13)]
     for i, rows in enumerate((slice(3, None), slice(None), slice(0, 5))):
         check_equal(np.load(f"out/part-{i + 9}.npy"), normal(stats_of(), parts[i][rows]))
-    report = run(stats_of(), ["part-*.npy"], "out", rows=(0, 3), force=True)  # a folder that exists; one input is left
+    report = run(stats_of(), ["part-*.npy"], "out", rows=(0, 3), force=True)  # the folder exists; one input is left
     assert report.outputs == ["out/part-9.npy"]
 
 
@@ -294,7 +294,7 @@ def test_two_inputs_one_output() -> None:
 
 @pytest.mark.parametrize("how", ["shorter", "longer", "touched"])
 def test_an_input_that_changes_before_its_turn(here: Path, how: str) -> None:
-    """Inputs are looked at before the first is read: what is read must be what was seen."""
+    """Inputs are opened for checks before the first is read; one that changed in between is refused."""
     save(Path("a.npy"), np.zeros((5, 3)))
     save(Path("b.npy"), np.zeros((5, 3)))
 

@@ -1,4 +1,4 @@
-"""Checkpoints: a run that is stopped anywhere and resumed gives the same bytes; one that does not fit is refused."""
+"""Checkpoints: a run stopped anywhere and resumed gives the same bytes; a checkpoint of another run is refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KEPT = "x.bn.h5.checkpoint"
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Data of 12 segments in a folder of its own, and a checkpoint after each."""
+    """A folder with data of 12 segments; a checkpoint is written after each."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(layout, "PENDING_VALUES", 64)
     monkeypatch.setattr(checkpoint, "EVERY", 0)
@@ -47,11 +47,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Stopped(BaseException):
-    """Stands for SIGKILL: unwinds without anything being saved."""
+    """Stands in for SIGKILL: nothing is saved."""
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, segments: int) -> None:
-    """Let the next fit end after so many segments."""
+    """Stop the next fit after this many segments."""
     real, left = Checkpointer.offer, [segments]
 
     def offer(self: Checkpointer, parts: Any, done: str) -> None:
@@ -70,7 +70,7 @@ def fitted(resume: bool = False, **options: Any) -> bncli.Stats:
 
 
 def stopped_fit(segments: int = 5, **options: Any) -> None:
-    """Leave a checkpoint of so many segments."""
+    """Leave a checkpoint after this many segments."""
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, segments)
         with pytest.raises(Stopped):
@@ -101,7 +101,7 @@ def test_stopped_after_any_segment(here: Path, options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("options", [{"holdout": 0.25}, {"optimizer": "sgd", "shuffle": False}, {"loss": "mse"}])
 def test_learning_stopped_after_any_run_of_batches(here: Path, options: dict[str, Any]) -> None:
-    """The optimiser's moments, the order of batches, the history and the comparison go on as if nothing had been."""
+    """The optimizer's moments, the order of batches, the history and the comparison continue unchanged."""
     rng = np.random.default_rng(3)
     x = rng.standard_normal((200, 4))
     save(here / "x.npy", x)
@@ -150,7 +150,7 @@ def test_stopped_after_every_segment_in_turn(here: Path) -> None:
 
 
 def test_stopped_when_all_was_folded(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when the output could not be written at the end."""
+    """As if the output could not be written at the end."""
     whole = fitted()
     fill = atomic.fill
 
@@ -233,7 +233,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
 def test_a_signal_keeps_what_was_done_and_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, words: str
 ) -> None:
-    """With a checkpoint after an hour: what is kept was saved because of the signal."""
+    """The next checkpoint is due in an hour, so what is found was saved because of the signal."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(layout, "PENDING_VALUES", 256)  # as in EAGER
     save(tmp_path / "x.npy", table(200_000, 3))
@@ -282,7 +282,7 @@ def test_nothing_is_promised_when_nothing_was_done(tmp_path: Path) -> None:
     assert contents(tmp_path).keys() == {"x.npy"}
 
 
-# --- what is said
+# --- messages
 
 
 def test_without_a_checkpoint_it_starts_from_the_beginning(here: Path) -> None:
@@ -291,7 +291,7 @@ def test_without_a_checkpoint_it_starts_from_the_beginning(here: Path) -> None:
     assert good("fit", "x.npy", "--nan", "omit", "--resume", "-f", "-q").err == ""
 
 
-def test_continuing_and_replacing_are_told(here: Path) -> None:
+def test_continuing_and_replacing_are_reported(here: Path) -> None:
     args = ["fit", "x.npy", "--nan", "omit", "--momentum", "0.99", "--batch-size", "16"]
     stopped_fit(2)
     done = container.unpack(Path(KEPT).read_bytes(), "c")[1]["samples"]
@@ -316,7 +316,7 @@ def test_an_error_leaves_the_checkpoint_and_says_so(here: Path) -> None:
     assert contents(here).keys() == {"x.npy", KEPT}
 
 
-# --- what does not fit
+# --- checkpoints of other runs
 
 
 def modified(here: Path) -> None:
@@ -369,7 +369,7 @@ def test_another_kernel_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_other_segments_are_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint ends at a segment's edge; going on from another place would lose samples."""
+    """A checkpoint ends on a segment boundary; continuing from elsewhere would lose samples."""
     stopped_fit()
     monkeypatch.setattr(layout, "PENDING_VALUES", 200)
     with pytest.raises(MismatchError, match="samples per segment was 192, is 640"):
@@ -398,7 +398,7 @@ def test_workers_and_memory_may_change(here: Path) -> None:
         resumed, _ = fit_to_file(
             ["x.npy"], spec, None, force=True, resume=True, progress=lambda done, *rest: seen.append(done)
         )
-    assert seen[0] == kept > 0  # it went on, and did not start again
+    assert seen[0] == kept > 0  # it was resumed, not started again
     check_same_bytes(resumed, whole)
 
 
@@ -419,7 +419,7 @@ def test_three_differences_are_named(here: Path) -> None:
 def test_a_large_state_is_not_saved_when_the_process_is_stopped(
     here: Path, monkeypatch: pytest.MonkeyPatch, at_most: int, kept: bool
 ) -> None:
-    """The process has to end within a second; what was saved before stays."""
+    """The process has to end within a second; an earlier checkpoint stays."""
     monkeypatch.setattr(checkpoint, "AT_STOP", at_most)
     monkeypatch.setattr(checkpoint, "EVERY", 600.0)
     with Checkpointer("z", {}, resume=False) as kept_by:
@@ -440,7 +440,7 @@ def test_learning_goes_on_only_from_the_end_of_a_run(here: Path) -> None:
         fitted(resume=True, **options)
 
 
-# --- what is damaged, newer, or no checkpoint
+# --- damaged and newer checkpoints, and other files
 
 
 def test_every_flipped_byte_and_every_cut_is_refused(here: Path) -> None:
@@ -503,7 +503,7 @@ def test_a_newer_format_names_who_wrote_it(here: Path) -> None:
     ],
 )
 def test_a_forged_one_is_refused(here: Path, change: Any) -> None:
-    """Its digest is right, its content is not."""
+    """With a correct digest and wrong content."""
     stopped_fit()
     repacked(change)
     with untouched(here), pytest.raises(InputError, match="the checkpoint is damaged"):
@@ -572,7 +572,7 @@ def test_what_takes_long_comes_less_often(here: Path, monkeypatch: pytest.Monkey
     assert np.diff(written).min() >= 100
 
 
-def test_a_full_disk_is_told_once_and_the_run_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_warns_once_and_the_run_continues(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill = atomic.fill
 
     def full(temporary: str, content: bytes) -> None:
@@ -588,7 +588,7 @@ def test_a_full_disk_is_told_once_and_the_run_goes_on(here: Path, monkeypatch: p
     assert contents(here).keys() == {"x.npy", "x.bn.h5"}
 
 
-def test_one_that_cannot_be_removed_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_cannot_be_removed_warns(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unlink = os.unlink
 
     def stuck(path: str) -> None:
@@ -617,7 +617,7 @@ def test_a_failed_checkpoint_leaves_the_one_before(here: Path, monkeypatch: pyte
 
 
 def test_fingerprint_holds_every_option_that_matters() -> None:
-    """An option added later is in it, unless it is named as one that changes nothing."""
+    """New options are part of it, unless named as not affecting the result."""
     from bncli.engine.fit import FREE
     from bncli.engine.plan import FitSpec
 
@@ -626,5 +626,5 @@ def test_fingerprint_holds_every_option_that_matters() -> None:
 
 
 def test_bits_see_a_difference(here: Path) -> None:
-    """The comparison of this file can fail."""
+    """The comparison used in this file can fail."""
     assert bits(fitted()) != bits(fitted(momentum=0.98))

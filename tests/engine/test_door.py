@@ -1,4 +1,4 @@
-"""From outside, used from the command line: an executor in a few lines and one row in the table, and a part."""
+"""An executor and a part added from outside, without touching bncli, and used from the command line."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from bncli.engine.parts import Batches, Part
 from bncli.errors import InputError
 from bncli.stats import container
 
-X = np.random.default_rng(0).normal(3, 2, (12_000, 200)).astype("f4")  # some segments
+X = np.random.default_rng(0).normal(3, 2, (12_000, 200)).astype("f4")  # several segments
 OPTIONS = ("--batch-size", 8, "-j", 2, "-q")
 calls: list[int] = []
 
 
 def processes(context: Context[T, R], tasks: Iterable[T], workers: int) -> Iterator[R]:
     calls.append(workers)
-    spawn = multiprocessing.get_context("spawn")  # new interpreters: what they know was pickled
+    spawn = multiprocessing.get_context("spawn")  # new interpreters: all they know was pickled
     with ProcessPoolExecutor(workers, spawn, initializer=open_worker, initargs=(context,)) as pool:
         yield from in_order(lambda task: pool.submit(run_task, task), tasks, TASKS_PER_WORKER * workers)
 
@@ -94,7 +94,7 @@ def test_an_array_in_memory_and_apply(toy: pytest.MonkeyPatch) -> None:
 
 @dataclass(frozen=True)
 class Zeros(Part):
-    """A part from outside: how many values of each feature are 0."""
+    """The number of zeros of each feature."""
 
     zeros: npt.NDArray[np.int64]
 
@@ -133,7 +133,7 @@ def test_a_part_reaches_checkpoints_and_survives_resume(toy: pytest.MonkeyPatch)
     toy.setattr(checkpoint.Checkpointer, "offer", stopping)
     check_refused(3, ["fit", "x.npy", *OPTIONS], "stopped")
     good("fit", "x.npy", *OPTIONS, "--resume")
-    assert len(kept) == len({samples for samples, _ in kept}) > 3  # the second run went on from the second segment
+    assert len(kept) == len({samples for samples, _ in kept}) > 3  # the second run continued after the second segment
     for samples, zeros in kept:
         assert zeros == (x[:samples] == 0).sum(0).tolist()
     assert kept[-1][0] == len(x)

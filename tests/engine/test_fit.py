@@ -1,4 +1,4 @@
-"""Fitting: arrays, batches and files, in any division, against exact rational truth; and the same bytes."""
+"""Fitting arrays, batches and files, divided in any way, against exact rational truth; and the same bytes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MOMENTA = (0.0, 0.5, 0.9, 0.999, 1 - 1e-9)
 
 
 def fit(source: Any, **options: Any) -> Stats:
-    """Fit data that may well drift, be constant or have missing values; advice on that is tested elsewhere."""
+    """Fit data that may drift, be constant or have missing values; the warnings are tested elsewhere."""
     with advised(*ANY_ADVICE):
         return bncli.fit(source, **options)
 
@@ -49,7 +49,7 @@ def representable(x: Array, batch_size: int) -> bool:
 
 
 def write_parts(folder: Path, x: Array, cuts: list[int], seed: int = 0) -> list[str]:
-    """Write x in parts, .npy and HDF5 of various layouts by turns, and byte and memory orders too; skip empty ones."""
+    """Write x in parts of various formats, layouts, byte and memory orders; empty parts are skipped."""
     rng = np.random.default_rng(seed)
     paths = []
     for i, (start, stop) in enumerate(itertools.pairwise(cuts)):

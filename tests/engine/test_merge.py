@@ -1,4 +1,4 @@
-"""Merging parts: the whole again, against exact rational truth; and what does not merge."""
+"""Merging parts gives the whole, against exact rational truth; what cannot be merged is refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ import bncli.exchange
 from bncli import Stats
 from bncli.errors import BnWarning, InputError, MismatchError, UsageError
 
-INITS = ["debias", "zeros", "unit", "first"]  # `like` needs statistics to start from: see test_cli_fit
+INITS = ["debias", "zeros", "unit", "first"]  # `like` needs statistics to start from: see cli/test_fit
 MOMENTA = [0.0, 1e-3, 0.5, 0.9, 0.99, 0.999999999]
 
 
@@ -56,7 +56,7 @@ def without_state(stats: Stats) -> Stats:
 
 
 def check_whole(merged: Stats, whole: Stats) -> None:
-    """Assert what is counted; the numbers are checked against exact truth."""
+    """Assert the counts; numbers are checked against exact truth."""
     for name in (
         "num_samples",
         "num_batches",
@@ -267,7 +267,7 @@ def test_other_names_never_merge_and_are_shown_without_controls() -> None:
 
 @pytest.mark.parametrize("suffix", [".json", ".csv", ".npz"])
 def test_a_sample_shape_that_is_not_known_is_any(tmp_path: Path, suffix: str) -> None:
-    """Such files keep the population, but no sample shape; in whatever order, the parts that have one must agree in it."""
+    """Imported files have a population but no sample shape; parts that have one must agree, in any order."""
     one, two = (fit(x, axis=-2) for x in np.split(np.random.default_rng(2).normal(size=(60, 3, 2)), 2))
     bncli.exchange.write(two, str(tmp_path / f"two{suffix}"))
     back = bncli.exchange.read(str(tmp_path / f"two{suffix}"))

@@ -1,4 +1,4 @@
-"""The drawn order: nobody lost, nobody twice, the same in any slices, evenly spread, in little memory."""
+"""The order of samples: each exactly once, the same in any slices, evenly spread, in little memory."""
 
 from __future__ import annotations
 
@@ -127,9 +127,9 @@ class TestOrder:
             # 512 blocks of 16; a tenth of them is 51, with a standard deviation of less than sqrt(51)
             assert (np.abs(tenths - 819.2) < 5 * 16 * math.sqrt(51)).all()
 
-    def test_neighbours_in_a_window_are_permuted(self) -> None:
+    def test_neighbors_in_a_window_are_permuted(self) -> None:
         order = np.array(drawn(Order(50_000, 1 << 8, 3, shuffled=True)))
-        # of 16 samples of a block in a window of 8192, one in 8192 / 15 has a neighbour of its block after it
+        # of 16 samples of a block in a window of 8192, one in 8192 / 15 has a neighbor of its block after it
         together = int((order[1:] // 16 == order[:-1] // 16).sum())
         assert together < 50_000 * 15 / 8192 + 6 * math.sqrt(50_000 * 15 / 8192)
 
@@ -175,7 +175,7 @@ class TestPermutations:
         check_even([found[p] for p in itertools.permutations(range(size))], each)
 
     def test_swap_or_not_spreads_pairs(self) -> None:
-        """Where two neighbours go, jointly: 5 by 5 places of 1000."""
+        """Where two neighbors go, jointly: 5 by 5 places of 1000."""
         size, keys = 1000, 1500
         cells: Counter[tuple[int, int]] = Counter()
         for key in range(keys):

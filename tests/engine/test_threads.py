@@ -1,4 +1,4 @@
-"""Several threads at once: each gets what it would have got alone."""
+"""Several threads at once: each gets the same result as alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Call = Callable[[Stats, Path], object]
 
 @pytest.fixture(autouse=True)
 def _switching() -> Iterator[None]:
-    """Let threads take turns as often as they can."""
+    """Switch between threads as often as possible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield

@@ -102,7 +102,7 @@ def _run(args: list[str]) -> int:
         error.show()
         return 2
     except click.ClickException as error:
-        return _said(f"error: {_in_words(error)}", 2, running.debug)
+        return _said(f"error: {printable(_in_words(error))}", 2, running.debug)
     except (KeyboardInterrupt, click.Abort):  # under another program's main; see `shutdown`
         return _said("interrupted; outputs are as they were", 130, running.debug)
     except BnError as error:

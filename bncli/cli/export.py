@@ -23,7 +23,7 @@ from bncli.exchange import formats
         OUTPUT,
         CHOICE,
         "FORMAT",
-        tuple(formats("write")),
+        lambda: formats("write"),
         usual="by OUT's suffix",
     ),
     "--to",

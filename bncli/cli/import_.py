@@ -21,7 +21,7 @@ from bncli.exchange import formats
         INPUT,
         CHOICE,
         "FORMAT",
-        tuple(formats("read")),
+        lambda: formats("read"),
         usual="by FILE's suffix",
     ),
     "--from",

@@ -42,7 +42,7 @@ class Grouped(click.Option):
             if more["default"] is None:
                 long = f"{long}/--no-{long[2:]}"
         else:
-            more["metavar"] = declared.metavar or f"[{'|'.join(declared.choices)}]"
+            more["metavar"] = declared.metavar or f"[{'|'.join(declared.allowed)}]"
             more["type"] = Value(long, declared)
         super().__init__([name, *filter(None, [declared.short]), long], help=help, **more)
 
@@ -59,8 +59,8 @@ class Value(click.ParamType):  # type: ignore[type-arg]  # generic in newer vers
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Choices, files, and the datasets of a file."""
-        if self.declared.choices:
-            return [CompletionItem(choice) for choice in self.declared.choices if choice.startswith(incomplete)]
+        if allowed := self.declared.allowed:
+            return [CompletionItem(choice) for choice in allowed if choice.startswith(incomplete)]
         return complete_address(incomplete) if self.declared.kind.file else []
 
 

@@ -7,7 +7,7 @@ Making an instance converts and checks every value, so Python and the command li
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -54,7 +54,7 @@ class Option:
     kind : Kind
     metavar : str
         What stands for the value in the help; the choices where there are some.
-    choices : tuple of str
+    choices : tuple of str, or a function that returns them
     usual : str
         The default in words, where the value itself does not say it.
     check : function, optional
@@ -67,10 +67,15 @@ class Option:
     group: str
     kind: Kind
     metavar: str = ""
-    choices: tuple[str, ...] = ()
+    choices: Sequence[str] | Callable[[], Sequence[str]] = ()
     usual: str = ""
     check: Callable[[Any], str] | None = None
     short: str = ""
+
+    @property
+    def allowed(self) -> Sequence[str]:
+        """The choices; none where any value of the kind is taken."""
+        return self.choices() if callable(self.choices) else self.choices
 
     def parse(self, flag: str, text: str) -> object:
         """The value that a text stands for; `flag` is what messages call the option."""
@@ -101,8 +106,8 @@ class Option:
         types = self.kind.types
         if types and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
             raise self._wrong(flag, value)
-        if self.choices and value not in self.choices:
-            raise UsageError(f"{flag} {value!r} is not one of {', '.join(self.choices)}")
+        if (allowed := self.allowed) and value not in allowed:
+            raise UsageError(f"{flag} {value!r} is not one of {', '.join(allowed)}")
         if self.check and (problem := self.check(value)):
             raise UsageError(f"{flag} {value!r:.80}: {problem}")
         return value

@@ -131,7 +131,7 @@ def test_like_goes_on_from_a_stats_file(labelled: Path) -> None:
 def test_merge_says_what_it_leaves_out(labelled: Path) -> None:
     good(*fit(labelled, "--target", "::/y", "--epochs", 2, "--lr", "1e-9", "--optimizer", "sgd"))
     result = good("merge", labelled.parent / "s.bn.h5", "-o", labelled.parent / "m.bn.h5")
-    assert "is not merged" in result.err
+    assert "are not merged" in result.err
     assert bncli.load(str(labelled.parent / "m.bn.h5")).learned is None
 
 

@@ -19,6 +19,7 @@ from bncli.engine.order import Order
 from bncli.errors import InputError
 from bncli.formats.dataset import Joined
 from bncli.formats.permuted import Drawn
+from bncli.formats.reading import ReadOptions
 from bncli.numerics import layout
 
 from helpers import check_same_bytes, save_h5, save_npy  # isort: skip
@@ -69,7 +70,7 @@ def test_tasks_that_have_not_begun_are_dropped() -> None:
 def test_a_data_set_pickles_without_its_open_files(tmp_path: Path, kind: str, shuffled: bool) -> None:
     x = np.random.default_rng(0).normal(size=(500, 6))
     paths = {"npy": save_npy(tmp_path / "x.npy", x), "h5": save_h5(tmp_path / "x.h5", x, chunks=(70, 4))}
-    joined = Joined([paths[kind]] if kind in paths else x, rows=(3, None), budget=1 << 20)
+    joined = Joined([paths[kind]] if kind in paths else x, ReadOptions(rows=(3, None), max_memory=1 << 20))
     order = Order(joined.shape[0], joined.sample_size, seed=5, shuffled=True)
     data = Drawn(joined, order.indices, order.count, order.window, 1 << 20) if shuffled else joined
     with data:

@@ -446,7 +446,7 @@ def test_targets_that_do_not_fit(tmp_path: Path) -> None:
     refused(UsageError, "needs integer labels", x, target=labels / 2, loss="cross-entropy")
     refused(UsageError, "--activation tanh", x, target=x, activation="tanh")
     refused(InputError, "every label is 4", x, target=np.full(100, 4))
-    refused(UsageError, "no such|comes by once", iter([x]), target=labels)
+    refused(UsageError, "no such|read only once", iter([x]), target=labels)
     files = [save_h5(tmp_path / f"{i}.h5", x[:50]) for i in range(2)]
     for path, count in zip(files, (40, 60), strict=True):
         with h5py.File(path, "a") as file:

@@ -281,7 +281,7 @@ def finish(fold: Fold, conventions: Conventions, *, names: tuple[str, ...] | Non
             f"--like has no running statistics of {int(unknown.sum())} of {len(mean)} features ({first} is the first); those "
             "start afresh, as with --init debias",
             BnWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     stats = Stats(
         mean,
@@ -295,5 +295,5 @@ def finish(fold: Fold, conventions: Conventions, *, names: tuple[str, ...] | Non
         **vars(conventions) | rest,
     )
     for text in advice(stats):
-        warnings.warn(text, BnWarning, stacklevel=4)
+        warnings.warn(text, BnWarning, stacklevel=5)
     return stats

@@ -228,16 +228,15 @@ def default_output(address: str) -> str:
 
 
 @dataclass(frozen=True)
-class Task:
-    """A fit before the first value is read: what follows from the options and from the shape of the data.
+class Setting:
+    """What follows from the options and from the shape of the data, before a value is read.
 
     Attributes
     ----------
-    data : DataSet
-        The data to fit; the first batch where an iterable of batches is fitted.
     spec : FitSpec
     batch_size : int
         Samples in a batch, from the options or from the first batch of an iterable.
+    sample_shape : tuple of int
     axis : int
     layout : Layout
     conventions : Conventions
@@ -245,9 +244,9 @@ class Task:
     names : tuple of str or None
     """
 
-    data: DataSet
     spec: FitSpec
     batch_size: int
+    sample_shape: tuple[int, ...]
     axis: int
     layout: Layout
     conventions: Conventions
@@ -256,19 +255,48 @@ class Task:
     names: tuple[str, ...] | None
 
     @classmethod
-    def of(cls, data: DataSet, spec: FitSpec, batch_size: int | None = None) -> Task:
+    def of_shape(cls, shape: tuple[int, ...], names: tuple[str, ...] | None, spec: FitSpec, batch_size: int) -> Setting:
         """Check data and options together.
 
         Raises
         ------
         UsageError, MismatchError, InputError
-            Where they do not fit, or gamma, beta or names cannot be read.
+            When they do not fit, or gamma, beta or names cannot be read.
         """
-        axis, size = spec.feature_axis(data.shape), batch_size or spec.batch_size
-        layout = Layout.of(data.shape, axis)
-        check_batch(layout, size, data.shape[0])
-        gamma, beta, names = affine_and_names(spec, layout.features, data.names)
-        return cls(data, spec, size, axis, layout, spec.conventions(), gamma, beta, names)
+        axis = spec.feature_axis(shape)
+        layout = Layout.of(shape, axis)
+        check_batch(layout, batch_size, shape[0])
+        gamma, beta, names = affine_and_names(spec, layout.features, names)
+        return Setting(spec, batch_size, shape[1:], axis, layout, spec.conventions(), gamma, beta, names)
+
+    def record(self, fold: Fold, sources: list[dict[str, Any]], learned: Learned | None = None) -> Stats:
+        """Make the Stats of what was folded; warns and raises as `finish`."""
+        return finish(
+            fold,
+            self.conventions,
+            names=self.names,
+            axis=self.axis,
+            batch_size=self.batch_size,
+            sample_shape=self.sample_shape,
+            gamma=self.gamma,
+            beta=self.beta,
+            learned=learned,
+            options=options_record(self.spec),
+            kernel=compiled.NAME,
+            provenance=provenance(sources),
+        )
+
+
+@dataclass(frozen=True)
+class Task(Setting):
+    """A fit of a data set, before the first value is read."""
+
+    data: DataSet
+
+    @classmethod
+    def of(cls, data: DataSet, spec: FitSpec) -> Task:
+        """Check data and options together; raises as `Setting.of_shape`."""
+        return cls(**vars(Setting.of_shape(data.shape, data.names, spec, spec.batch_size)), data=data)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that affects the result, as plain values; a checkpoint is compared by it."""
@@ -289,23 +317,6 @@ class Task:
             "beta": _content(self.beta.tobytes()),
             "names": _content(repr(self.names).encode()),
         }
-
-    def record(self, fold: Fold, sources: list[dict[str, Any]], learned: Learned | None = None) -> Stats:
-        """Make the Stats of what was folded; warns and raises as `finish`."""
-        return finish(
-            fold,
-            self.conventions,
-            names=self.names,
-            axis=self.axis,
-            batch_size=self.batch_size,
-            sample_shape=self.data.shape[1:],
-            gamma=self.gamma,
-            beta=self.beta,
-            learned=learned,
-            options=options_record(self.spec),
-            kernel=compiled.NAME,
-            provenance=provenance(sources),
-        )
 
     def _targets(self) -> str | None:
         """Addresses of the target's inputs, each with a hash of its shape, type, size and times; None without a target."""
@@ -369,26 +380,28 @@ def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: P
         raise UsageError(
             "an iterable of batches cannot be shuffled, since each batch is folded as it comes; give an array or files"
         )
-    task: Task | None = None
+    setting: Setting | None = None
     fold = Fold.empty(0)
     for item in batches:
         data = Joined(ArraySource(item).array, ReadOptions.of(spec))
         samples = data.shape[0]
-        if task is None:
-            task = Task.of(data, spec, samples)
-            fold = Fold.empty(task.layout.features)
-        elif data.shape[1:] != task.data.shape[1:]:
-            raise MismatchError(f"a batch has samples of shape {data.shape[1:]}, earlier batches {task.data.shape[1:]}")
+        if setting is None:
+            setting = Setting.of_shape(data.shape, None, spec, samples)
+            fold = Fold.empty(setting.layout.features)
+        elif data.shape[1:] != setting.sample_shape:
+            raise MismatchError(
+                f"a batch has samples of shape {data.shape[1:]}, earlier batches {setting.sample_shape}"
+            )
         missing = Missing(spec.nan == "omit", data.fill)
-        part = fold_segment(data, task.layout, Segment(0, 1, samples), missing, task.conventions)
-        fold = fold.join(part, task.conventions.momentum)
+        part = fold_segment(data, setting.layout, Segment(0, 1, samples), missing, setting.conventions)
+        fold = fold.join(part, setting.conventions.momentum)
         if progress:
             progress(fold.samples, None, 0)
-    if task is None:
+    if setting is None:
         raise InputError("there is no batch to fit")
     if fold[Rounded].rounded:
         warnings.warn(ROUNDED, BnWarning, stacklevel=3)
-    return task.record(fold, [])
+    return setting.record(fold, [])
 
 
 def _source_record(entry: Input) -> dict[str, Any]:

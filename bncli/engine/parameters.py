@@ -86,7 +86,7 @@ def affine_and_names(
         warnings.warn(
             f"the dataset's {len(names)} feature names are not used: the data has {features} features",
             BnWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
         names = None
     check_storable(names or ())

@@ -71,7 +71,7 @@ def cli() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run bn and leave the process with one of the exit codes of the README."""
+    """Run bn and leave the process with one of the exit codes of docs/reliability.md."""
     args = list(sys.argv[1:] if argv is None else argv)
     # closed by the caller: a result that nobody can get is an error, a message is not
     sys.stdout = sys.stdout or Closed()

@@ -60,7 +60,7 @@ class Stats:
         Weight of the old value when a batch is folded; None means that the running statistics are the population's, the
         variance with ddof.
     eps, ddof, init, axis, batch_size, sample_shape
-        The conventions of the fit (see README). `sample_shape` is () where it is not known.
+        The conventions of the fit (see docs/numerics.md). `sample_shape` is () where it is not known.
     num_samples, num_batches, num_left_out : int
         Samples seen, batches folded, and batches too small to fold.
     names : tuple of str or None
@@ -318,7 +318,7 @@ class Stats:
         }
 
     def to_bytes(self) -> bytes:
-        """The stats file, as described in the README."""
+        """The stats file, as described in docs/stats-file.md."""
         arrays: dict[str, npt.NDArray[Any]] = {
             "running_mean": self.running_mean,
             "running_var": self.running_var,

@@ -1,4 +1,4 @@
-"""bn export, as a person and a script see it; and the README's examples, run."""
+"""bn export, as a person and a script see it; and the examples of its page, run."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def test_help_lists_every_format() -> None:
     assert "fold" not in exchange.formats("read")
 
 
-def test_every_format_is_in_the_readme_and_has_its_verbs() -> None:
-    section = readme_section()
+def test_every_format_is_on_its_page_and_has_its_verbs() -> None:
+    section = page()
     for name, entry in exchange.FORMATS.items():
         assert f"| `{name}` |" in section
         module = importlib.import_module(entry.module)
@@ -133,36 +133,32 @@ def test_names_with_controls_are_shown_escaped(here: Path) -> None:
     assert no_controls(result.out)
 
 
-def readme_section() -> str:
-    text = (ROOT / "README.md").read_text()
-    return re.search(r"\n## Other frameworks\n(.*?)\n## ", text, re.DOTALL)[1]  # type: ignore[index]
+def page() -> str:
+    return (ROOT / "docs" / "frameworks.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.peer
 @pytest.mark.parametrize("title", ["PyTorch", "ONNX"])
-def test_readme_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, title: str) -> None:
-    """Run the commands and the code of the README as they stand there; what it shows is all that they print."""
+def test_the_example_on_the_page_gives_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, title: str
+) -> None:
+    """Run the commands and the code as they stand there (tests/test_docs.py compares what they print)."""
     peer("torch" if title == "PyTorch" else "onnxruntime")
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "sample_data", "sample_data")
-    text = readme_section().partition("### PyTorch")[2]
-    commands, code = blocks(text, title)
     good("fit", "sample_data/images.h5", "--axis", "1", "-o", "images.bn.h5", "-q")
-    for line in commands.splitlines():
-        if line.startswith("$ bn "):
-            result = good(*line.removeprefix("$ bn ").split(), "-f")
-            shown = commands.partition(line)[2].partition("$ bn ")[0].strip().splitlines()
-            assert (result.err + result.out).splitlines() == shown
+    section = re.search(rf"\n## {title}\n(.*?)\n## ", page(), re.DOTALL)
+    assert section
+    code = re.search(r"```python\n(.*?)```", section[1], re.DOTALL)
+    assert code
+    commands = re.findall(r"^\$ bn (export .*)$", section[1][: code.start()], re.MULTILINE)
+    assert commands
+    for command in commands:
+        good(*command.split(), "-f")
     found: dict[str, Any] = {}
-    exec(compile(code, title, "exec"), found)
+    exec(compile(code[1], title, "exec"), found)
     x = np.load("sample_data/images_heldout.npy").astype(np.float32)
     check_agrees(found["y"], bncli.load("images.bn.h5"), x)
-
-
-def blocks(text: str, title: str) -> tuple[str, str]:
-    """The commands and the code under a title."""
-    part = text.partition("### ONNX")[0 if title == "PyTorch" else 2]
-    return tuple(re.search(rf"```{kind}\n(.*?)```", part, re.DOTALL)[1] for kind in ("console", "python"))  # type: ignore[index,return-value]
 
 
 def test_starts_light() -> None:

@@ -1,4 +1,4 @@
-"""The arithmetic of learning: gradients against torch autograd and differences, whole trainings against torch."""
+"""The arithmetic of training: gradients against torch autograd and finite differences, optimizers against torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helpers import peer
 
 from bncli.numerics import batchnorm, compiled, learning
 from bncli.numerics.layout import Layout
-from bncli.numerics.learning import Model, Optimizer, Training
+from bncli.numerics.learning import Model, ModelState, Optimizer
 
 Array = npt.NDArray[Any]
 SHAPES = [((50, 6), -1), ((7, 3, 4, 5), 1), ((9, 4, 5, 3), -1), ((300, 200), -1), ((5, 4, 6), 1)]
@@ -21,7 +21,7 @@ CASES = [("cross-entropy", 1), ("cross-entropy", 3), ("mse", 1), ("mse", 4), ("m
 
 
 def problem(shape: tuple[int, ...], axis: int, loss: str, outputs: int, activation: str) -> tuple[Model, Array, ...]:
-    """A model, its parameters (drawn, none of them 0), a batch and a target."""
+    """A model, its parameters (random, none of them 0), a batch and a target."""
     rng = np.random.default_rng(outputs)
     model = Model(Layout.of(shape, axis), outputs, activation, loss, 1e-3)
     x = rng.standard_normal(shape) * 3 + 10
@@ -33,7 +33,7 @@ def problem(shape: tuple[int, ...], axis: int, loss: str, outputs: int, activati
 
 
 def loss_and_gradient(model: Model, values: Array, x: Array, target: Array, axis: int) -> learning.LossGradient:
-    """In training mode: with the batch's own statistics."""
+    """Loss and gradient in training mode, with the statistics of the batch."""
     batch = batchnorm.moments(x, axis)
     return learning.loss_and_gradient(model, values, x, batch.mean, batch.variance(), target)
 
@@ -76,7 +76,7 @@ class TorchNet:
         return np.concatenate([p.grad.numpy().reshape(-1) for p in self.parameters()])
 
 
-def drawn(shape: tuple[int, ...], axis: int, loss: str, outputs: int, activation: str) -> Any:
+def headed_problem(shape: tuple[int, ...], axis: int, loss: str, outputs: int, activation: str) -> Any:
     return problem(shape, axis, loss, outputs, activation if outputs else "identity")
 
 
@@ -84,7 +84,7 @@ def drawn(shape: tuple[int, ...], axis: int, loss: str, outputs: int, activation
 @pytest.mark.parametrize(("loss", "outputs"), CASES)
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
 def test_are_torch_autograds(shape: tuple[int, ...], axis: int, loss: str, outputs: int, activation: str) -> None:
-    model, values, x, target = drawn(shape, axis, loss, outputs, activation)
+    model, values, x, target = headed_problem(shape, axis, loss, outputs, activation)
     net = TorchNet(model, values, len(shape), axis)
     expected = net.loss(x, target)
     expected.backward()
@@ -97,7 +97,7 @@ def test_are_torch_autograds(shape: tuple[int, ...], axis: int, loss: str, outpu
 @pytest.mark.parametrize("activation", learning.ACTIVATIONS)
 @pytest.mark.parametrize(("loss", "outputs"), CASES)
 def test_gradient_is_the_central_difference(loss: str, outputs: int, activation: str) -> None:
-    model, values, x, target = drawn((40, 5), -1, loss, outputs, activation)
+    model, values, x, target = headed_problem((40, 5), -1, loss, outputs, activation)
     found, h = loss_and_gradient(model, values, x, target, -1), 1e-6
     for i in range(model.size):
         up, down = (
@@ -108,7 +108,7 @@ def test_gradient_is_the_central_difference(loss: str, outputs: int, activation:
 
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
 def test_gradient_of_gamma_and_beta_is_that_of_backward(shape: tuple[int, ...], axis: int) -> None:
-    model, values, x, target = drawn(shape, axis, "mse", 0, "identity")
+    model, values, x, target = headed_problem(shape, axis, "mse", 0, "identity")
     gamma, beta, _, _ = model.split(values)
     y, cache = batchnorm.forward(x, gamma, beta, eps=model.eps, axis=axis)
     _, dgamma, dbeta = batchnorm.backward(2 * (y - target) / y.size, cache)
@@ -123,7 +123,7 @@ def test_gradient_of_gamma_and_beta_is_that_of_backward(shape: tuple[int, ...], 
 def test_both_kernels_agree(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], axis: int, loss: str, outputs: int, activation: str
 ) -> None:
-    model, values, x, target = drawn(shape, axis, loss, outputs, activation)
+    model, values, x, target = headed_problem(shape, axis, loss, outputs, activation)
     one = loss_and_gradient(model, values, x, target, axis)
     monkeypatch.setattr(compiled, "AVAILABLE", False)
     other = loss_and_gradient(model, values, x, target, axis)
@@ -133,7 +133,7 @@ def test_both_kernels_agree(
 
 
 def activations(activation: str, y: Array) -> Array:
-    """The activations of y as `loss_and_gradient` has them: the gradient of weights of 0 at an output that is to be -1/2."""
+    """The activations of y as `loss_and_gradient` computes them: the gradient of zero weights, with a target of -1/2."""
     model = Model(Layout(1, len(y), 1), 1, activation, "mse", 0.0)
     one, zero = np.ones(1), np.zeros(1)
     values = model.join(learning.Parameters(one, zero, zero[:, None], zero))
@@ -177,7 +177,7 @@ def test_nan_is_not_hidden_by_an_activation(activation: str, outputs: int) -> No
 
 
 def exact_loss(model: Model, values: Array, x: Array, labels: Array) -> float:
-    """Cross-entropy of a head without activation on x as it is, in 64 digits."""
+    """Cross-entropy of a head on x, without normalization and activation, in 64 digits."""
     with decimal.localcontext() as context:
         context.prec = 64
         _, _, weight, bias = (v.tolist() for v in model.split(values))
@@ -231,24 +231,24 @@ def test_fifty_steps_are_torchs(name: str, decay: int, loss: str, outputs: int, 
     schedulers = torch.optim.lr_scheduler
     constant = schedulers.ConstantLR(theirs, factor=1)
     schedule = schedulers.CosineAnnealingLR(theirs, T_max=decay) if decay else constant
-    ours, training = Optimizer(name, 0.02, decay), Training.begin(values)
+    ours, state = Optimizer(name, 0.02, decay), ModelState.begin(values)
     for taken in range(50):
         x = rng.standard_normal((32, 8)) * 5 - 2
         target = rng.integers(outputs, size=32) if loss == "cross-entropy" else rng.standard_normal((32, outputs or 8))
-        training = ours.step(training, loss_and_gradient(model, training.values, x, target, -1).gradient, taken)
+        state = ours.step(state, loss_and_gradient(model, state.values, x, target, -1).gradient, taken)
         theirs.zero_grad()
         net.loss(x, target).backward()
         theirs.step()
         schedule.step()
-    assert np.abs(training.values - values).max() > 1e-3
-    np.testing.assert_allclose(training.values, net.values(), rtol=0, atol=1e-10)
+    assert np.abs(state.values - values).max() > 1e-3
+    np.testing.assert_allclose(state.values, net.values(), rtol=0, atol=1e-10)
 
 
-def test_training_packs_and_unpacks_exactly() -> None:
+def test_model_state_packs_and_unpacks_exactly() -> None:
     rng = np.random.default_rng(0)
-    training = Training(*rng.standard_normal((3, 7)), steps=12)
-    again = Training.unpack(*training.pack())
-    assert [v.tobytes() for v in again.pack()[0].values()] == [v.tobytes() for v in training.pack()[0].values()]
+    state = ModelState(*rng.standard_normal((3, 7)), steps=12)
+    again = ModelState.unpack(*state.pack())
+    assert [v.tobytes() for v in again.pack()[0].values()] == [v.tobytes() for v in state.pack()[0].values()]
     assert again.steps == 12
 
 

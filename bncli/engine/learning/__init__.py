@@ -1,1 +1,1 @@
-"""Learning gamma and beta by backpropagation."""
+"""Training of gamma and beta by backpropagation."""

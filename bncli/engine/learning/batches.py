@@ -1,4 +1,4 @@
-"""Batches of learning: read in their drawn order, and their statistics folded run by run."""
+"""Training batches: read in shuffled order, with their statistics folded run by run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from bncli.engine.accumulate import Fold, segment_moments
 from bncli.engine.executors import in_threads
-from bncli.engine.learning.setup import Lesson
+from bncli.engine.learning.setup import Setup
 from bncli.engine.parts import Batches
 from bncli.engine.plan import Segment
 from bncli.errors import InputError, printable
@@ -24,45 +24,53 @@ from bncli.numerics.layout import Values
 from bncli.numerics.moments import Moments
 from bncli.stats.conventions import Conventions
 
-AHEAD_BYTES = 16 << 20  # of batches that are read ahead
+AHEAD_BYTES = 16 << 20  # maximum size of the batches read ahead
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
 
 class Batch(NamedTuple):
-    """A batch as it was read: its samples and their targets, mean and variance of its features.
+    """A batch of samples with its targets and statistics.
 
-    The last batch of a run also has the fold of all so far; the others have None.
+    Attributes
+    ----------
+    x : array of shape (N, ...)
+    targets : array of shape (N, ...)
+        As `Setup.encode` returns them.
+    mean, var : arrays of shape (C,)
+    fold : Fold or None
+        The fold of all batches so far; only with the last batch of a run.
     """
 
     x: Array
-    goals: Array
+    targets: Array
     mean: Floats
     var: Floats
     fold: Fold | None
 
 
-class Reader:
-    """Reads batches of an epoch, or, without one, of the samples held out.
+class BatchReader:
+    """Reads the batches of one epoch, or those of the held-out samples.
 
     Parameters
     ----------
-    lesson : Lesson
+    setup : Setup
     data, targets : Joined
     conventions : Conventions
     budget : int
-        Bytes of buffers.
+        Buffer memory in bytes.
     threads : int
-        With more than one, batches are read while others are learned from.
+        With more than one, batches are read ahead in a separate thread.
     epoch : int or None
+        None reads the held-out samples.
     fold : Fold
-        Of all batches before.
+        The fold of all batches before these.
     """
 
     def __init__(
         self,
-        lesson: Lesson,
+        setup: Setup,
         data: Joined,
         targets: Joined,
         conventions: Conventions,
@@ -71,36 +79,36 @@ class Reader:
         epoch: int | None,
         fold: Fold,
     ) -> None:
-        order, plan = lesson.plan.order, lesson.plan
-        self._lesson, self._layout = lesson, lesson.model.layout
+        order, plan = setup.plan.order, setup.plan
+        self._setup, self._layout = setup, setup.model.layout
 
-        @lru_cache(1)  # the data's are the target's
+        @lru_cache(1)  # data and targets are read with the same indices
         def indices(first: int, count: int) -> npt.NDArray[np.int64]:
             return order.held_out(first, count) if epoch is None else order.indices(first, count, epoch)
 
         self._count = order.held if epoch is None else order.count
-        self._x, self._goals = (
+        self._x, self._targets = (
             Drawn(source, indices, self._count, order.window, budget // 2) for source in (data, targets)
         )
         self._conventions, self._epoch, self._fold = conventions, epoch, fold
         self._budget, self._threads = budget, threads
-        # in the first epoch also a last batch that is too small to train, for the population
+        # the first epoch includes a last batch too small to train on: the population counts it
         self._stop = plan.batches if epoch else -(-self._count // plan.batch_size)
-        self._pending: list[Moments] = []  # of the batches of the run that is not complete
-        self._tally = Tally(self._x)  # of that run
+        self._pending: list[Moments] = []  # moments of the batches in the current, incomplete run
+        self._tally = Tally(self._x)  # counts of that run
         self._samples = plan.batch_size
         self._batch_bytes = sum(self._samples * d.sample_size * d.dtype.itemsize for d in (data, targets))
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
-        """Batches in order, from the first batch of a run on; some of them are read ahead by a thread of its own.
+        """Yield the batches in order, starting at batch `first`, which begins a run. Reads ahead in a separate thread.
 
         Raises
         ------
         InputError
-            Naming the sample where a value is not finite.
+            When a value is not finite; the message names the sample.
         """
         room = max(1, min(AHEAD_BYTES, self._budget // 8) // self._batch_bytes)
-        run = self._lesson.plan.run
+        run = self._setup.plan.run
         at_once = max(1, min(run, room // 2))
         parts = [
             range(begin, min(begin + at_once, start + run, self._stop))
@@ -111,24 +119,24 @@ class Reader:
         return chain.from_iterable(in_threads(self._part, parts, min(most, 1), most + 1))
 
     def _part(self, numbers: range) -> list[Batch]:
-        """Batches of one run; to be asked for in order."""
+        """Read some batches of one run. Must be called in order."""
         first = numbers.start * self._samples
         count = min(len(numbers) * self._samples, self._count - first)
-        x, goals = (
+        x, targets = (
             d.read(first * d.sample_size, count * d.sample_size).reshape(count, *d.shape[1:]).copy()
-            for d in (self._x, self._goals)
+            for d in (self._x, self._targets)
         )
         moments = self._moments(x, first)
         if self._epoch == 0:
             self._tally.add(x.reshape(-1), first * self._x.sample_size)
-        _check_finite(self._goals, goals, first)
-        goals, mean, var = self._lesson.goals(goals), moments.mean, moments.variance()
+        _check_finite(self._targets, targets, first)
+        targets, mean, var = self._setup.encode(targets), moments.mean, moments.variance()
         fold = self._folded(numbers, moments) if self._epoch is not None else None
         cuts = range(0, count, self._samples)
         return [
             Batch(
                 x[at:][: self._samples],
-                goals[at:][: self._samples],
+                targets[at:][: self._samples],
                 mean[i],
                 var[i],
                 fold if i + 1 == len(cuts) else None,
@@ -137,7 +145,7 @@ class Reader:
         ]
 
     def _moments(self, x: Array, first: int) -> Moments:
-        """Moments of shape (batches, C) of samples whose first is at position `first`."""
+        """Moments of shape (batches, C) of the samples x, which start at position `first`."""
         flat, size = x.reshape(-1), self._layout.sample_size
         whole, rest = divmod(len(x), self._samples)
         parts = []
@@ -145,16 +153,16 @@ class Reader:
             if batches and samples:
                 values = Values(lambda at, count: flat[at : at + count], start=start * size)
                 parts.append(self._layout.moments(values, batches, samples, Missing()))
-                if not np.isfinite(parts[-1].m2).all():  # this raises, and says where
+                if not np.isfinite(parts[-1].m2).all():  # raises InputError with the location of the value
                     segment = Segment(first + start, batches, samples)
                     segment_moments(self._x, self._layout, segment, Missing(), hint="leave such samples out")
-                    raise InputError("values that were not finite are so no more; the data changed while it was read")
+                    raise InputError("the input changed while it was read: values that were not finite are now finite")
         return Moments.concatenate(parts)
 
     def _folded(self, numbers: range, moments: Moments) -> Fold | None:
-        """The fold of all so far where the run is complete; the population is counted in the first epoch alone."""
+        """The fold of all batches so far if the run is complete, else None. Only the first epoch counts for the population."""
         self._pending.append(moments)
-        run = self._lesson.plan.run
+        run = self._setup.plan.run
         if numbers.stop % run and numbers.stop != self._stop:
             return None
         batches, self._pending = Moments.concatenate(self._pending), []
@@ -173,5 +181,5 @@ def _check_finite(targets: Drawn, values: Array, first: int) -> None:
     place = int(np.flatnonzero(~np.isfinite(values.reshape(-1)))[0])
     address, sample = targets.locate(first * targets.sample_size + place)
     raise InputError(
-        f"{printable(address)}: sample {sample} is {values.reshape(-1)[place]}; a target has to be finite: leave such samples out"
+        f"{printable(address)}: sample {sample} is {values.reshape(-1)[place]}; targets must be finite; leave such samples out"
     )

@@ -1,4 +1,4 @@
-"""What is to be learned: the target beside the data, and all that follows from the options before the first step."""
+"""The training setup: the target, and everything that follows from options, data and target before the first step."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from bncli.formats.permuted import Drawn
 from bncli.formats.reading import ReadOptions
 from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Layout, Values
-from bncli.numerics.learning import CHUNK_VALUES, Model, Optimizer, Parameters, Training
+from bncli.numerics.learning import CHUNK_VALUES, Model, ModelState, Optimizer, Parameters
 from bncli.stats.learned import Learned
 
-STEPS = 1000  # the fewest that the default number of epochs gives
-RATES = {"adam": 0.01, "sgd": 0.1}  # where --lr does not say; see `_rates`
+STEPS = 1000  # the default number of epochs gives at least this many
+RATES = {"adam": 0.01, "sgd": 0.1}  # default learning rates; see `_rates`
 DISTILLING_RATE = 0.02
 MOST_CLASSES = 1 << 16
-RUN_VALUES, RUN_BATCHES = 1 << 19, 8  # most that are read and folded together, which takes fewer calls for each
-PIECE_VALUES = 1 << 18  # of the target, read at a time
+RUN_VALUES, RUN_BATCHES = 1 << 19, 8  # maximum size of a run; long runs need fewer calls per batch
+PIECE_VALUES = 1 << 18  # target values read at a time
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
 
 def open_target(spec: FitSpec, data: Joined) -> Joined:
-    """The target over the same samples as the data; no value is read.
+    """Open the target for the same samples as the data, without reading values.
 
     Raises
     ------
     MismatchError
-        When it holds another number of samples, or integers in one file and another type in the next.
+        When data and target differ in their number of samples, or labels have several types.
     InputError, UsageError
         As `Joined`.
     """
@@ -48,7 +48,7 @@ def open_target(spec: FitSpec, data: Joined) -> Joined:
     if not isinstance(target, str):
         addresses = ArraySource(target).array
     elif not target.lstrip(":/"):
-        raise UsageError(f"--target {target!r} names no dataset; say which: ::/y")
+        raise UsageError(f"--target {target!r} names no dataset; name one, as in ::/y")
     elif own:
         addresses = [split(address)[0] + target for address in data.addresses]
     else:
@@ -62,7 +62,7 @@ def open_target(spec: FitSpec, data: Joined) -> Joined:
     ]:
         if samples != length:
             raise MismatchError(
-                f"--target {printable(other)} holds {length:,} samples, {printable(address)} {samples:,}; one for each is needed"
+                f"--target {printable(other)} holds {length:,} samples, {printable(address)} {samples:,}; the numbers must match"
             )
     if spec.loss != "mse":
         _check_types(targets)
@@ -70,37 +70,37 @@ def open_target(spec: FitSpec, data: Joined) -> Joined:
 
 
 def _check_types(targets: Joined) -> None:
-    """Raise MismatchError where labels would become numbers: inputs of several types are read as float64."""
+    """Raise MismatchError when labels have several types: they would be read as float64, as numbers to predict."""
     first = targets.inputs[0]
     for other in targets.inputs[1:]:
         if other.dtype != first.dtype and {"b", "i", "u"} & {first.dtype.kind, other.dtype.kind}:
             raise MismatchError(
                 f"--target {printable(first.address)} holds {first.dtype}, {printable(other.address)} {other.dtype}; labels "
-                "have to be of one type; if they are numbers to predict, say --loss mse"
+                "must have one type; if they are numbers to predict, use --loss mse"
             )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known of a lesson before a value is read.
+    """The training plan: what options and shapes determine before any value is read.
 
     Attributes
     ----------
     loss, activation, optimizer : str
         See `numerics.learning`.
     outputs : int
-        Numbers to predict; 0 for distillation, and -1 for classes, which are yet to be found.
+        Numbers to predict; 0 for distillation; -1 for classes, whose number is not yet known.
     order : Order
-        Which samples are held out, and in what order the others come.
+        Which samples are held out, and the order of the others.
     batch_size, batches : int
-        Samples in each batch but the last, and batches that are trained in an epoch.
+        Samples per batch (the last may be smaller), and batches per epoch to train on.
     run : int
-        Batches that are read and folded together. It follows from batch size and sample shape alone.
+        Batches that are read and folded together; depends only on batch size and sample shape.
     epochs : int
     lr : float or None
-        The learning rate; None for the default's, which falls to 0.
+        The learning rate; None for the default rates, which decay to 0.
     sample_bytes : int
-        Of a sample and its target.
+        Size of a sample and its target.
     """
 
     loss: str
@@ -117,31 +117,33 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Of the optimiser, in all epochs."""
+        """Optimizer steps in all epochs."""
         return self.epochs * self.batches
 
     @classmethod
     def of(cls, spec: FitSpec, data: Joined, layout: Layout, targets: Joined) -> Plan:
-        """Raise UsageError, MismatchError or InputError where the options, data and target do not go together."""
+        """Make a plan; raise UsageError, MismatchError or InputError when options, data and target do not fit together."""
         loss, outputs = _loss_and_outputs(spec, data, targets)
         if spec.activation not in (None, "identity") and not outputs:
             raise UsageError(
-                f"--activation {spec.activation}: a target of the data's own shape is compared with y itself"
+                f"--activation {spec.activation}: a target with the shape of the data is compared with y itself; omit --activation"
             )
         before = spec.reference.learned.settings if spec.reference and spec.reference.learned else {}
         usual = {"optimizer": "adam", "activation": "sigmoid" if loss == "cross-entropy" else "identity"}
         usual |= {name: before[name] for name in usual if before.get("loss") == loss}
         order = Order(data.shape[0], data.sample_size, spec.seed, spec.holdout or 0.0, spec.shuffled)
         if spec.holdout and not order.held:
-            raise UsageError(f"--holdout {spec.holdout} of {data.shape[0]:,} samples keeps none out")
+            raise UsageError(
+                f"--holdout {spec.holdout} of {data.shape[0]:,} samples holds out no sample; use a larger fraction"
+            )
         whole, rest = divmod(order.count, spec.batch_size)
         batches = whole + (rest * layout.values_per_sample >= 2)
         if not batches:
             raise InputError(
-                f"{order.count} of {data.shape[0]} samples are left to learn from; a batch needs two values"
+                f"{order.count} of {data.shape[0]} samples are left to train on; a batch needs at least two values per feature"
             )
         sample_bytes = sum(d.sample_size * d.dtype.itemsize for d in (data, targets))
-        fewest = outputs if outputs >= 0 else 2  # `Lesson.of` looks again with the classes that there are
+        fewest = outputs if outputs >= 0 else 2  # `Setup.of` checks again once the classes are known
         _check_memory(spec.batch_size, sample_bytes, spec.max_memory, layout, fewest)
         return cls(
             loss,
@@ -159,26 +161,26 @@ class Plan:
 
 
 def _run(batch_size: int, layout: Layout) -> int:
-    """How many batches are read and folded together: from batch size and sample shape alone."""
+    """Batches that are read and folded together; depends only on batch size and sample shape."""
     at_most = min(RUN_BATCHES, layout.batches_at_once(batch_size), RUN_VALUES // (batch_size * layout.sample_size))
     return max(1, at_most)
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
-    """A plan with all that was read for it.
+class Setup:
+    """A plan with everything that was read for it.
 
     Attributes
     ----------
     plan : Plan
     model : Model
     classes : shape (K,) or None
-        The labels, ascending.
+        The labels in ascending order.
     optimizer, head_optimizer : Optimizer
-        For all parameters, and for the head alone: gamma 1 and beta 0 stay what they are.
-    start : Training
-    fixed_start : Training or None
-        Of the comparison with gamma 1 and beta 0; None where nothing is held out, or an earlier run made none.
+        For all parameters, and for the head alone (gamma and beta fixed at 1 and 0).
+    start : ModelState
+    fixed_start : ModelState or None
+        The baseline with gamma 1 and beta 0; None when no samples are held out, or an earlier run had no baseline.
     """
 
     plan: Plan
@@ -186,8 +188,8 @@ class Lesson:
     classes: Array | None
     optimizer: Optimizer
     head_optimizer: Optimizer
-    start: Training
-    fixed_start: Training | None
+    start: ModelState
+    fixed_start: ModelState | None
 
     @classmethod
     def of(
@@ -200,20 +202,20 @@ class Lesson:
         beta: Floats,
         before: Learned | None,
         budget: int,
-    ) -> Lesson:
-        """Read the classes, and the first batch's targets where the learning rates depend on them.
+    ) -> Setup:
+        """Read the classes, and the targets of the first batch if the learning rates depend on them.
 
         Parameters
         ----------
         before : Learned, optional
-            What an earlier run learned, to be continued.
+            What an earlier run learned, to continue from.
         budget : int
-            Bytes of buffers.
+            Buffer memory in bytes.
 
         Raises
         ------
         UsageError
-            When a batch does not fit them with a head of as many classes as there are.
+            When a batch and the head do not fit in the buffer memory.
         """
         classes = find_classes(targets) if plan.outputs < 0 else None
         outputs = plan.outputs if classes is None else len(classes)
@@ -227,19 +229,19 @@ class Lesson:
         fixed = _fixed_start(plan, model, before) if plan.order.held else None
         return cls(plan, model, classes, whole, head, start, fixed)
 
-    def goals(self, values: Array) -> Array:
-        """Targets as `loss_and_gradient` takes them: labels become their places among the classes."""
+    def encode(self, values: Array) -> Array:
+        """Targets in the form that `loss_and_gradient` takes: labels become class indices."""
         if self.classes is None:
             return values
         labels = values.reshape(-1)
-        places = np.searchsorted(self.classes, labels).clip(max=len(self.classes) - 1)
-        if (self.classes[places] != labels).any():
-            raise InputError("--target: a label that was not there before; the file changed while it was being read")
-        return places
+        indices = np.searchsorted(self.classes, labels).clip(max=len(self.classes) - 1)
+        if (self.classes[indices] != labels).any():
+            raise InputError("--target: the input changed while it was read: it has new labels")
+        return indices
 
 
 def find_classes(targets: Joined) -> Array:
-    """The distinct labels, ascending, of all samples.
+    """The distinct labels of all samples, in ascending order.
 
     Raises
     ------
@@ -253,7 +255,7 @@ def find_classes(targets: Joined) -> Array:
         if len(found) > MOST_CLASSES:
             raise InputError(
                 f"--target {printable(targets.addresses[0])}: more than {MOST_CLASSES:,} different labels; "
-                "if they are numbers to predict, say --loss mse"
+                "if they are numbers to predict, use --loss mse"
             )
     if len(found) == 1:
         raise InputError(
@@ -263,13 +265,13 @@ def find_classes(targets: Joined) -> Array:
 
 
 def _loss_and_outputs(spec: FitSpec, data: Joined, targets: Joined) -> tuple[str, int]:
-    """The loss, and the outputs as in `Plan`."""
+    """The loss, and the number of outputs as in `Plan`."""
     where, shape = f"--target {printable(targets.addresses[0])}", targets.shape
     if targets.dtype.kind in "biu" and spec.loss != "mse":
         if shape[1:] != (1,):
             raise MismatchError(
-                f"{where}: integers are labels, one for each sample, and these have the shape {shape}; "
-                "if they are numbers to predict, say --loss mse"
+                f"{where}: integers are class labels, one per sample, but the shape is {shape}; "
+                "if they are numbers to predict, use --loss mse"
             )
         return "cross-entropy", -1
     if spec.loss == "cross-entropy":
@@ -278,14 +280,14 @@ def _loss_and_outputs(spec: FitSpec, data: Joined, targets: Joined) -> tuple[str
         return "mse", 0
     if len(shape) == 2:
         return "mse", shape[1]
-    raise MismatchError(f"{where}: shape {shape} is neither (N,) nor (N, K), nor the data's own {data.shape}")
+    raise MismatchError(f"{where}: shape {shape} is neither (N,) nor (N, K), nor that of the data, {data.shape}")
 
 
 def _check_memory(batch_size: int, sample_bytes: int, budget: int, layout: Layout, outputs: int) -> None:
-    """Raise UsageError when a batch, with those read ahead and the arrays to compute with, takes more than half the buffers.
+    """Raise UsageError when a batch, the batches read ahead and work arrays exceed half of the buffer memory.
 
-    Beside the batches are five arrays of a chunk, of its values or outputs, or ten of a sample, and about twenty vectors of
-    all parameters: two trainings, their rates and gradients, and what a step makes.
+    Beside the batches there are five arrays of a chunk (its values or outputs) or ten of a sample, and about twenty
+    vectors of all parameters: two model states, their learning rates and gradients, and temporaries of a step.
     """
     size = 2 * layout.features + outputs * (layout.features + 1)
     beside = 8 * (max(5 * CHUNK_VALUES, 10 * layout.sample_size, 5 * outputs) + 20 * size)
@@ -295,15 +297,15 @@ def _check_memory(batch_size: int, sample_bytes: int, budget: int, layout: Layou
     if most < 2:
         needed = -(-2 * (8 * sample_bytes + beside) >> 20)
         head = f" and a head of {outputs:,} outputs" if outputs > 2 else ""
-        raise UsageError(f"two samples{head} do not fit --max-memory; learning needs at least {needed}M here")
-    raise UsageError(f"--batch-size {batch_size}: such a batch does not fit --max-memory; {most} does")
+        raise UsageError(f"two samples{head} do not fit in --max-memory; training needs at least {needed}M here")
+    raise UsageError(f"--batch-size {batch_size}: the batch does not fit in --max-memory; {most} does")
 
 
 def _rates(plan: Plan, model: Model, targets: Joined, gamma: Floats, beta: Floats, budget: int) -> Floats:
     """The learning rate of each parameter, of shape (P,).
 
-    Adam's steps are as long as the rate whatever the gradient, so its default is in the unit of what it moves: the
-    target's, as the first batch shows it, for a head that predicts numbers, and for gamma and beta in distillation.
+    The length of an Adam step is about the learning rate, whatever the gradient. So its default is scaled to what it moves:
+    to the targets of the first batch for a head that predicts numbers, and for gamma and beta in distillation.
     """
     if plan.lr:
         return np.full(model.size, plan.lr)
@@ -311,7 +313,7 @@ def _rates(plan: Plan, model: Model, targets: Joined, gamma: Floats, beta: Float
     one = np.ones(1)
     if plan.loss == "cross-entropy":
         return np.full(model.size, rate)
-    if plan.optimizer == "sgd":  # mse is a mean over features, and so is its gradient
+    if plan.optimizer == "sgd":  # the gradient of mse is divided by the number of features
         return np.full(model.size, rate / 10 if model.outputs else DISTILLING_RATE * model.layout.features)
     mean, var = _first_targets(plan, model, targets, budget)
     unit = np.hypot(np.sqrt(var), mean)
@@ -322,7 +324,7 @@ def _rates(plan: Plan, model: Model, targets: Joined, gamma: Floats, beta: Float
 
 
 def _first_targets(plan: Plan, model: Model, targets: Joined, budget: int) -> tuple[Floats, Floats]:
-    """Mean and variance of the first batch's targets, per output, or per feature in distillation."""
+    """Mean and variance of the targets of the first batch, of shape (K,), or (C,) in distillation."""
     count = min(plan.batch_size, plan.order.count)
     layout = model.layout if not model.outputs else Layout(1, model.outputs, 1)
     first = Drawn(targets, plan.order.indices, count, plan.order.window, budget)
@@ -332,39 +334,41 @@ def _first_targets(plan: Plan, model: Model, targets: Joined, budget: int) -> tu
 
 def _start(
     plan: Plan, model: Model, classes: Array | None, gamma: Floats, beta: Floats, before: Learned | None
-) -> Training:
-    """Gamma and beta as given and a head of zeros, or everything as an earlier run left it.
+) -> ModelState:
+    """The given gamma and beta with a head of zeros, or the final state of an earlier run.
 
-    The head's zeros are no tie to break, as the outputs differ in their targets; at the very first step they keep the
-    gradient of gamma and beta at 0.
+    A head of zeros needs no random initialization to break symmetry, since the outputs differ in their targets. At the
+    first step it makes the gradients of gamma and beta 0.
     """
     zeros = np.zeros(1)
     if before is None:
-        return Training.begin(model.join(Parameters(gamma, beta, zeros[:, None], zeros)))
+        return ModelState.begin(model.join(Parameters(gamma, beta, zeros[:, None], zeros)))
     if before.weight.shape[0] != model.outputs:
         raise MismatchError(
-            f"the head of --like has {before.weight.shape[0]} outputs, the target asks for {model.outputs}"
+            f"the head of --like has {before.weight.shape[0]} outputs, the target needs {model.outputs}"
         )
     kept = before.classes
     if (classes is None or kept is None) and classes is not kept:
-        raise MismatchError("one of --like and the target has classes, the other has numbers")
+        raise MismatchError(
+            "one of --like and the target has classes, the other numbers; both must be of the same kind"
+        )
     if classes is not None and kept is not None and not np.array_equal(classes, kept):
-        raise MismatchError("the classes of --like are not those of the target")
+        raise MismatchError("the classes of --like differ from those of the target")
     values = model.join(Parameters(gamma, beta, before.weight, before.bias))
     return _continued(plan, before, np.array([values, before.first, before.second]))
 
 
-def _fixed_start(plan: Plan, model: Model, before: Learned | None) -> Training | None:
-    """Gamma 1, beta 0 and a head of zeros, or everything as an earlier run left it; None where it left nothing."""
+def _fixed_start(plan: Plan, model: Model, before: Learned | None) -> ModelState | None:
+    """Gamma 1, beta 0 and a head of zeros, or the baseline of an earlier run; None when that has none."""
     zeros = np.zeros(1)
     if before is None:
-        return Training.begin(model.join(Parameters(np.ones(1), zeros, zeros[:, None], zeros)))
+        return ModelState.begin(model.join(Parameters(np.ones(1), zeros, zeros[:, None], zeros)))
     return _continued(plan, before, before.fixed) if len(before.fixed) else None
 
 
-def _continued(plan: Plan, before: Learned, parts: Floats) -> Training:
-    """A training from its values and moments; another optimizer starts without moments."""
+def _continued(plan: Plan, before: Learned, parts: Floats) -> ModelState:
+    """A model state from its parameters and moments; a change of optimizer discards the moments."""
     if before.settings["optimizer"] != plan.optimizer:
-        return Training.begin(parts[0])
+        return ModelState.begin(parts[0])
     values, first, second = parts
-    return Training(values, first, second, before.settings["steps"])
+    return ModelState(values, first, second, before.settings["steps"])

@@ -1,4 +1,4 @@
-"""The loop of learning: each batch takes one step, and what has been learned is kept after each run of them."""
+"""The training loop: one optimizer step per batch, and a state to checkpoint after each run of batches."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import numpy.typing as npt
 from bncli.engine.accumulate import Fold, statistics
 from bncli.engine.checkpoint import Arrays, Checkpointer, Packed
 from bncli.engine.executors import available
-from bncli.engine.learning.batches import Batch, Reader
-from bncli.engine.learning.setup import Lesson, Plan, open_target
+from bncli.engine.learning.batches import Batch, BatchReader
+from bncli.engine.learning.setup import Plan, Setup, open_target
 from bncli.engine.plan import FitSpec, Progress
 from bncli.errors import BnWarning, InputError, printable
 from bncli.formats.dataset import Joined
 from bncli.numerics.layout import Layout
-from bncli.numerics.learning import LossGradient, Training, loss_and_gradient
+from bncli.numerics.learning import LossGradient, ModelState, loss_and_gradient
 from bncli.stats.container import is_packed
 from bncli.stats.conventions import Conventions
 from bncli.stats.learned import Learned
@@ -32,14 +32,14 @@ Floats = npt.NDArray[np.float64]
 
 
 class DivergenceError(InputError):
-    """A loss or a parameter is not finite any more."""
+    """The loss or a parameter is no longer finite."""
 
 
 class Epoch(NamedTuple):
-    """What an epoch came to: mean losses, and the share of classes that were right; NaN where there is none.
+    """Results of an epoch: mean losses, and the accuracy (share of samples classified correctly); NaN where undefined.
 
-    The training loss is that of each batch before its step. The accuracy is that of the samples held out, where there are
-    some, else that of the batches.
+    The training loss of a batch is computed before its step. The accuracy is that of the held-out samples if there are
+    any, else that of the training batches.
     """
 
     train_loss: float
@@ -48,27 +48,28 @@ class Epoch(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Course:
-    """All that a run of learning has come to. Frozen and replaced after each step: an interrupted run holds a whole one.
+class TrainingState:
+    """The state of a training run. Frozen and replaced after each step, so that an interrupted run has a consistent one.
 
     Attributes
     ----------
-    learned : Training
-    fixed : Training or None
-        The comparison with gamma 1 and beta 0, where samples are held out.
+    learned : ModelState
+    fixed : ModelState or None
+        The baseline with gamma 1 and beta 0; only when samples are held out.
     fold : Fold
-        The population of the first epoch's batches, the running statistics of all.
+        Population statistics of the batches of the first epoch, and running statistics of all batches.
     epoch, batch : int
-        Epochs that are complete, and batches of the one that is not.
+        Complete epochs, and batches done in the current one.
     loss : float
-        Sum of the losses of this epoch's samples.
+        Sum of the losses of the samples in the current epoch.
     correct : int
-        Of this epoch's samples, those whose class was right.
+        Samples of the current epoch that were classified correctly.
     history : tuple of Epoch
+        The complete epochs.
     """
 
-    learned: Training
-    fixed: Training | None
+    learned: ModelState
+    fixed: ModelState | None
     fold: Fold
     epoch: int = 0
     batch: int = 0
@@ -77,13 +78,13 @@ class Course:
     history: tuple[Epoch, ...] = ()
 
     @classmethod
-    def begin(cls, lesson: Lesson) -> Course:
-        """Nothing learned yet."""
-        fold = Fold.empty(lesson.model.layout.features)
-        return cls(lesson.start, lesson.fixed_start, fold)
+    def begin(cls, setup: Setup) -> TrainingState:
+        """The state before the first step."""
+        fold = Fold.empty(setup.model.layout.features)
+        return cls(setup.start, setup.fixed_start, fold)
 
     def pack(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Named arrays and attributes of everything but the fold, from which `unpack` makes the same course."""
+        """Everything but the fold as named arrays and attributes; the inverse of `unpack`."""
         arrays = {"history": np.array(self.history, np.float64).reshape(-1, len(Epoch._fields))}
         attributes: dict[str, Any] = {name: getattr(self, name) for name in ("epoch", "batch", "loss", "correct")}
         for name, training in (("learned", self.learned), ("fixed", self.fixed)):
@@ -94,16 +95,16 @@ class Course:
         return arrays, attributes
 
     @classmethod
-    def unpack(cls, arrays: Arrays, attributes: Mapping[str, Any], fold: Fold) -> Course:
-        """The course that was packed. Raises LookupError or ValueError where parts are missing or do not fit."""
+    def unpack(cls, arrays: Arrays, attributes: Mapping[str, Any], fold: Fold) -> TrainingState:
+        """The inverse of `pack`. Raises LookupError or ValueError when parts are missing or inconsistent."""
 
-        def training(name: str) -> Training:
+        def model_state(name: str) -> ModelState:
             own = {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}
-            return Training.unpack(own, {"steps": attributes[f"{name}_steps"]})
+            return ModelState.unpack(own, {"steps": attributes[f"{name}_steps"]})
 
         return cls(
-            training("learned"),
-            training("fixed") if "fixed/values" in arrays else None,
+            model_state("learned"),
+            model_state("fixed") if "fixed/values" in arrays else None,
             fold,
             int(attributes["epoch"]),
             int(attributes["batch"]),
@@ -113,135 +114,137 @@ class Course:
         )
 
     def samples(self, plan: Plan) -> int:
-        """Samples that were gone over, in all epochs."""
+        """Samples processed in all epochs."""
         return self.epoch * plan.order.count + min(self.batch * plan.batch_size, plan.order.count)
 
     def parts(self) -> Packed:
-        """Everything, for a checkpoint."""
+        """The whole state as named arrays and attributes, for a checkpoint."""
         (arrays, attributes), (more, counts) = self.pack(), self.fold.pack()
         return {**arrays, **more}, {**attributes, **counts}
 
     @classmethod
-    def of_parts(cls, arrays: Arrays, attributes: Mapping[str, Any], lesson: Lesson) -> Course:
-        """What `parts` gave; raises LookupError, TypeError or ValueError when it is something else."""
-        fold = Fold.unpack(arrays, attributes, lesson.model.layout.features)
-        course = cls.unpack(arrays, attributes, fold)
-        if course.learned.values.size != lesson.model.size or (course.fixed is None) != (not lesson.plan.order.held):
-            raise ValueError("of another model")
-        if course.batch % lesson.plan.run and course.batch < lesson.plan.batches:
-            raise ValueError("in the middle of a run")
-        return course
+    def of_parts(cls, arrays: Arrays, attributes: Mapping[str, Any], setup: Setup) -> TrainingState:
+        """The inverse of `parts`. Raises LookupError, TypeError or ValueError when the parts are not those of this setup."""
+        fold = Fold.unpack(arrays, attributes, setup.model.layout.features)
+        state = cls.unpack(arrays, attributes, fold)
+        if state.learned.values.size != setup.model.size or (state.fixed is None) != (not setup.plan.order.held):
+            raise ValueError("the state belongs to another model")
+        if state.batch % setup.plan.run and state.batch < setup.plan.batches:
+            raise ValueError("the state does not end on a run boundary")
+        return state
 
 
 @dataclass(frozen=True)
-class Classroom:
-    """A lesson with the data and the target that it reads.
+class Trainer:
+    """Runs the training loop of a setup on its data and targets.
 
     Attributes
     ----------
-    lesson : Lesson
+    setup : Setup
     data, targets : Joined
     conventions : Conventions
     budget : int
-        Bytes of buffers.
+        Buffer memory in bytes.
     threads : int
-        With more than one the next batches are read while one is learned from.
+        With more than one, batches are read ahead in a separate thread.
     """
 
-    lesson: Lesson
+    setup: Setup
     data: Joined
     targets: Joined
     conventions: Conventions
     budget: int
     threads: int
 
-    def courses(self, start: Course | None = None) -> Iterator[Course]:
-        """The course after each run of batches and each epoch, from `start` on to the end.
+    def states(self, start: TrainingState | None = None) -> Iterator[TrainingState]:
+        """Yield the state after each run of batches and each epoch, continuing from `start`.
 
         Raises
         ------
         InputError
-            Where a value is not finite.
+            When an input value is not finite.
         DivergenceError
-            Where the loss is not.
+            When the loss or a parameter is not finite.
         """
-        course, plan = start or Course.begin(self.lesson), self.lesson.plan
-        while course.epoch < plan.epochs:
-            for batch in self._reader(course.epoch, course.fold).batches(course.batch):
-                course = self._step(course, batch)
+        state, plan = start or TrainingState.begin(self.setup), self.setup.plan
+        while state.epoch < plan.epochs:
+            for batch in self._reader(state.epoch, state.fold).batches(state.batch):
+                state = self._step(state, batch)
                 if batch.fold:
-                    yield course
-            course = self._close(course)
-            yield course
+                    yield state
+            state = self._close(state)
+            yield state
 
-    def fixed_loss(self, course: Course) -> float:
-        """Held-out loss of the head that was trained with gamma 1 and beta 0; NaN without a hold-out."""
-        return self._examine(course, course.fixed)[0] if course.fixed else math.nan
+    def fixed_loss(self, state: TrainingState) -> float:
+        """Held-out loss of the baseline with gamma 1 and beta 0; NaN without held-out samples."""
+        return self._evaluate_held_out(state, state.fixed)[0] if state.fixed else math.nan
 
-    def _reader(self, epoch: int | None, fold: Fold) -> Reader:
-        return Reader(self.lesson, self.data, self.targets, self.conventions, self.budget, self.threads, epoch, fold)
-
-    def _step(self, course: Course, batch: Batch) -> Course:
-        lesson, count = self.lesson, len(batch.x)
-        if course.batch == lesson.plan.batches:
-            return replace(course, fold=batch.fold or course.fold, batch=course.batch + 1)
-        taken = course.epoch * lesson.plan.batches + course.batch
-        found = self._evaluate(course.learned, batch)
-        learned = lesson.optimizer.step(course.learned, found.gradient, taken)
-        if not (math.isfinite(found.loss) and np.isfinite(learned.values).all()):
-            raise self._diverged(course, found.loss)
-        fixed = course.fixed
-        if fixed:
-            fixed = lesson.head_optimizer.step(fixed, self._evaluate(fixed, batch).gradient, taken)
-        return replace(
-            course,
-            learned=learned,
-            fixed=fixed,
-            fold=batch.fold or course.fold,
-            batch=course.batch + 1,
-            loss=course.loss + found.loss * count,
-            correct=course.correct + found.correct,
+    def _reader(self, epoch: int | None, fold: Fold) -> BatchReader:
+        return BatchReader(
+            self.setup, self.data, self.targets, self.conventions, self.budget, self.threads, epoch, fold
         )
 
-    def _evaluate(self, training: Training, batch: Batch) -> LossGradient:
-        """In training mode: with the batch's own statistics."""
+    def _step(self, state: TrainingState, batch: Batch) -> TrainingState:
+        setup, count = self.setup, len(batch.x)
+        if state.batch == setup.plan.batches:
+            return replace(state, fold=batch.fold or state.fold, batch=state.batch + 1)
+        taken = state.epoch * setup.plan.batches + state.batch
+        found = self._loss_and_gradient(state.learned, batch)
+        learned = setup.optimizer.step(state.learned, found.gradient, taken)
+        if not (math.isfinite(found.loss) and np.isfinite(learned.values).all()):
+            raise self._diverged(state, found.loss)
+        fixed = state.fixed
+        if fixed:
+            fixed = setup.head_optimizer.step(fixed, self._loss_and_gradient(fixed, batch).gradient, taken)
+        return replace(
+            state,
+            learned=learned,
+            fixed=fixed,
+            fold=batch.fold or state.fold,
+            batch=state.batch + 1,
+            loss=state.loss + found.loss * count,
+            correct=state.correct + found.correct,
+        )
+
+    def _loss_and_gradient(self, model: ModelState, batch: Batch) -> LossGradient:
+        """Loss and gradient in training mode, with the statistics of the batch."""
         with np.errstate(over="ignore", invalid="ignore"):
-            return loss_and_gradient(self.lesson.model, training.values, batch.x, batch.mean, batch.var, batch.goals)
+            return loss_and_gradient(self.setup.model, model.values, batch.x, batch.mean, batch.var, batch.targets)
 
-    def _close(self, course: Course) -> Course:
-        """The course at the end of an epoch, with what it came to."""
-        plan = self.lesson.plan
+    def _close(self, state: TrainingState) -> TrainingState:
+        """The state at the end of an epoch, with the results added to the history."""
+        plan = self.setup.plan
         samples = min(plan.batches * plan.batch_size, plan.order.count)
-        holdout_loss, accuracy = math.nan, course.correct / samples
+        holdout_loss, accuracy = math.nan, state.correct / samples
         if plan.order.held:
-            holdout_loss, accuracy = self._examine(course, course.learned)
-        if self.lesson.classes is None:
+            holdout_loss, accuracy = self._evaluate_held_out(state, state.learned)
+        if self.setup.classes is None:
             accuracy = math.nan
-        epoch = Epoch(course.loss / samples, holdout_loss, accuracy)
-        return replace(course, epoch=course.epoch + 1, batch=0, loss=0.0, correct=0, history=(*course.history, epoch))
+        epoch = Epoch(state.loss / samples, holdout_loss, accuracy)
+        return replace(state, epoch=state.epoch + 1, batch=0, loss=0.0, correct=0, history=(*state.history, epoch))
 
-    def _examine(self, course: Course, training: Training) -> tuple[float, float]:
-        """Loss and accuracy of the samples held out, in test mode with the running statistics as they would be stored."""
-        mean, var = statistics(course.fold, self.conventions)
-        held, loss, correct = self.lesson.plan.order.held, 0.0, 0
-        for batch in self._reader(None, course.fold).batches():
+    def _evaluate_held_out(self, state: TrainingState, model: ModelState) -> tuple[float, float]:
+        """Loss and accuracy of the held-out samples, in test mode with the running statistics that would be stored."""
+        mean, var = statistics(state.fold, self.conventions)
+        held, loss, correct = self.setup.plan.order.held, 0.0, 0
+        for batch in self._reader(None, state.fold).batches():
             with np.errstate(over="ignore", invalid="ignore"):
-                found = loss_and_gradient(self.lesson.model, training.values, batch.x, mean, var, batch.goals)
+                found = loss_and_gradient(self.setup.model, model.values, batch.x, mean, var, batch.targets)
             if not math.isfinite(found.loss):
                 raise DivergenceError(
-                    f"the held-out loss after epoch {course.epoch + 1} is {found.loss:g}: among the samples held out, values or "
-                    "targets are too large; rescale them or leave them out"
+                    f"the held-out loss after epoch {state.epoch + 1} is {found.loss:g}: values or targets of held-out "
+                    "samples are too large; rescale them or leave them out"
                 )
             loss, correct = loss + found.loss * len(batch.x), correct + found.correct
         return loss / held, correct / held
 
-    def _diverged(self, course: Course, loss: float) -> DivergenceError:
-        where = f"learning diverged: at batch {course.batch + 1} of epoch {course.epoch + 1}"
-        if not course.learned.steps and not math.isfinite(loss):
+    def _diverged(self, state: TrainingState, loss: float) -> DivergenceError:
+        where = f"learning diverged: at batch {state.batch + 1} of epoch {state.epoch + 1}"
+        if not state.learned.steps and not math.isfinite(loss):
             return DivergenceError(
                 f"{where} the loss is {loss:g} before any step: the targets (or --gamma, --beta) are too large; rescale them"
             )
-        rate = f"--lr {self.lesson.plan.lr:g}" if self.lesson.plan.lr else "the default --lr"
+        rate = f"--lr {self.setup.plan.lr:g}" if self.setup.plan.lr else "the default --lr"
         found = "a parameter is not finite" if math.isfinite(loss) else f"the loss is {loss:g}"
         return DivergenceError(
             f"{where} {found}; most likely {rate} is too high (try a tenth of it), or the targets are too large"
@@ -258,57 +261,64 @@ def learn(
     progress: Progress | None,
     checkpointer: Checkpointer | None = None,
 ) -> tuple[Fold, Floats, Floats, Learned]:
-    """Learn gamma and beta from where they are, and fold the statistics of the same batches.
+    """Train gamma and beta, starting from the given values, and fold the statistics of the same batches.
+
+    Parameters
+    ----------
+    gamma, beta : arrays of shape (C,)
 
     Returns
     -------
-    fold, gamma, beta, learned
+    fold : Fold
+    gamma, beta : arrays of shape (C,)
+    learned : Learned
+        The head, the losses, and what a later run continues from.
 
     Raises
     ------
     UsageError, MismatchError, InputError
-        As `Plan.of`, `Lesson.of` and `Classroom.courses`.
+        As `Plan.of`, `Setup.of` and `Trainer.states`.
     """
     with open_target(spec, data) as targets:
         plan = Plan.of(spec, data, layout, targets)
         before = spec.reference.learned if spec.reference else None
-        lesson = Lesson.of(plan, layout, targets, conventions.eps, gamma, beta, before, spec.max_memory)
-        seen = any(_may_have_seen(plan, spec, learned) for learned in _taught_before(spec))
+        setup = Setup.of(plan, layout, targets, conventions.eps, gamma, beta, before, spec.max_memory)
+        seen = any(_may_have_seen(plan, spec, learned) for learned in _learned_before(spec))
         if seen and plan.order.held:
-            _tell_seen()
-        room = Classroom(lesson, data, targets, conventions, spec.max_memory, spec.workers or available())
-        start = course = Course.begin(lesson)
+            _warn_seen()
+        trainer = Trainer(setup, data, targets, conventions, spec.max_memory, spec.workers or available())
+        start = state = TrainingState.begin(setup)
         if checkpointer and checkpointer.found:
-            start = course = checkpointer.restore(
-                lambda arrays, attributes: Course.of_parts(arrays, attributes, lesson)
+            start = state = checkpointer.restore(
+                lambda arrays, attributes: TrainingState.of_parts(arrays, attributes, setup)
             )
         before_samples, total = start.samples(plan), plan.epochs * plan.order.count
         if progress and before_samples:
-            progress(before_samples, total, 0, in_words(plan, start))
+            progress(before_samples, total, 0, describe(plan, start))
         try:
-            for course in room.courses(start):
+            for state in trainer.states(start):
                 if checkpointer:
                     checkpointer.offer(
-                        course.parts, f"{course.epoch:,} of {plan.epochs:,} epochs and {course.batch:,} batches"
+                        state.parts, f"{state.epoch:,} of {plan.epochs:,} epochs and {state.batch:,} batches"
                     )
                 if progress:
-                    done = course.samples(plan)
+                    done = state.samples(plan)
                     size = (done - before_samples) * data.sample_size * data.dtype.itemsize
-                    progress(done, total, size, in_words(plan, course))
+                    progress(done, total, size, describe(plan, state))
         except DivergenceError:
             if checkpointer:
-                checkpointer.remove()  # whoever went on from it would come to the same
+                checkpointer.remove()  # a run that resumed from it would diverge again
             raise
-        learned = record(room, course)
+        learned = to_learned(trainer, state)
         learned.settings.update(rows=list(spec.rows), seen=seen)
         targets.check_unchanged()
         data.notes += targets.notes
-    parameters = lesson.model.split(course.learned.values)
-    return course.fold, parameters.gamma, parameters.beta, learned
+    parameters = setup.model.split(state.learned.values)
+    return state.fold, parameters.gamma, parameters.beta, learned
 
 
-def _taught_before(spec: FitSpec) -> Iterator[Learned]:
-    """What gamma, beta and the head may have been learned by before, in runs whose stats files are given."""
+def _learned_before(spec: FitSpec) -> Iterator[Learned]:
+    """Yield what earlier runs learned, from the stats files given for gamma, beta and the head."""
     files = [v for v in (spec.gamma, spec.beta) if isinstance(v, str) and os.path.isfile(v) and is_packed(v)]
     for stats in (spec.reference, *map(load, files)):
         if stats and stats.learned:
@@ -316,58 +326,58 @@ def _taught_before(spec: FitSpec) -> Iterator[Learned]:
 
 
 def _may_have_seen(plan: Plan, spec: FitSpec, before: Learned) -> bool:
-    """Whether samples that are held out now may be among those that were learned from before, in any earlier run."""
+    """Whether an earlier run may have trained on samples that are held out now."""
     then, rows = before.settings, list(spec.rows)
-    drawn = {"seed": plan.order.seed, "holdout": plan.order.holdout}
-    return then.get("seen", False) or then.get("rows", rows) != rows or any(then.get(k) != v for k, v in drawn.items())
+    split = {"seed": plan.order.seed, "holdout": plan.order.holdout}
+    return then.get("seen", False) or then.get("rows", rows) != rows or any(then.get(k) != v for k, v in split.items())
 
 
-def _tell_seen() -> None:
+def _warn_seen() -> None:
     warnings.warn(
-        "what --like, --gamma or --beta learned may come from samples that are held out now, and the held-out loss then says too "
-        "little: give the --holdout, --seed and --rows of that run, or other data",
+        "--like, --gamma or --beta may have been learned from samples that are held out now, so the held-out loss may be "
+        "optimistic; use the --holdout, --seed and --rows of that run, or other data",
         BnWarning,
         stacklevel=4,
     )
 
 
-def in_words(plan: Plan, course: Course) -> str:
-    """The last epoch that is complete, and what it came to, in few columns."""
-    told = f"epoch {course.epoch}/{plan.epochs}"
-    if not course.history:
-        return told
-    last = course.history[-1]
-    told += f": loss {last.train_loss:.3g}"
+def describe(plan: Plan, state: TrainingState) -> str:
+    """The current epoch and the results of the last complete one, in a short line of text."""
+    text = f"epoch {state.epoch}/{plan.epochs}"
+    if not state.history:
+        return text
+    last = state.history[-1]
+    text += f": loss {last.train_loss:.3g}"
     if not math.isnan(last.holdout_loss):
-        told += f", held-out {last.holdout_loss:.3g}"
-    return told if math.isnan(last.accuracy) else f"{told}, {last.accuracy:.1%} right"
+        text += f", held-out {last.holdout_loss:.3g}"
+    return text if math.isnan(last.accuracy) else f"{text}, {last.accuracy:.1%} right"
 
 
-def record(room: Classroom, course: Course) -> Learned:
-    """What is kept of a course beside gamma and beta."""
-    lesson, plan = room.lesson, room.lesson.plan
-    parameters = lesson.model.split(course.learned.values)
-    train_loss, holdout_loss, accuracy = np.array(course.history, np.float64).T.copy()
+def to_learned(trainer: Trainer, state: TrainingState) -> Learned:
+    """What a stats file stores about the training, besides gamma and beta."""
+    setup, plan = trainer.setup, trainer.setup.plan
+    parameters = setup.model.split(state.learned.values)
+    train_loss, holdout_loss, accuracy = np.array(state.history, np.float64).T.copy()
     settings = {
         "loss": plan.loss,
         "activation": plan.activation,
         "optimizer": plan.optimizer,
         "lr": plan.lr,
-        "steps": course.learned.steps,
+        "steps": state.learned.steps,
         "seed": plan.order.seed,
         "holdout": plan.order.holdout,
-        "target": [printable(address) for address in room.targets.addresses],
+        "target": [printable(address) for address in trainer.targets.addresses],
     }
     return Learned(
         parameters.weight,
         parameters.bias,
-        course.learned.first,
-        course.learned.second,
-        np.array(list(course.fixed.pack()[0].values()) if course.fixed else np.empty((0, lesson.model.size))),
+        state.learned.first,
+        state.learned.second,
+        np.array(list(state.fixed.pack()[0].values()) if state.fixed else np.empty((0, setup.model.size))),
         train_loss,
         holdout_loss,
         accuracy,
-        room.fixed_loss(course),
-        lesson.classes,
+        trainer.fixed_loss(state),
+        setup.classes,
         settings,
     )

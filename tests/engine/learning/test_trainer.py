@@ -1,4 +1,4 @@
-"""Learning gamma and beta from files and arrays: against torch, against closed forms, and the promises about bytes."""
+"""Training of gamma and beta from files and arrays: against torch, closed forms, and byte for byte."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from bncli import Stats
 from bncli.engine.executors import in_threads
 from bncli.engine.fit import make_spec
 from bncli.engine.learning import setup
-from bncli.engine.learning.setup import Lesson, Plan, open_target
-from bncli.engine.learning.trainer import Classroom, Course
+from bncli.engine.learning.setup import Plan, Setup, open_target
+from bncli.engine.learning.trainer import Trainer, TrainingState
 from bncli.engine.order import Order
 from bncli.engine.parts import Recurrence
 from bncli.errors import BnWarning, InputError, MismatchError, UsageError
@@ -36,7 +36,7 @@ SAMPLE = Path(__file__).parents[3] / "sample_data" / "cancer_train.h5"
 
 
 def fit(source: Any, **options: Any) -> Stats:
-    """`bncli.fit` of data whose advice is not what is tested."""
+    """`bncli.fit`, with warnings about the data allowed."""
     with advised(*ANY_ADVICE):
         return bncli.fit(source, **options)
 
@@ -47,15 +47,15 @@ def cancer() -> tuple[Array, Array]:
 
 
 def classified(n: int = 320, c: int = 6, classes: int = 3, seed: int = 1) -> tuple[Array, Array]:
-    """Samples of classes whose centres differ, far from 0 and in different units; labels that are not 0, 1, 2."""
+    """Samples of classes with different centers, far from 0 and in different units; labels other than 0, 1, 2."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(classes, size=n)
     x = rng.standard_normal((n, c)) + rng.standard_normal((classes, c))[labels]
     return x * 10.0 ** np.arange(c) + 7, labels * 5 - 3
 
 
-def drawn(stats: Stats, x: Array, epoch: int) -> Array:
-    """The samples in the order in which they were learned from."""
+def shuffled(stats: Stats, x: Array, epoch: int) -> Array:
+    """Sample indices in the order of training."""
     options = stats.options
     order = Order(len(x), x[0].size, options.get("seed", 0), options.get("holdout", 0.0), "shuffle" in options)
     return order.indices(0, order.count, epoch)
@@ -86,16 +86,16 @@ def test_fifty_steps_are_torchs(optimizer: str, kind: str) -> None:
     torch.nn.init.zeros_(head.bias)
     parameters = [*norm.parameters(), *(head.parameters() if kind != "distillation" else [])]
     theirs = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer](parameters, lr=0.03)
-    goals = torch.tensor((labels + 3) // 5 if kind == "labels" else target)
+    wanted = torch.tensor((labels + 3) // 5 if kind == "labels" else target)
     for epoch in range(5):
-        order = drawn(stats, x, epoch)
+        order = shuffled(stats, x, epoch)
         for rows in (order[i : i + 32] for i in range(0, 320, 32)):
             y = norm(torch.tensor(x[rows]))
             theirs.zero_grad()
             if kind == "labels":
-                loss = torch.nn.functional.cross_entropy(head(torch.sigmoid(y)), goals[rows])
+                loss = torch.nn.functional.cross_entropy(head(torch.sigmoid(y)), wanted[rows])
             else:
-                loss = torch.nn.functional.mse_loss(y if kind == "distillation" else head(y), goals[rows])
+                loss = torch.nn.functional.mse_loss(y if kind == "distillation" else head(y), wanted[rows])
             loss.backward()
             theirs.step()
     state = {k: v.numpy() for k, v in norm.state_dict().items() if v.ndim}
@@ -110,11 +110,11 @@ def test_fifty_steps_are_torchs(optimizer: str, kind: str) -> None:
         np.testing.assert_allclose(stats.learned.bias, head.bias.detach(), rtol=0, atol=1e-8)
 
 
-# --- what learning buys, and what it does not pretend
+# --- what training achieves, and what it must not claim
 
 
-def judged_again(stats: Stats, x: Array, labels: Array) -> float:
-    """Cross-entropy of the samples held out, from what is in the stats file alone."""
+def recomputed_loss(stats: Stats, x: Array, labels: Array) -> float:
+    """Cross-entropy of the held-out samples, computed from the contents of the stats file."""
     learned = stats.learned
     assert learned is not None
     rows = held(stats, x)
@@ -135,7 +135,7 @@ def test_the_sample_table_is_learned_better_with_gamma_and_beta() -> None:
         stats = fit(x, target=y, holdout=0.3, batch_size=32, epochs=30, lr=0.01, seed=seed)
         assert stats.learned is not None
         found, fixed = stats.learned.holdout_loss[-1], stats.learned.holdout_loss_fixed
-        assert found == pytest.approx(judged_again(stats, x, y), rel=1e-9)
+        assert found == pytest.approx(recomputed_loss(stats, x, y), rel=1e-9)
         assert 0.15 < fixed < 0.4
         better += found < fixed
     assert better >= 8
@@ -155,13 +155,13 @@ def test_random_labels_are_not_learned() -> None:
     labels = np.random.default_rng(3).integers(2, size=len(x))
     stats = fit(x, target=labels, holdout=0.3, epochs=100, seed=1)
     assert stats.learned is not None
-    assert stats.learned.holdout_loss[-1] == pytest.approx(judged_again(stats, x, labels), rel=1e-9)
+    assert stats.learned.holdout_loss[-1] == pytest.approx(recomputed_loss(stats, x, labels), rel=1e-9)
     assert stats.learned.holdout_loss[-1] > math.log(2)
     assert stats.learned.train_loss[-1] < math.log(2)
 
 
 def closed_form(x: Array, target: Array, batches: list[Array], eps: float) -> tuple[Array, Array]:
-    """Least squares of the target on each batch's own normalised values, feature by feature."""
+    """Least squares of the target on the values normalized batch by batch, for each feature."""
     z = np.concatenate([(x[b] - x[b].mean(0)) / np.sqrt(x[b].var(0) + eps) for b in batches])
     t = np.concatenate([target[b] for b in batches])
     gamma = ((z - z.mean(0)) * (t - t.mean(0))).mean(0) / z.var(0)
@@ -172,7 +172,7 @@ def closed_form(x: Array, target: Array, batches: list[Array], eps: float) -> tu
 def test_distillation_of_one_batch_reaches_its_closed_form(scale: float, offset: float) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((200, 5)) * [1, 0.01, 3, 100, 1] + 10
-    x[:, 4] = 2  # constant: gamma has no effect, beta alone can match
+    x[:, 4] = 2  # constant: gamma has no effect, only beta can fit
     target = scale * (x * rng.uniform(-2, 2, 5) + rng.standard_normal((200, 5))) + offset
     stats = fit(x, target=target, eps=1e-3)
     gamma, beta = closed_form(x[:, :4], target[:, :4], [np.arange(200)], 1e-3)
@@ -188,7 +188,7 @@ def test_distillation_of_many_batches_is_as_good_as_the_closed_form(batch_size: 
     target = x * [2, -1, 40, 0.1] + rng.standard_normal((5000, 4)) * 0.5 - 7
     stats = fit(x, target=target, holdout=0.2, batch_size=batch_size)
     assert stats.learned is not None
-    epochs = [drawn(stats, x, epoch) for epoch in range(len(stats.learned.train_loss))]
+    epochs = [shuffled(stats, x, epoch) for epoch in range(len(stats.learned.train_loss))]
     batches = [order[i : i + batch_size] for order in epochs for i in range(0, len(order), batch_size)]
     gamma, beta = closed_form(x, target, batches, stats.eps)
     rows = held(stats, x)
@@ -210,7 +210,7 @@ def test_numbers_of_any_scale_are_learned() -> None:
         assert stats.learned.holdout_loss[-1] < 0.02 * target.var()
 
 
-# --- what the statistics are of
+# --- which samples the statistics count
 
 
 def test_population_is_counted_once_and_running_over_all_epochs() -> None:
@@ -221,7 +221,7 @@ def test_population_is_counted_once_and_running_over_all_epochs() -> None:
     np.testing.assert_allclose(stats.population_var, x.var(0), rtol=1e-13)
     assert (stats.num_samples, stats.num_batches) == (320, 40)
     mean, weight = np.zeros(6), 0.0
-    for order in (drawn(stats, x, epoch) for epoch in range(4)):
+    for order in (shuffled(stats, x, epoch) for epoch in range(4)):
         for i in range(0, 320, 32):
             mean, weight = 0.5 * mean + 0.5 * x[order[i : i + 32]].mean(0), 0.5 * weight + 0.5
     np.testing.assert_allclose(stats.running_mean, mean / weight, rtol=1e-12)
@@ -246,7 +246,7 @@ def test_momentum_none_and_no_shuffle() -> None:
     x, labels = classified()
     stats = fit(x, target=labels, momentum="none", shuffle=False, batch_size=32, epochs=2, holdout=0.2)
     assert "shuffle" not in stats.options
-    rows = drawn(stats, x, 0)
+    rows = shuffled(stats, x, 0)
     assert (np.diff(rows) > 0).all()
     np.testing.assert_allclose(stats.running_var, x[rows].var(0), rtol=1e-12)
 
@@ -306,21 +306,21 @@ def test_same_bytes_for_any_workers_files_chunks_and_memory(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("stop", [1, 4, 5, 6, 11, 15])
-def test_a_course_continues_as_if_never_interrupted(stop: int) -> None:
+def test_a_training_state_continues_as_if_never_interrupted(stop: int) -> None:
     x, labels = classified(n=257)
     spec = make_spec({"target": labels, "holdout": 0.25, "batch_size": 6, "epochs": 3})
 
-    def courses(start: Course | None = None) -> list[Course]:
+    def states(start: TrainingState | None = None) -> list[TrainingState]:
         data = Joined(x, ReadOptions(max_memory=spec.max_memory))
         layout, targets = Layout.of(x.shape, -1), open_target(spec, data)
         plan = Plan.of(spec, data, layout, targets)
-        made = Lesson.of(plan, layout, targets, 1e-5, np.ones(6), np.zeros(6), None, spec.max_memory)
-        return list(Classroom(made, data, targets, spec.conventions(), spec.max_memory, 2).courses(start))
+        made = Setup.of(plan, layout, targets, 1e-5, np.ones(6), np.zeros(6), None, spec.max_memory)
+        return list(Trainer(made, data, targets, spec.conventions(), spec.max_memory, 2).states(start))
 
-    whole = courses()
+    whole = states()
     kept = whole[stop - 1]
     packed, plain = kept.pack()
-    rest = courses(Course.unpack({k: v.copy() for k, v in packed.items()}, dict(plain), kept.fold))
+    rest = states(TrainingState.unpack({k: v.copy() for k, v in packed.items()}, dict(plain), kept.fold))
     assert len(rest) == len(whole) - stop
     for one, other in zip(rest, whole[stop:], strict=True):
         assert one.pack()[1] == other.pack()[1]
@@ -384,13 +384,13 @@ def test_like_goes_on_with_the_comparison_too() -> None:
     assert rest is not None
     assert whole.fixed.tobytes() == rest.fixed.tobytes()
     seen = fit(x, target=labels, epochs=2, batch_size=240)
-    with pytest.warns(BnWarning, match="may come from samples that are held out now"):
+    with pytest.warns(BnWarning, match="may have been learned from samples that are held out now"):
         unlike = bncli.fit(x, target=labels, epochs=2, like=seen, holdout=0.25)
     assert unlike.as_dict()["learning"]["holdout_loss_fixed"] is None
     assert "nothing to compare with" in fit_summary(unlike, "s.bn.h5")
 
 
-def test_samples_seen_before_are_told_along_a_chain(tmp_path: Path) -> None:
+def test_fit_warns_about_samples_seen_anywhere_in_a_chain(tmp_path: Path) -> None:
     x, labels = classified()
     first, second = str(tmp_path / "1.bn.h5"), str(tmp_path / "2.bn.h5")
     same: dict[str, Any] = {"target": labels, "epochs": 1, "holdout": 0.2}
@@ -401,17 +401,17 @@ def test_samples_seen_before_are_told_along_a_chain(tmp_path: Path) -> None:
         bncli.fit(x, **same, seed=1, like=second)
     with pytest.warns(BnWarning, match="held out now"):
         bncli.fit(x, **same, rows=(10, None), like=first)
-    fit(x, **same, like=first)  # nothing else is told
+    fit(x, **same, like=first)  # no other warning
 
 
 @pytest.mark.parametrize("parameter", ["gamma", "beta"])
-def test_samples_seen_by_those_who_learned_gamma_or_beta_are_told(tmp_path: Path, parameter: str) -> None:
+def test_fit_warns_about_samples_that_gamma_or_beta_saw(tmp_path: Path, parameter: str) -> None:
     x, labels = classified()
     first = str(tmp_path / "1.bn.h5")
     same: dict[str, Any] = {"target": labels, "epochs": 1, "holdout": 0.2}
     fit(x, **same).save(first)
-    fit(x, **same, **{parameter: first})  # nothing is told: the same samples are held out
-    with pytest.warns(BnWarning, match="--gamma or --beta learned may come from samples that are held out now"):
+    fit(x, **same, **{parameter: first})  # no warning: the same samples are held out
+    with pytest.warns(BnWarning, match="--gamma or --beta may have been learned from samples that are held out now"):
         bncli.fit(x, **same, seed=1, **{parameter: first})
 
 
@@ -492,8 +492,8 @@ def test_options_that_make_no_sense(options: dict[str, Any], words: str) -> None
 
 def test_too_few_samples() -> None:
     x, labels = classified(n=100)
-    refused(UsageError, "keeps none out", x, target=labels, holdout=0.001)
-    refused(InputError, "left to learn from", x[:2], target=labels[:2], holdout=0.5)
+    refused(UsageError, "holds out no sample", x, target=labels, holdout=0.001)
+    refused(InputError, "left to train on", x[:2], target=labels[:2], holdout=0.5)
 
 
 def test_labels_that_must_be_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
-"""Batch normalization of arrays: pure functions, float64 inside, rounded once at the end.
+"""Batch normalization of arrays: pure functions that compute in float64 and round once at the end.
 
-Ioffe & Szegedy (2015), arXiv 1502.03167, algorithm 1 (training mode) and 2 (test mode).
+Ioffe & Szegedy (2015), arXiv 1502.03167, algorithms 1 (training mode) and 2 (test mode). The split into
+forward and backward passes that share a cache is that of Stanford's CS231n notes.
 """
 
 from __future__ import annotations
@@ -19,24 +20,25 @@ from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Layout, Values, feature_axis
 from bncli.numerics.moments import Moments
 
-WIDE_ROW = 512  # values of one row that numpy takes well in one go
-PART_VALUES = 1 << 16  # computed by parts at a time
+WIDE_ROW = 512  # rows of at least this many values keep the overhead of NumPy low
+PART_VALUES = 1 << 16  # values per step of the slow path, which bounds its memory
 FLOAT64 = np.finfo(np.float64)
 
 
 @dataclass(frozen=True, slots=True)
 class Affine:
-    """(x - minus) · times / over + plus: test mode or its inverse with fixed statistics, for arrays that these broadcast against.
+    """(x - minus) · times / over + plus: test mode or its inverse, with fixed statistics that broadcast against x.
 
     Attributes
     ----------
     minus, times, over, plus : broadcastable arrays
-        mean, gamma, sd and beta in test mode, beta, sd, gamma and mean in its inverse. sd is sqrt(var + eps), or 1 where
-        that is 0.
+        mean, gamma, sd and beta in test mode; beta, sd, gamma and mean in the inverse. sd is sqrt(var + eps), or 1
+        where that is 0.
     scale : broadcastable array
-        gamma / sd; in the inverse sd over the power of two that brings it to [1/2, 1).
+        gamma / sd in test mode. In the inverse, sd divided by the power of two that brings it into [1/2, 1).
     divisor : broadcastable array or None
-        In the inverse gamma over that power of two. Both are NaN where that is no normal float64, see `rounded`.
+        In the inverse, gamma divided by the same power of two. scale and divisor are NaN where the quotient is not a
+        normal float64; `rounded` then computes the result in parts.
     """
 
     minus: Floats
@@ -48,7 +50,15 @@ class Affine:
 
     @classmethod
     def of(cls, mean: Floats, var: Floats, gamma: Floats, beta: Floats, eps: float, *, inverse: bool = False) -> Affine:
-        """Raise UsageError for a negative variance or eps, and MismatchError for the inverse of a gamma of 0."""
+        """Make one from statistics of shape (C,), or shaped to broadcast.
+
+        Raises
+        ------
+        UsageError
+            For a negative variance or eps.
+        MismatchError
+            For the inverse with a gamma of 0.
+        """
         if (var < 0).any() or eps < 0:
             raise UsageError("a variance and eps cannot be negative")
         sd = deviation(var, eps)
@@ -56,7 +66,7 @@ class Affine:
             return cls(mean, gamma, sd, beta, _scale(gamma, sd))
         if (zero := np.flatnonzero(gamma == 0)).size:
             raise MismatchError(
-                f"gamma is 0 for feature {zero[0]}: every value became beta, nothing can be brought back"
+                f"gamma is 0 for feature {zero[0]}: every value became beta, so normalization cannot be undone"
             )
         scale, exponent = np.frexp(sd)
         with np.errstate(over="ignore"):
@@ -68,11 +78,11 @@ class Affine:
 
     @property
     def unknown(self) -> Bools:
-        """Where there are no statistics."""
+        """True where a statistic is NaN."""
         return np.asarray(np.isnan(self.minus) | np.isnan(self.times) | np.isnan(self.over) | np.isnan(self.plus))
 
     def __call__(self, x: Array, dtype: npt.DTypeLike = np.float64) -> tuple[Array, bool]:
-        """Computed in float64, the subtraction first, so that x = mean gives beta; rounded; and whether all is finite."""
+        """Apply to x in float64, subtracting first so that x = mean gives exactly beta; return y in `dtype` and whether all is finite."""
         y = x.astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             y -= self.minus
@@ -83,7 +93,7 @@ class Affine:
         return self.rounded(x, y, dtype)
 
     def columns(self, x: Array, dtype: DType) -> tuple[Array, bool]:
-        """The same of x of shape (R, C, I) by statistics of shape (C, 1), compiled where it can be."""
+        """Apply to x of shape (R, C, I) with statistics of shape (C, 1), in the compiled kernel if possible."""
         minus, scale, plus = (a[:, 0] for a in (self.minus, self.scale, self.plus))
         found = compiled.normalize(x, minus, scale, plus, dtype) if self.divisor is None else None
         if found is None:
@@ -91,16 +101,16 @@ class Affine:
         return found if found[1] else self.rounded(x, found[0], dtype)
 
     def rounded(self, x: Array, y: Array, dtype: npt.DTypeLike) -> tuple[Array, bool]:
-        """y rounded, by parts where a step overflowed or scale is NaN; and whether all is finite."""
+        """Round y to `dtype`, recompute in parts where a step overflowed or scale is NaN; also return whether all is finite."""
         y = round_to(y, np.dtype(dtype))
         if (fine := np.isfinite(y)).all():
             return y, True
         fine |= np.isnan(x)
         fine |= self.unknown
-        if fine.all():  # nothing but what is missing
+        if fine.all():  # only missing values or statistics are not finite
             return y, False
         given = [np.broadcast_to(a, y.shape) for a in (self.minus, self.times, self.over, self.plus)]
-        step = max(1, PART_VALUES * len(y) // y.size)  # so that this takes little memory
+        step = max(1, PART_VALUES * len(y) // y.size)  # rows per step; bounds the memory of temporaries
         for part in (slice(first, first + step) for first in range(0, len(y), step)):
             bad = ~fine[part]
             found = _by_parts(x[part][bad].astype(np.float64), *(a[part][bad] for a in given))
@@ -110,18 +120,18 @@ class Affine:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """What `forward` computed on the way.
+    """Intermediate results of `forward` that `backward` needs.
 
     Attributes
     ----------
     mean, var : shape (C,)
-        Mean and variance (divided by n) of the batch.
+        Mean and biased variance (divided by n) of the batch.
     xhat : shape of x
-        The normalised values, before gamma and beta.
+        The normalized values, before gamma and beta are applied.
     gamma : shape (C,)
     eps : float
     axis : int
-        The feature axis, counted from the front.
+        The feature axis, 1 or more.
     """
 
     mean: Floats
@@ -133,11 +143,12 @@ class Cache:
 
 
 def moments(x: Array, axis: int = -1) -> Moments:
-    """Count, mean and m2 of each feature of one batch: Moments of shape (C,).
+    """Count, mean and m2 (sum of squared deviations) of each feature of a batch: Moments of shape (C,).
 
     Parameters
     ----------
-    x : array of two or more dimensions, samples along axis 0
+    x : array of shape (N, ...)
+        Samples along axis 0.
     axis : int
         The feature axis.
     """
@@ -149,34 +160,35 @@ def moments(x: Array, axis: int = -1) -> Moments:
 def forward(
     x: npt.ArrayLike, gamma: npt.ArrayLike, beta: npt.ArrayLike, eps: float = 1e-5, axis: int = -1
 ) -> tuple[Array, Cache]:
-    """Training mode: normalise a batch with its own statistics.
+    """Training mode: normalize a batch with its own statistics.
 
-    y = gamma · (x - mean) / sqrt(var + eps) + beta, with var divided by n.
+    y = gamma · (x - mean) / sqrt(var + eps) + beta, with the biased variance (Ioffe & Szegedy 2015, algorithm 1).
 
     Parameters
     ----------
-    x : array of two or more dimensions, samples along axis 0
-    gamma, beta : a number or shape (C,)
+    x : array_like of shape (N, ...)
+        Two or more dimensions, samples along axis 0.
+    gamma, beta : float or array_like of shape (C,)
     eps : float
-        Added to the variance; 0 or more. With 0 a variance of 0 scales by 1.
+        Added to the variance; 0 or more. If var + eps is 0, the scale is 1.
     axis : int
         The feature axis.
 
     Returns
     -------
     y : array of the shape of x
-        In x's type when that is a float type, else float32.
+        Has the type of x if that is a float type, else float32.
     cache : Cache
-        The batch's `mean` and `var`, of shape (C,), and what a backward pass needs.
+        `mean` and `var` of the batch, of shape (C,), and what `backward` needs.
 
     Raises
     ------
     UsageError
-        For a batch of one value per feature (its variance says nothing) or axis 0.
+        For a batch with one value per feature, whose variance is undefined, or axis 0.
     InputError
-        For values that are not finite.
+        For values that are not finite or not real numbers.
     MismatchError
-        For gamma or beta of another length than C, or a value that does not fit the result's type.
+        When gamma or beta has a length other than C, or a value does not fit the type of the result.
 
     Examples
     --------
@@ -187,7 +199,7 @@ def forward(
     x = real_array(x)
     axis = feature_axis(x.ndim, axis)
     if x.size <= x.shape[axis]:
-        raise UsageError("a batch of one value per feature cannot be normalised: its variance says nothing")
+        raise UsageError("a batch with one value per feature cannot be normalized; give two or more values per feature")
     batch = moments(x, axis)
     if not np.isfinite(batch.m2).all():
         feature = int(np.flatnonzero(~np.isfinite(batch.m2))[0])
@@ -201,33 +213,33 @@ def forward(
 
 
 def backward(dy: npt.ArrayLike, cache: Cache) -> tuple[Array, Floats, Floats]:
-    """The exact gradient of `forward`, through the batch's own mean and variance.
+    """The gradient of `forward`, including the dependence of mean and variance on the batch.
 
-    With n values per feature and sums over a feature's values (Ioffe & Szegedy 2015, section 3, brought to one line):
+    With n values per feature and sums over the values of a feature (Ioffe & Szegedy 2015, section 3, simplified):
 
         dbeta = sum(dy),  dgamma = sum(dy · xhat)
         dx    = gamma / sqrt(var + eps) · (dy - dbeta / n - xhat · dgamma / n)
 
-    Where var and eps are both 0, `forward` scales by 1 and has no derivative; that 1 then counts as fixed, which leaves
-    dx = gamma · (dy - dbeta / n).
+    Where var and eps are both 0, `forward` scales by 1 and is not differentiable; that scale is then treated as a
+    constant, which leaves dx = gamma · (dy - dbeta / n).
 
     Parameters
     ----------
-    dy : array of the shape of x
-        Gradient of a loss with respect to `forward`'s y. Values that are not finite pass through.
+    dy : array_like of the shape of x
+        Gradient of a loss with respect to the y of `forward`. Values that are not finite propagate.
     cache : Cache
-        What `forward` returned beside y.
+        The second result of `forward`.
 
     Returns
     -------
     dx : array of the shape of x
-        Computed in float64; in dy's type when that is a float type, else float32.
+        Computed in float64; has the type of dy if that is a float type, else float32.
     dgamma, dbeta : float64, shape (C,)
 
     Raises
     ------
     MismatchError
-        When dy has another shape than the batch.
+        When the shape of dy differs from that of the batch.
     InputError
         When dy does not hold real numbers.
 
@@ -240,9 +252,9 @@ def backward(dy: npt.ArrayLike, cache: Cache) -> tuple[Array, Floats, Floats]:
     """
     dy = real_array(dy)
     if dy.shape != cache.xhat.shape:
-        raise MismatchError(f"dy has shape {dy.shape}, the batch that went forward {cache.xhat.shape}")
+        raise MismatchError(f"dy has shape {dy.shape}, but the batch has {cache.xhat.shape}")
     view, joined = _column_view(dy.shape, cache.axis)
-    dx = np.array(dy, np.float64, order="C").reshape(view)
+    dx = np.array(dy, np.float64, order="C").reshape(view)  # (R, C, I) or (R / J, J·C)
     xhat = np.ascontiguousarray(cache.xhat).reshape(view)
     axes = "rci"[: len(view)]
     n = dy.size // len(cache.gamma)
@@ -252,9 +264,9 @@ def backward(dy: npt.ArrayLike, cache: Cache) -> tuple[Array, Floats, Floats]:
 
     scale = _scale(cache.gamma, sd := deviation(cache.var, cache.eps))
     with np.errstate(over="ignore", invalid="ignore"):
-        # einsum: neither BLAS nor an array of products in between
-        dbeta = np.einsum(f"{axes}->c", dx).reshape(joined, -1).sum(axis=0)
-        dgamma = np.einsum(f"{axes},{axes}->c", dx, xhat).reshape(joined, -1).sum(axis=0)
+        # einsum: no BLAS, whose rounding varies, and no temporary array of products
+        dbeta = np.einsum(f"{axes}->c", dx).reshape(joined, -1).sum(axis=0)  # (C,)
+        dgamma = np.einsum(f"{axes},{axes}->c", dx, xhat).reshape(joined, -1).sum(axis=0)  # (C,)
         dx -= columns(dbeta / n)
         dx -= xhat * columns(dgamma / n)
         if np.isfinite(scale).all():
@@ -274,26 +286,35 @@ def normalize(
     axis: int = -1,
     dtype: npt.DTypeLike | None = None,
 ) -> Array:
-    """Test mode: y = gamma · (x - mean) / sqrt(var + eps) + beta, the subtraction first.
+    """Test mode: y = gamma · (x - mean) / sqrt(var + eps) + beta (Ioffe & Szegedy 2015, algorithm 2).
+
+    The mean is subtracted first, so that x = mean gives exactly beta.
 
     Parameters
     ----------
-    x : array, features along `axis`
-    mean, var, gamma, beta : a number or shape (C,)
+    x : array_like
+        Two or more dimensions, features along `axis`.
+    mean, var, gamma, beta : float or array_like of shape (C,)
     eps : float
-        Added to the variance; with 0 a variance of 0 scales by 1.
+        Added to the variance. If var + eps is 0, the scale is 1.
     axis : int
+        The feature axis.
     dtype : float type, optional
-        Of the result; by default x's type when that is a float type, else float32.
+        Type of the result; by default that of x if it is a float type, else float32.
 
     Returns
     -------
-    array of the shape of x; NaN where x or the statistics are.
+    array of the shape of x
+        NaN where x or the statistics are NaN.
 
     Raises
     ------
+    UsageError
+        For axis 0, an axis that x does not have, or a negative variance or eps.
+    InputError
+        When x or a statistic does not hold real numbers.
     MismatchError
-        When the statistics are of another length than the axis, or a value does not fit the result's type.
+        When a statistic has a length other than C, or a value does not fit the type of the result.
 
     Examples
     --------
@@ -320,8 +341,10 @@ def denormalize(
 
     Raises
     ------
+    UsageError, InputError
+        As `normalize`.
     MismatchError
-        As `normalize`; and where gamma is 0, since every value went to beta.
+        As `normalize`, and when a gamma is 0, since every value of that feature became beta.
 
     Examples
     --------
@@ -333,26 +356,26 @@ def denormalize(
 
 
 def output_type(dtype: DType) -> DType:
-    """Type of the result when none is asked for: float types stay, others become float32."""
+    """Default type of the result: the native form of a float type, float32 for other types."""
     return dtype.newbyteorder("=") if dtype.kind == "f" else np.dtype(np.float32)
 
 
 def deviation(var: Floats, eps: float) -> Floats:
-    """sqrt(var + eps), and 1 where that is 0."""
+    """sqrt(var + eps), of the shape of var; 1 where that is 0."""
     with np.errstate(over="ignore"):
         sd = np.sqrt(var + eps)
-    sd = np.where(np.isinf(sd), 2 * np.sqrt(var / 4 + eps / 4), sd)  # the sum may not fit a float64, its root does
+    sd = np.where(np.isinf(sd), 2 * np.sqrt(var / 4 + eps / 4), sd)  # where the sum overflows but its root does not
     return np.where(sd == 0, 1.0, sd)
 
 
 def round_to(values: Floats, dtype: DType) -> Array:
-    """Round float64 values to `dtype`; what is too large becomes infinite, silently (see `overflowed`)."""
+    """Round float64 values to `dtype`; too large values become infinite without a warning (see `overflowed`)."""
     with np.errstate(over="ignore", invalid="ignore"):
         return values.astype(dtype, copy=False)
 
 
 def _normal(values: Floats) -> Floats:
-    """NaN for infinities, and for what lost digits on the way to 0."""
+    """Replace infinities and subnormal values, which have lost digits to underflow, by NaN."""
     return np.where((np.abs(values) >= FLOAT64.tiny) & np.isfinite(values), values, np.nan)
 
 
@@ -362,7 +385,10 @@ def _scale(gamma: Floats, sd: Floats) -> Floats:
 
 
 def _by_parts(x: Floats, minus: Floats | float, times: Floats, over: Floats, plus: Floats | float) -> Floats:
-    """(x - minus) · times / over + plus, its powers of two apart from the rest, and sums halved where they overflow."""
+    """(x - minus) · times / over + plus without intermediate overflow or underflow.
+
+    Mantissas and exponents (np.frexp) are computed separately, and the terms of a sum that overflows are halved.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         half = np.isinf(x - minus).astype(np.intc)
         (d, i), (t, j), (o, k) = np.frexp(np.ldexp(x, -half) - np.ldexp(minus, -half)), np.frexp(times), np.frexp(over)
@@ -372,12 +398,20 @@ def _by_parts(x: Floats, minus: Floats | float, times: Floats, over: Floats, plu
 
 
 def overflowed(before: Array, after: Array) -> Bools:
-    """Mark finite values whose result is infinite: they do not fit the result's type."""
+    """True for finite values whose result is infinite, since it does not fit the type of the result."""
     return np.asarray(np.isinf(after) & np.isfinite(before))
 
 
 def per_feature(values: npt.ArrayLike, features: int, name: str) -> Floats:
-    """A number or (C,) values as an array of shape (C,), finite or not; raises InputError for other than real numbers."""
+    """Convert a number or C values, finite or not, to an array of shape (C,).
+
+    Raises
+    ------
+    InputError
+        When the values are not real numbers.
+    MismatchError
+        When their shape is neither () nor (C,).
+    """
     array = to_array(values, name)
     if array.dtype.kind not in "biuf":
         raise InputError(f"{name} is of type {array.dtype}; give a number, or an array of real numbers")
@@ -390,11 +424,11 @@ def per_feature(values: npt.ArrayLike, features: int, name: str) -> Floats:
 
 
 def real_array(x: npt.ArrayLike) -> Array:
-    """x as an array of a type bn computes with (bool, integers, floats), of two or more dimensions."""
+    """Convert x to an array of bool, integers or floats with two or more dimensions; raise InputError or UsageError otherwise."""
     array = to_array(x)
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise InputError(
-            f"values of type {array.dtype} cannot be normalised; use bool, integers or floats up to 64 bits"
+            f"values of type {array.dtype} cannot be normalized; use bool, integers or floats up to 64 bits"
         )
     if array.ndim < 2:
         raise UsageError(f"an array of shape {array.shape} has no feature axis; reshape it to (samples, features)")
@@ -402,9 +436,9 @@ def real_array(x: npt.ArrayLike) -> Array:
 
 
 def _column_view(shape: tuple[int, ...], axis: int) -> tuple[tuple[int, ...], int]:
-    """Shape (R, C, I) of an array in C order, or (R, J·C) where I is 1; and J, the rows that were joined.
+    """View shape (R, C, I) of an array in C order, or (R / J, J·C) if I is 1; and J, the number of rows joined into one.
 
-    numpy pays per run of columns, so few channels that lie next to each other are taken several rows at once.
+    NumPy has an overhead per row, so rows of few features are joined.
     """
     layout = Layout.of(shape, axis)
     rows = shape[0] * layout.rows_per_sample
@@ -431,17 +465,19 @@ def _applied(
     *,
     inverse: bool,
 ) -> Array:
-    """Test mode or its inverse with statistics along x's feature axis, refusing values that do not fit the result's type."""
+    """Test mode or its inverse with statistics along the feature axis of x; raises as `normalize`."""
     axis = feature_axis(x.ndim, axis)
     named = {"mean": mean, "var": var, "gamma": gamma, "beta": beta}
-    m, v, g, b = (per_feature(a, x.shape[axis], name).reshape(_shape(x.ndim, axis)) for name, a in named.items())
+    m, v, g, b = (
+        per_feature(a, x.shape[axis], name).reshape(_shape(x.ndim, axis)) for name, a in named.items()
+    )  # (1, .., C, .., 1)
     return _checked(x, x, Affine.of(m, v, g, b, eps, inverse=inverse), dtype)
 
 
 def _checked(given: Array, x: Array, affine: Affine, dtype: npt.DTypeLike | None) -> Array:
-    """The result for x, which comes from what was given; refuses values that do not fit its type."""
+    """Apply `affine` to x, which was computed from `given`; raise MismatchError for values that do not fit the type."""
     result, finite = affine(x, target := output_type(given.dtype) if dtype is None else np.dtype(dtype))
     if not finite and (count := int(np.count_nonzero(overflowed(given, result)))):
-        cure = "ask for a wider type (dtype)" if target.itemsize < 8 else "rescale them or gamma"
-        raise MismatchError(f"{count} values do not fit {target}; {cure}")
+        hint = "ask for a wider type (dtype)" if target.itemsize < 8 else "rescale them or gamma"
+        raise MismatchError(f"{count} values do not fit {target}; {hint}")
     return result

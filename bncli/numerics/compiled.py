@@ -1,9 +1,9 @@
-"""The compiled kernel, where it was built: the same arithmetic in one pass instead of many.
+"""The compiled kernels, if they were built: the same arithmetic as in NumPy, in one pass instead of many.
 
 `_blocks.c` sums blocks, `_moments.c` merges, `_bytes.c` decodes HDF5 chunks, `_normalizing.c` applies statistics and
-`_learning.c` computes losses and gradients. Together they are one shared library without Python in it, called through
-ctypes, which releases the interpreter's lock; SIGNATURES declares every function. In the environment `BN_KERNEL=numpy`
-selects NumPy instead, and `BN_KERNEL=c` makes a missing kernel an error.
+`_learning.c` computes losses and gradients. They form one shared library that does not use the Python C API and is called
+through ctypes, which releases the global interpreter lock; SIGNATURES declares every function. The environment variable
+`BN_KERNEL=numpy` selects NumPy instead, and `BN_KERNEL=c` makes a missing library an error.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy as np
 from bncli.errors import UsageError, printable
 from bncli.numerics.arrays import Array, Bytes, DType, Floats
 
-READ_BYTES = 256 << 10  # read and summed at a time; stays in the second-level cache
-CHOICES = ("c", "numpy")  # for BN_KERNEL
-TOGETHER = 8  # samples, as in `_learning.c`
+READ_BYTES = 256 << 10  # read and summed at a time; fits in the second-level cache
+CHOICES = ("c", "numpy")  # values of BN_KERNEL
+TOGETHER = 8  # samples computed side by side, as in `_learning.c`
 
 
 class _Pointer(ctypes.c_void_p):
-    """A parameter that takes a contiguous NumPy array as the address of its first value."""
+    """Parameter type that passes the data address of a contiguous NumPy array."""
 
     @classmethod
     def from_param(cls, array: Array) -> _Pointer:
@@ -46,12 +46,12 @@ SIGNATURES: dict[str, tuple[type | None, list[type]]] = {  # name -> result, par
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    """The library, and what it is or why it is missing.
+    """Load the library; return it, or None, with a note that says what is used and why.
 
     Raises
     ------
     UsageError
-        When BN_KERNEL is neither empty nor one of CHOICES, or is c and there is no library.
+        When BN_KERNEL is neither empty nor one of CHOICES, or is c and the library is missing.
     """
     asked = os.environ.get("BN_KERNEL", "")
     if asked not in ("", *CHOICES):
@@ -67,8 +67,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 
 def _library_of(package: str) -> tuple[ctypes.CDLL | None, str]:
-    """The library in this folder and no other: Python's own search may find that of another bncli."""
-    suffixes = sorted(EXTENSION_SUFFIXES, key=lambda suffix: ".abi3" not in suffix)  # what setup.py builds comes first
+    """Load the library from this folder only: a search along sys.path might find that of another bncli."""
+    suffixes = sorted(EXTENSION_SUFFIXES, key=lambda suffix: ".abi3" not in suffix)  # prefer what setup.py builds
     built = [p for suffix in suffixes if os.path.exists(p := os.path.join(package, f"_blocks{suffix}"))]
     folder = os.path.dirname(os.path.dirname(package))
     if not built and os.path.exists(os.path.join(folder, "setup.py")):  # a checkout, perhaps beside an installation
@@ -96,7 +96,7 @@ NAME = "c" if AVAILABLE else "numpy"
 
 
 def blocks(x: Array) -> tuple[Floats, Floats, Floats]:
-    """Mean, its low part and m2 of G blocks x of shape (G, r, C): three arrays of shape (G, C)."""
+    """Mean, its low part and m2 of blocks x of shape (G, r, C): three arrays of shape (G, C)."""
     native = np.dtype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind == "f" else x.dtype.newbyteorder("=")
     x = np.ascontiguousarray(x, native)
     groups, rows, features = x.shape
@@ -107,15 +107,16 @@ def blocks(x: Array) -> tuple[Floats, Floats, Floats]:
 
 
 def read_runs(fd: int, offset: int, dtype: DType, shape: tuple[int, int, int, int]) -> list[Floats] | None:
-    """Moments of runs of blocks, of shape (runs, blocks, r, C), stored in a file from byte `offset` on.
+    """Moments of values of shape (runs, blocks, r, C), stored in a file from byte `offset` on.
 
-    Five arrays of shape (runs, C), as `reduce_moments` gives; None when the values cannot be read or have no kernel.
+    Returns five arrays of shape (runs, C), as `reduce_moments` does; None if the values cannot be read or their type has
+    no kernel.
     """
     runs, blocks, rows, features = shape
     block_bytes = rows * features * dtype.itemsize
     at_once = min(max(1, READ_BYTES // block_bytes), runs * blocks)
     buffer = np.empty(at_once * block_bytes, np.uint8)
-    scratch = np.empty(15 * max(at_once, blocks) * features)
+    scratch = np.empty(15 * max(at_once, blocks) * features)  # as `bn_read_runs` divides it
     out = [np.empty((runs, features)) for _ in range(5)]
     if _call("bn_read_runs", fd, offset, _code(dtype), buffer, scratch, at_once, dtype.itemsize, *shape, *out):
         return None
@@ -123,7 +124,7 @@ def read_runs(fd: int, offset: int, dtype: DType, shape: tuple[int, int, int, in
 
 
 def reduce_moments(arrays: list[Floats], runs: int) -> list[Floats]:
-    """Moments.reduce_runs: five arrays of shape (runs · B, C) become five of shape (runs, C)."""
+    """`Moments.reduce_runs`: reduce five arrays of shape (runs · B, C) to five of shape (runs, C)."""
     given = [np.ascontiguousarray(a) for a in arrays]
     features = given[0].shape[1]
     rows = len(given[0]) // runs
@@ -133,7 +134,7 @@ def reduce_moments(arrays: list[Floats], runs: int) -> list[Floats]:
 
 
 def running(count: Floats, mean: Floats, m2: Floats, ddof: int, momentum_log: float | None) -> list[Floats]:
-    """Running.of_batches, of arrays of shape (B, C): k of shape (1, C), and a, a_low and first of shape (2, C)."""
+    """`Running.of_batches` of arrays of shape (B, C): k of shape (1, C), and a, a_low and first of shape (2, C)."""
     batches, features = count.shape
     k, *statistics = np.empty((batches, features)), *(np.empty((batches, 2, features)) for _ in range(3))
     log_m = math.nan if momentum_log is None else momentum_log
@@ -143,9 +144,9 @@ def running(count: Floats, mean: Floats, m2: Floats, ddof: int, momentum_log: fl
 
 
 def shuffle(data: Bytes, size: int, *, undo: bool, out: Bytes | None = None) -> Bytes | None:
-    """HDF5's shuffle of the whole elements of `size` bytes in `data`, or its inverse; None where it is not compiled.
+    """The shuffle filter of HDF5 on the whole elements of `size` bytes in `data`, or its inverse; None if not compiled.
 
-    The result goes into `out`, a contiguous array of as many bytes, where one is given.
+    `out` is an optional contiguous array of as many bytes for the result.
     """
     if not AVAILABLE or sys.byteorder != "little":
         return None
@@ -156,12 +157,12 @@ def shuffle(data: Bytes, size: int, *, undo: bool, out: Bytes | None = None) -> 
 
 
 def unlzf(data: Bytes, room: int) -> Bytes:
-    """Undo LZF into at most `room` bytes.
+    """Decompress LZF data to at most `room` bytes.
 
     Raises
     ------
     ValueError
-        When the data is damaged, or inflates to more.
+        When the data is damaged, or decompresses to more.
     """
     out = np.empty(room, np.uint8)
     given = _call("bn_unlzf", data, data.size, out, room)
@@ -173,7 +174,7 @@ def unlzf(data: Bytes, room: int) -> Bytes:
 def normalize(x: Array, mean: Floats, scale: Floats, beta: Floats, dtype: DType) -> tuple[Array, bool] | None:
     """(x - mean) * scale + beta, computed in float64 and rounded to `dtype`, and whether all of it is finite.
 
-    x has the shape (R, C, I), the others (C,). None where it is not compiled for these types.
+    x has shape (R, C, I), the statistics (C,). None if there is no kernel for these types.
     """
     if not (AVAILABLE and dtype in (np.float32, np.float64)):
         return None
@@ -193,27 +194,27 @@ def loss_and_gradient(
     gradient: Floats,
     at_once: int,
 ) -> tuple[float, int]:
-    """Loss of samples of a batch, see `learning.loss_and_gradient`; adds to the gradient.
+    """Loss of some samples of a batch, as `learning.loss_and_gradient`; adds their gradient to `gradient`.
 
     Parameters
     ----------
     problem : (activation, loss, rows, features, positions, outputs)
-        The first two as indexes into `learning.ACTIVATIONS` and `LOSSES`, the shape of a sample, and the head's outputs.
+        Indexes into `learning.ACTIVATIONS` and `LOSSES`, the shape of a sample, and the outputs of the head.
     batch : int
-        Samples of the whole batch.
+        Number of samples in the whole batch.
     x : float32 or float64, shape (N, ...)
     statistics : (mean, 1 / sqrt(var + eps)), each of shape (C,)
     values, gradient : shape (P,)
     target : shape (N,), (N, K) or that of x
     at_once : int
-        Samples that may be held at a time.
+        Maximum number of samples to compute at a time.
 
     Returns
     -------
     loss : float
         The sum of the losses.
     correct : int
-        Samples whose class was right.
+        Number of correctly classified samples.
     """
     activation, loss_kind, rows, features, positions, outputs = problem
     together, columns = TOGETHER if at_once >= TOGETHER else 1, features * positions
@@ -229,10 +230,10 @@ def loss_and_gradient(
 
 
 def _code(dtype: DType) -> int:
-    """A type as the C files name it: NumPy's kind and item size."""
+    """The number of a type in the C files: NumPy kind and item size."""
     return ord(dtype.kind) << 8 | dtype.itemsize
 
 
 def _call(name: str, *arguments: Array | float) -> int:
-    """Call a function of the library, which converts by its signature; 0 where it returns nothing."""
+    """Call a function of the library; 0 if it returns nothing."""
     return getattr(_library, name)(*arguments) or 0

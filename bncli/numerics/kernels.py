@@ -1,7 +1,8 @@
 """Count, mean and sum of squared deviations of blocks of values: the innermost arithmetic.
 
-A block is r values of each of C features. Its deviations are taken from a pivot near its mean, so nothing
-cancels; sums run in a fixed order without BLAS, whose bits change with threads and processor.
+A block is r values of each of C features. Deviations are taken from a pivot near the mean of the block (the shifted data
+of Chan, Golub & LeVeque 1983, section 3), so that little cancels. Sums run in a fixed order and without BLAS, whose
+rounding depends on threads and processor.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import numpy.typing as npt
 from bncli.numerics import compiled
 from bncli.numerics.arrays import Array, Bools, DType, Floats
 
-BLOCK_ROWS = 128  # rounding grows with the length of a sum; short blocks keep it near one ulp
-LANES = 4  # partial sums that run side by side: fewer, longer vector operations and shorter sums
-WIDE_ENOUGH = 512  # values that numpy adds in one go; fewer, and four times the lanes pay
-PIVOT_SHARE = 8  # the pivot is found from at least an 8th of a block
-SUBTRACT_AT_ONCE = 128  # values of a row repeated to this length, which numpy subtracts in one go
-TILE_BYTES = 1 << 20  # of deviations computed at a time, which stay in cache
+BLOCK_ROWS = 128  # rounding errors grow with the length of a sum; short blocks keep them near one ulp
+LANES = 4  # partial sums side by side: fewer, longer vector operations and shorter sums
+WIDE_ENOUGH = 512  # values per row for which LANES are enough; narrower rows use eight times as many
+PIVOT_SHARE = 8  # the pivot is computed from at least one in 8 values of a block
+SUBTRACT_AT_ONCE = 128  # rows are joined to about this many values, to reduce the overhead of NumPy
+TILE_BYTES = 1 << 20  # deviations computed at a time; fits in the cache
 FEATURES_AT_ONCE = TILE_BYTES // BLOCK_ROWS // 8
 TINY = 1e-300  # a sum of squares below this has lost digits to underflow
 
@@ -29,16 +30,16 @@ _buffers = threading.local()
 
 
 class Blocks(NamedTuple):
-    """Moments of G blocks; each array of shape (G, C)."""
+    """Moments of G blocks. Every array has shape (G, C)."""
 
     number: Floats
     mean: Floats
-    mean_low: Floats  # the part of the mean that does not fit a float64
-    m2: Floats  # not finite where the values are not, or are too large or too close together to square
+    mean_low: Floats  # the low word: what float64 cannot hold of the mean
+    m2: Floats  # not finite where values are not, or where squares overflow or underflow
 
 
 class Place(NamedTuple):
-    """Where values lie in a file in C order and native byte order: its descriptor, the first byte, their type."""
+    """Location of values in C order and native byte order in a file: descriptor, byte offset and type."""
 
     fd: int
     offset: int
@@ -46,21 +47,21 @@ class Place(NamedTuple):
 
 
 class Missing(NamedTuple):
-    """Which values do not count: non-finite ones under `omit`, and those equal to `fill`."""
+    """Which values are missing: with `omit` those that are not finite, and those equal to `fill`."""
 
     omit: bool = False
     fill: float | int | None = None
 
 
 def two_sum(a: Floats, b: Floats) -> tuple[Floats, Floats]:
-    """The rounded sum and its exact error (Knuth, TAOCP 2, 4.2.2)."""
+    """The rounded sum of a and b and its exact rounding error (Knuth, TAOCP vol. 2, section 4.2.2, theorem B)."""
     s = a + b
     t = s - a
     return s, (a - (s - t)) + (b - t)
 
 
 def quick_two_sum(a: Floats, b: Floats) -> tuple[Floats, Floats]:
-    """As `two_sum`, for |a| >= |b| (Dekker 1971)."""
+    """`two_sum` for |a| >= |b|, with fewer operations (Dekker 1971)."""
     s = a + b
     return s, b - (s - a)
 
@@ -71,14 +72,14 @@ def block_moments(x: Array, missing: Missing) -> Blocks:
     Parameters
     ----------
     x : array of shape (G, r, C)
-        G blocks of r values of C features, of any real type.
+        G blocks of r values of C features, of a real type.
     missing : Missing
-        Values to leave out, per feature.
+        Values to leave out, for each feature separately.
 
     Returns
     -------
     Blocks
-        Where a result does not exist (non-finite input, squares that overflow or underflow) m2 is not finite.
+        m2 is not finite where float64 has no result: values that are not finite, squares that overflow or underflow.
     """
     groups, rows, features = x.shape
     if compiled.AVAILABLE and missing.fill is None:
@@ -96,10 +97,10 @@ def block_moments(x: Array, missing: Missing) -> Blocks:
 
 
 def stored_runs(place: Place, shape: tuple[int, int, int, int], missing: Missing) -> list[Floats] | None:
-    """Count, mean and m2 (the latter two as high and low) of runs of blocks, of shape (runs, blocks, r, C), in a file.
+    """Count, mean and m2 (the last two as high and low) of values of shape (runs, blocks, r, C) in a file.
 
-    Read, summed and merged in one compiled call: five arrays of shape (runs, C). None where that cannot be done: then
-    the values have to be read, and `block_moments` tells what is wrong with them.
+    One compiled call reads, sums and merges them. Returns five arrays of shape (runs, C), or None if that is not
+    possible; the caller then reads the values and passes them to `block_moments`.
     """
     if not compiled.AVAILABLE or missing.fill is not None:
         return None
@@ -108,7 +109,7 @@ def stored_runs(place: Place, shape: tuple[int, int, int, int], missing: Missing
 
 
 def present(x: Array, missing: Missing) -> Bools:
-    """Mark the values that count (True), of the shape of x."""
+    """True for values that are not missing; of the shape of x."""
     keep = np.isfinite(x) if missing.omit else np.ones(x.shape, bool)
     if missing.fill is not None:
         keep &= ~np.isnan(x) if missing.fill != missing.fill else x != missing.fill
@@ -127,32 +128,32 @@ def _tile_moments(x: Array, missing: Missing) -> Blocks:
 
 
 def _about_pivot(x: Array, keep: Bools | None) -> Blocks:
-    """Shift by a pivot near the block's mean, then sum deviations and their squares.
+    """Shift by a pivot near the mean of the block, then sum deviations and their squares.
 
-    The pivot is the first value plus the mean offset of every 8th value from it. A constant block thus has
-    deviations of exactly 0. With s the standard deviation of the block, the pivot lies within sqrt(8) s of the mean
-    whatever the values are (Cauchy-Schwarz over the 8th part), so that `squares - sums * offset` keeps its digits.
+    The pivot is the first value plus the mean offset of every 8th value from it, so the deviations of a constant block
+    are exactly 0. With s the standard deviation of the block, the pivot is at most sqrt(8) s from the mean for any values
+    (Cauchy-Schwarz over one in 8 values), so that `squares - sums * offset` keeps its digits.
     """
     groups, rows, features = x.shape
     step = min(PIVOT_SHARE, max(1, rows // PIVOT_SHARE))
-    some = x[:, ::step]
+    some = x[:, ::step]  # (G, r / step, C)
     if keep is None:
         count = np.full((groups, features), float(rows))
-        first = x[:, :1].astype(np.float64)
-        offsets = np.subtract(some, first, dtype=np.float64)
+        first = x[:, :1].astype(np.float64)  # (G, 1, C)
+        offsets = np.subtract(some, first, dtype=np.float64)  # (G, r / step, C)
         offset = np.add.reduce(offsets, axis=1, keepdims=True) / offsets.shape[1]
     else:
-        count = keep.sum(axis=1, dtype=np.float64)
+        count = keep.sum(axis=1, dtype=np.float64)  # (G, C)
         first = np.take_along_axis(x, keep.argmax(axis=1)[:, None], axis=1).astype(np.float64)
         first[count[:, None] == 0] = 0
         counted = keep[:, ::step]
         offsets = np.where(counted, some - first, 0.0)
         offset = np.add.reduce(offsets, axis=1, keepdims=True) / np.maximum(counted.sum(axis=1, keepdims=True), 1)
     pivot = first + offset  # (G, 1, C)
-    sums, squares = _sums(x, np.float64, pivot, keep)
+    sums, squares = _sums(x, np.float64, pivot, keep)  # both (G, C)
     n = np.maximum(count, 1)
     offset = sums / n
-    m2 = np.maximum(squares - sums * offset, 0)  # NaN stays NaN
+    m2 = np.maximum(squares - sums * offset, 0)  # keeps NaN
     mean, mean_low = two_sum(pivot[:, 0], offset)
     far = np.nonzero(2 * sums * offset > squares)
     blocks = Blocks(count, mean, mean_low, m2)
@@ -163,16 +164,19 @@ def _about_pivot(x: Array, keep: Bools | None) -> Blocks:
 
 
 def _whole_moments(x: Array) -> Blocks:
-    """Moments of 8- and 16-bit integers: the sums of a block, and of the squares, are exact without a pivot.
+    """Moments of 8- and 16-bit integers: the sums of a block and of its squares are exact without a pivot.
 
-    128 squares of 8 bits stay below 2^24, which float32 counts up to; 128 of 16 bits are far below 2^53.
+    The sum of 128 squares of 8 bits is below 2^24, the limit of exact integers in float32; that of 128 squares of 16 bits
+    is far below 2^53, the limit in float64.
     """
-    found = _sums(x, np.float32 if x.dtype.itemsize == 1 else np.float64)
+    found = _sums(x, np.float32 if x.dtype.itemsize == 1 else np.float64)  # both (G, C)
     sums, squares = (v.astype(np.float64) for v in found)
     n = float(x.shape[1])
     mean = sums / n
-    high = mean.astype(np.float32).astype(np.float64)  # in two parts, whose products with n are exact
-    mean_low = ((sums - high * n) - (mean - high) * n) / n  # the division's remainder
+    high = mean.astype(np.float32).astype(
+        np.float64
+    )  # the mean in two parts, whose products with n are exact (Dekker 1971)
+    mean_low = ((sums - high * n) - (mean - high) * n) / n  # the remainder of the division
     return Blocks(np.full(mean.shape, n), mean, mean_low, (n * squares - sums * sums) / n)
 
 
@@ -183,10 +187,10 @@ def _about_mean(
     group: npt.NDArray[np.intp],
     feature: npt.NDArray[np.intp],
 ) -> None:
-    """Compute some columns again about their mean: those whose pivot lay farther than s from it.
+    """Recompute the columns whose pivot is more than s from the mean, with the mean as pivot.
 
-    Rare (every 8th value has to be unlike the others), and worth a second look: at sqrt(8) s the difference in m2
-    is 8 times smaller than its terms.
+    Such columns are rare, since one in 8 values must differ from the others. At a distance of sqrt(8) s, m2 is a
+    difference of terms 8 times as large, which costs three bits.
     """
     d = np.array(x[group, :, feature], np.float64, order="C")  # (k, r)
     pivot = blocks.mean[group, feature]
@@ -209,27 +213,27 @@ def _sums(
     pivot: Floats | None = None,
     keep: Bools | None = None,
 ) -> tuple[Array, Array]:
-    """Sums of x - pivot, and of its squares, over the rows: (G, r, C) becomes two arrays of shape (G, C) of this type.
+    """Sums of x - pivot and of its squares over the rows: from shape (G, r, C) to two arrays of shape (G, C) of this type.
 
-    As many blocks at a time as stay in cache. Partial sums run side by side, in a fixed order; what is left after the
-    last whole row of them comes by itself.
+    Computes as many blocks at a time as fit in the cache. Each column has `lanes` partial sums side by side, in a fixed
+    order; rows left over after a multiple of `lanes` are added at the end.
     """
     groups, rows, features = x.shape
     lanes = 1 if features == 1 else LANES if features * LANES >= WIDE_ENOUGH else 8 * LANES
     lanes = lanes if lanes <= rows else 1
     whole = rows // lanes * lanes
-    sums, squares = (np.empty((groups, lanes * features), dtype) for _ in range(2))
+    sums, squares = (np.empty((groups, lanes * features), dtype) for _ in range(2))  # (G, lanes · C)
     at_once = max(1, TILE_BYTES // (rows * features * np.dtype(dtype).itemsize))
     deviations = _scratch((min(at_once, groups), rows, features), dtype)
     for start in range(0, groups, at_once):
         tile = slice(start, start + at_once)
-        d = deviations[: min(at_once, groups - start)]
+        d = deviations[: min(at_once, groups - start)]  # (g, r, C)
         np.copyto(d, x[tile], casting="unsafe")
         if pivot is not None:
             _subtract(d, pivot[tile])
         if keep is not None:
             d[~keep[tile]] = 0
-        side_by_side = d[:, :whole].reshape(len(d), -1, lanes * features)
+        side_by_side = d[:, :whole].reshape(len(d), -1, lanes * features)  # (g, r / lanes, lanes · C)
         _add_rows(side_by_side, sums[tile], squares[tile], exact=pivot is None)
         if whole < rows:
             rest = d[:, whole:].reshape(len(d), -1)
@@ -242,7 +246,7 @@ def _sums(
 
 
 def _scratch(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-    """A buffer of this thread, to be overwritten: fresh memory for every block would cost more than the sums."""
+    """A reused buffer of the current thread: allocating memory for every block would cost more than the sums."""
     size = math.prod(shape)
     buffer: Array | None = getattr(_buffers, "deviations", None)
     if buffer is None or buffer.size < size or buffer.dtype != dtype:
@@ -251,7 +255,7 @@ def _scratch(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
 
 
 def _subtract(d: Floats, pivot: Floats) -> None:
-    """d -= pivot, with narrow rows taken several at once: numpy pays per run of C values."""
+    """d -= pivot, with several narrow rows at once: NumPy has an overhead per row."""
     groups, rows, features = d.shape
     at_once = min(rows, SUBTRACT_AT_ONCE // features) if features > 1 else 1
     if at_once < 2:
@@ -264,12 +268,12 @@ def _subtract(d: Floats, pivot: Floats) -> None:
 
 
 def _add_rows(d: Array, sums: Array, squares: Array, *, exact: bool) -> None:
-    """Fill `sums` and `squares`, of shape (G, W), with those of d, of shape (G, r, W); einsum squares and adds in one pass."""
+    """Store the sums of d (G, r, W) and of its squares in `sums` and `squares` (G, W). einsum squares and adds in one pass."""
     line = d[:, :, 0]
-    if d.shape[2] == 1 and exact:  # whole numbers, whose order does not matter
+    if d.shape[2] == 1 and exact:  # sums of integers are exact in any order
         np.einsum("gr->g", line, out=sums[:, 0])
         np.einsum("gr,gr->g", line, line, out=squares[:, 0])
-    elif d.shape[2] == 1:  # pairwise: einsum would add one long line
+    elif d.shape[2] == 1:  # np.add.reduce sums pairwise; einsum would accumulate the error of a long sum
         np.add.reduce(line, axis=1, out=sums[:, 0])
         np.square(line, out=line)
         np.add.reduce(line, axis=1, out=squares[:, 0])
@@ -279,12 +283,12 @@ def _add_rows(d: Array, sums: Array, squares: Array, *, exact: bool) -> None:
 
 
 def _mark_underflow(x: Array, keep: Bools | None, first: Floats, m2: Floats) -> None:
-    """Set m2 to NaN where the squares vanished although the values vary."""
+    """Set m2 to NaN where the squares underflow although the values vary."""
     tiny = m2 < TINY
     if x.dtype.kind != "f" or not tiny.any():
         return
     some = tiny.any(axis=0)
-    features = slice(None) if some.all() else np.flatnonzero(some)  # a view where it can be one
+    features = slice(None) if some.all() else np.flatnonzero(some)  # a slice gives a view, without a copy
     varies = x[:, :, features] != first[:, :, features].astype(x.dtype)
     if keep is not None:
         varies &= keep[:, :, features]

@@ -1,9 +1,9 @@
-"""How an array's axes become features, and how batches are cut into blocks.
+"""How the axes of an array map to features, and how batches are cut into blocks.
 
-Every array is seen as (R, C, I): R rows, C features and I positions that lie next to each other in memory. For
-(N, C) data that is R = N, I = 1; for images (N, C, H, W) on axis 1, R = N and I = H·W; for (N, H, W, C) on the last
-axis, R = N·H·W and I = 1. All sizes below follow from the batch size and the sample's shape alone, never from files,
-chunks, memory or workers: that is what makes the results the same bytes.
+Every array is viewed as (R, C, I): R rows, C features and I positions, which are contiguous in memory. (N, C) data has
+R = N and I = 1; images (N, C, H, W) with features on axis 1 have R = N and I = H·W; images (N, H, W, C) with features on
+the last axis have R = N·H·W and I = 1. All sizes below depend only on the batch size and the sample shape, not on files,
+chunks, memory or workers, so that results are reproducible byte for byte.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ from bncli.numerics.arrays import Array
 from bncli.numerics.kernels import BLOCK_ROWS, Missing, Place, block_moments, stored_runs
 from bncli.numerics.moments import Moments
 
-PIECE_VALUES = 1 << 18 if compiled.AVAILABLE else 1 << 20  # read and computed at a time; NumPy pays more for calls
-WIDE_VALUES = 1 << 21  # blocks of wide rows have fewer rows, so that they hold no more than this
-PENDING_VALUES = 1 << 16  # results of blocks that wait to be merged: merging many at once is what makes it cheap
+PIECE_VALUES = (
+    1 << 18 if compiled.AVAILABLE else 1 << 20
+)  # values read and computed at a time; NumPy has more overhead per call
+WIDE_VALUES = 1 << 21  # maximum size of a block; blocks of wide rows have fewer rows
+PENDING_VALUES = 1 << 16  # block results to collect before merging; merging many at once is cheap
 
 Read = Callable[[int, int], Array]  # (first value, count) -> values, shape (count,)
 
 
 @dataclass(frozen=True)
 class Values:
-    """Values by position, counted from `start`.
+    """Access to values by flat position, relative to `start`.
 
     Attributes
     ----------
     read : function (first, count) -> array of shape (count,)
     stored : function (first, count) -> Place or None
-        Where these values lie in a file just as they are, when they do.
+        The place in a file where these values are stored unencoded; None if they are not.
     start : int
     """
 
@@ -43,11 +45,11 @@ class Values:
     start: int = 0
 
     def __call__(self, first: int, count: int) -> Array:
-        """Read values at positions first to first + count."""
+        """Read the values at positions first to first + count: an array of shape (count,)."""
         return self.read(self.start + first, count)
 
     def shifted(self, by: int) -> Values:
-        """The same values, counted from `by` further on."""
+        """The same values, with positions relative to `start + by`."""
         return replace(self, start=self.start + by)
 
 
@@ -58,7 +60,7 @@ class Layout:
     Attributes
     ----------
     rows_per_sample, features, positions : int
-        A sample's values are (rows_per_sample, features, positions) in C order.
+        The values of a sample have shape (rows_per_sample, features, positions) in C order.
     """
 
     rows_per_sample: int
@@ -67,7 +69,7 @@ class Layout:
 
     @classmethod
     def of(cls, shape: tuple[int, ...], axis: int) -> Layout:
-        """Layout of an array of this shape (axis 0 counts samples) with the features on `axis`.
+        """Layout of an array of this shape, with samples on axis 0 and features on `axis`.
 
         Raises
         ------
@@ -89,11 +91,11 @@ class Layout:
 
     @property
     def values_per_sample(self) -> int:
-        """Values that each feature has in one sample."""
+        """Values per feature and sample."""
         return self.rows_per_sample * self.positions
 
     def batches_at_once(self, batch_size: int) -> int:
-        """How many batches make a segment: as many as keep PENDING_VALUES results of blocks, at least one."""
+        """Batches per segment: as many as give at most PENDING_VALUES block results, but at least one."""
         rows = batch_size * self.rows_per_sample
         if self._by_position:
             results = rows * self.features * -(-self.positions // self._position_block)
@@ -102,12 +104,12 @@ class Layout:
         return max(1, PENDING_VALUES // results)
 
     def moments(self, values: Values, batches: int, samples: int, missing: Missing) -> Moments:
-        """Moments of shape (batches, C) of consecutive batches of `samples` samples each.
+        """Moments of shape (batches, C) of consecutive batches of `samples` samples.
 
         Parameters
         ----------
         values : Values
-            Counted from the start of the first batch. Read in runs of about PIECE_VALUES.
+            Relative to the start of the first batch. Read about PIECE_VALUES at a time.
         batches : int
             At most `batches_at_once`.
         """
@@ -121,7 +123,7 @@ class Layout:
 
     @property
     def _by_position(self) -> bool:
-        """Whether the positions of one row and feature fill blocks of their own; else each position is a column."""
+        """Whether blocks are cut from the positions of one row and feature; else each position is a column of a block."""
         return self.positions >= BLOCK_ROWS
 
     @property
@@ -132,44 +134,46 @@ class Layout:
         return _even(rows, min(BLOCK_ROWS, max(1, WIDE_VALUES // self.row_size)))
 
     def _moments_by_position(self, values: Values, batches: int, rows: int, missing: Missing) -> Moments:
-        """Blocks of positions; rows by the thousand, so that the results that wait stay few."""
+        """Moments with blocks of positions, merged now and then to bound the number of pending results."""
         block = self._position_block
         at_once = max(1, PENDING_VALUES // (self.features * -(-self.positions // block)))
-        if batches > 1:  # then all rows fit, see batches_at_once
+        if batches > 1:  # then all rows fit, see `batches_at_once`
             at_once = rows * batches
         total: Moments | None = None
         for row in range(0, rows * batches, at_once):
             count = min(at_once, rows * batches - row)
             start = row * self.row_size
             runs = _run_moments(values.shifted(start), count * self.features, self.positions, block, 1, missing)
-            by_row = runs.map(lambda v: v.reshape(-1, self.features)).reduce_runs(batches)
+            by_row = runs.map(lambda v: v.reshape(-1, self.features)).reduce_runs(
+                batches
+            )  # (count · C, 1) to (batches, C)
             total = by_row if total is None else total.merge(by_row)
         assert total is not None
         return total
 
     def _moments_of_wide_rows(self, values: Values, rows: int, missing: Missing) -> Moments:
-        """Rows of more than WIDE_VALUES: a part of the features of one row at a time."""
+        """Moments of rows with more than WIDE_VALUES values: some features of one row at a time."""
         at_once = max(1, PIECE_VALUES // self.positions)
         total = Moments.empty((1, self.features))
         for row in range(rows):
             for feature in range(0, self.features, at_once):
                 count = min(at_once, self.features - feature)
                 x = values((row * self.features + feature) * self.positions, count * self.positions)
-                part = Moments.of(block_moments(x.reshape(1, 1, -1), missing))
+                part = Moments.of(block_moments(x.reshape(1, 1, -1), missing))  # (1, count · I)
                 where = (slice(None), slice(feature, feature + count))
                 total[where] = total[where].merge(self._join_positions(part))
         return total
 
     def _join_positions(self, columns: Moments) -> Moments:
-        """Merge the columns of one feature: (B, C·I) becomes (B, C)."""
+        """Merge the columns of each feature: from shape (B, C·I) to (B, C)."""
         if self.positions == 1:
             return columns
-        joined = columns.map(lambda v: v.reshape(-1, 1)).reduce_runs(columns.count.size // self.positions)
+        joined = columns.map(lambda v: v.reshape(-1, 1)).reduce_runs(columns.count.size // self.positions)  # (B·C, 1)
         return joined.map(lambda v: v.reshape(len(columns.count), -1))
 
 
 def feature_axis(rank: int, axis: int) -> int:
-    """The axis counted from the front, 1 to rank - 1.
+    """The feature axis as a number from 1 to rank - 1; raise UsageError for axis 0 or one that does not exist.
 
     >>> feature_axis(4, -1)
     3
@@ -177,9 +181,9 @@ def feature_axis(rank: int, axis: int) -> int:
     try:
         axis = operator.index(axis)
     except TypeError:
-        raise UsageError(f"axis {axis!r} is not a whole number") from None
+        raise UsageError(f"axis {axis!r} is not an integer; use 1, or -1 for the last axis") from None
     if axis == 0 or axis == -rank:
-        raise UsageError("axis 0 counts the samples; features lie on another axis (1, or -1 for the last)")
+        raise UsageError("axis 0 counts the samples; features must be on another axis (1, or -1 for the last)")
     if not -rank < axis < rank:
         raise UsageError(
             f"axis {axis} does not exist in data of {rank} dimensions; use 1 to {rank - 1}, or -1 for the last"
@@ -188,7 +192,7 @@ def feature_axis(rank: int, axis: int) -> int:
 
 
 def _even(length: int, limit: int) -> int:
-    """Size of the parts when `length` is cut into as few parts of at most `limit` as possible, nearly even.
+    """Part size that cuts `length` into the fewest parts of at most `limit`, of nearly equal size.
 
     >>> _even(300, 128), _even(7, 128)
     (100, 7)
@@ -197,10 +201,10 @@ def _even(length: int, limit: int) -> int:
 
 
 def _run_moments(values: Values, runs: int, rows: int, block: int, columns: int, missing: Missing) -> Moments:
-    """Moments of shape (runs, columns) of consecutive runs of (rows, columns) values, in blocks of `block` rows."""
+    """Moments of shape (runs, columns) of values of shape (runs, rows, columns), in blocks of `block` rows."""
     if rows % block == 0:
         return _even_run_moments(values, runs, rows // block, block, columns, missing)
-    # the last block of each run is shorter: all whole blocks in one call, all last ones in another
+    # the last block of each run is shorter: one call for all whole blocks, another for all last ones
     whole = rows // block * block
     at_once = PIECE_VALUES // (rows * columns)
     if not at_once:
@@ -215,7 +219,7 @@ def _run_moments(values: Values, runs: int, rows: int, block: int, columns: int,
 
 
 def _long_run_moments(values: Values, runs: int, rows: int, block: int, columns: int, missing: Missing) -> Moments:
-    """As `_run_moments` where one run is more than is read at a time."""
+    """`_run_moments` for runs longer than PIECE_VALUES."""
     whole = rows // block * block
     parts = []
     for run in range(runs):
@@ -227,12 +231,12 @@ def _long_run_moments(values: Values, runs: int, rows: int, block: int, columns:
 
 
 def _even_run_moments(values: Values, runs: int, blocks: int, block: int, columns: int, missing: Missing) -> Moments:
-    """Moments of shape (runs, columns) of runs of `blocks` equal blocks."""
+    """Moments of shape (runs, columns) of values of shape (runs, blocks, block, columns)."""
     if runs > 1:
         return _merged_blocks(values, runs, blocks, block, columns, missing)
     at_once = max(1, PENDING_VALUES // columns)
     total: Moments | None = None
-    for first in range(0, blocks, at_once):  # one huge batch, merged now and then
+    for first in range(0, blocks, at_once):  # one large batch: merge now and then
         part = values.shifted(first * block * columns)
         merged = _merged_blocks(part, 1, min(at_once, blocks - first), block, columns, missing)
         total = merged if total is None else total.merge(merged)
@@ -241,7 +245,7 @@ def _even_run_moments(values: Values, runs: int, blocks: int, block: int, column
 
 
 def _merged_blocks(values: Values, runs: int, blocks: int, block: int, columns: int, missing: Missing) -> Moments:
-    """As `_even_run_moments` of runs that are merged in one go: straight from the file where that can be, else read here."""
+    """`_even_run_moments` with a single merge, directly from the file if possible."""
     size = block * columns
     place = values.stored(values.start, runs * blocks * size)
     found = stored_runs(place, (runs, blocks, block, columns), missing) if place else None

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from bncli import Stats, exchange
 from bncli.errors import MismatchError
-from bncli.numerics import batchnorm, compiled
+from bncli.numerics import affine, batchnorm, compiled
 from bncli.numerics.batchnorm import Affine
 from bncli.numerics.moments import Moments
 
@@ -134,7 +134,7 @@ class TestWholeRange:
 
     def test_many_values(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Computed by parts a few at a time, on any axis and in any order in memory."""
-        monkeypatch.setattr(batchnorm, "PART_VALUES", 7)
+        monkeypatch.setattr(affine, "PART_VALUES", 7)
         x = np.random.default_rng(0).normal(size=(5, 2, 3)) * 1e-300
         for array in (x, np.asfortranarray(x), x.astype(">f8")):
             for axis, gamma in ((1, [1e200, 1.0]), (2, [1.0, 1e200, 1.0]), (-2, [1e200, 1e200])):

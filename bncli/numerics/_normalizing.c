@@ -1,4 +1,4 @@
-/* Test mode: what batchnorm.Affine.normalize does in NumPy, with the same bits, in one pass. */
+/* Test mode: what affine.Affine does in NumPy, with the same bits, in one pass. */
 
 #include "_vectors.h"
 

@@ -1,121 +1,29 @@
 """Batch normalization of arrays: pure functions that compute in float64 and round once at the end.
 
-Ioffe & Szegedy (2015), arXiv 1502.03167, algorithms 1 (training mode) and 2 (test mode). The split into
-forward and backward passes that share a cache is that of Stanford's CS231n notes.
+Ioffe & Szegedy (2015), arXiv 1502.03167, algorithms 1 (training mode) and 2 (test mode). The split into forward and
+backward passes that share a cache is that of Stanford's CS231n notes. Names imported "as" themselves are public here.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from bncli.errors import InputError, MismatchError, UsageError
-from bncli.numerics import compiled
-from bncli.numerics.arrays import Array, Bools, DType, Floats, to_array
+from bncli.numerics.affine import Affine as Affine
+from bncli.numerics.affine import by_parts, normal_quotient
+from bncli.numerics.affine import deviation as deviation
+from bncli.numerics.affine import overflowed as overflowed
+from bncli.numerics.affine import round_to as round_to
+from bncli.numerics.arrays import Array, DType, Floats, to_array
 from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Layout, Values, feature_axis
 from bncli.numerics.moments import Moments
 
 WIDE_ROW = 512  # rows of at least this many values keep the overhead of NumPy low
-PART_VALUES = 1 << 16  # values per step of the slow path, which bounds its memory
-FLOAT64 = np.finfo(np.float64)
-
-
-@dataclass(frozen=True, slots=True)
-class Affine:
-    """(x - minus) · times / over + plus: test mode or its inverse, with fixed statistics that broadcast against x.
-
-    Attributes
-    ----------
-    minus, times, over, plus : broadcastable arrays
-        mean, gamma, sd and beta in test mode; beta, sd, gamma and mean in the inverse. sd is sqrt(var + eps), or 1
-        where that is 0.
-    scale : broadcastable array
-        gamma / sd in test mode. In the inverse, sd divided by the power of two that brings it into [1/2, 1).
-    divisor : broadcastable array or None
-        In the inverse, gamma divided by the same power of two. scale and divisor are NaN where the quotient is not a
-        normal float64; `rounded` then computes the result in parts.
-    """
-
-    minus: Floats
-    times: Floats
-    over: Floats
-    plus: Floats
-    scale: Floats
-    divisor: Floats | None = None
-
-    @classmethod
-    def of(cls, mean: Floats, var: Floats, gamma: Floats, beta: Floats, eps: float, *, inverse: bool = False) -> Affine:
-        """Make one from statistics of shape (C,), or shaped to broadcast.
-
-        Raises
-        ------
-        UsageError
-            For a negative variance or eps.
-        MismatchError
-            For the inverse with a gamma of 0.
-        """
-        if (var < 0).any() or eps < 0:
-            raise UsageError("a variance and eps cannot be negative")
-        sd = deviation(var, eps)
-        if not inverse:
-            return cls(mean, gamma, sd, beta, _scale(gamma, sd))
-        if (zero := np.flatnonzero(gamma == 0)).size:
-            raise MismatchError(
-                f"gamma is 0 for feature {zero[0]}: every value became beta, so normalization cannot be undone"
-            )
-        scale, exponent = np.frexp(sd)
-        with np.errstate(over="ignore"):
-            return cls(beta, sd, gamma, mean, scale, _normal(np.ldexp(gamma, -exponent)))
-
-    def __getitem__(self, index: Any) -> Affine:
-        parts = (a[index] for a in (self.minus, self.times, self.over, self.plus, self.scale))
-        return replace(Affine(*parts), divisor=None if self.divisor is None else self.divisor[index])
-
-    @property
-    def unknown(self) -> Bools:
-        """True where a statistic is NaN."""
-        return np.asarray(np.isnan(self.minus) | np.isnan(self.times) | np.isnan(self.over) | np.isnan(self.plus))
-
-    def __call__(self, x: Array, dtype: npt.DTypeLike = np.float64) -> tuple[Array, bool]:
-        """Apply to x in float64, subtracting first so that x = mean gives exactly beta; return y in `dtype` and whether all is finite."""
-        y = x.astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            y -= self.minus
-            if self.divisor is not None:
-                y /= self.divisor
-            y *= self.scale
-            y += self.plus
-        return self.rounded(x, y, dtype)
-
-    def columns(self, x: Array, dtype: DType) -> tuple[Array, bool]:
-        """Apply to x of shape (R, C, I) with statistics of shape (C, 1), in the compiled kernel if possible."""
-        minus, scale, plus = (a[:, 0] for a in (self.minus, self.scale, self.plus))
-        found = compiled.normalize(x, minus, scale, plus, dtype) if self.divisor is None else None
-        if found is None:
-            return self(x, dtype)
-        return found if found[1] else self.rounded(x, found[0], dtype)
-
-    def rounded(self, x: Array, y: Array, dtype: npt.DTypeLike) -> tuple[Array, bool]:
-        """Round y to `dtype`, recompute in parts where a step overflowed or scale is NaN; also return whether all is finite."""
-        y = round_to(y, np.dtype(dtype))
-        if (fine := np.isfinite(y)).all():
-            return y, True
-        fine |= np.isnan(x)
-        fine |= self.unknown
-        if fine.all():  # only missing values or statistics are not finite
-            return y, False
-        given = [np.broadcast_to(a, y.shape) for a in (self.minus, self.times, self.over, self.plus)]
-        step = max(1, PART_VALUES * len(y) // y.size)  # rows per step; bounds the memory of temporaries
-        for part in (slice(first, first + step) for first in range(0, len(y), step)):
-            bad = ~fine[part]
-            found = _by_parts(x[part][bad].astype(np.float64), *(a[part][bad] for a in given))
-            y[part][bad] = round_to(found, y.dtype)
-        return y, bool(np.isfinite(y).all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +170,7 @@ def backward(dy: npt.ArrayLike, cache: Cache) -> tuple[Array, Floats, Floats]:
     def columns(values: Floats) -> Floats:
         return np.tile(values, joined).reshape(-1, *(1,) * (len(view) - 2))
 
-    scale = _scale(cache.gamma, sd := deviation(cache.var, cache.eps))
+    scale = normal_quotient(cache.gamma, sd := deviation(cache.var, cache.eps))
     with np.errstate(over="ignore", invalid="ignore"):
         # einsum: no BLAS, whose rounding varies, and no temporary array of products
         dbeta = np.einsum(f"{axes}->c", dx).reshape(joined, -1).sum(axis=0)  # (C,)
@@ -272,7 +180,7 @@ def backward(dy: npt.ArrayLike, cache: Cache) -> tuple[Array, Floats, Floats]:
         if np.isfinite(scale).all():
             dx *= columns(scale)
         else:
-            dx = _by_parts(dx, 0.0, columns(cache.gamma), columns(sd), 0.0)
+            dx = by_parts(dx, 0.0, columns(cache.gamma), columns(sd), 0.0)
     return round_to(dx.reshape(dy.shape), output_type(dy.dtype)), dgamma, dbeta
 
 
@@ -358,48 +266,6 @@ def denormalize(
 def output_type(dtype: DType) -> DType:
     """Default type of the result: the native form of a float type, float32 for other types."""
     return dtype.newbyteorder("=") if dtype.kind == "f" else np.dtype(np.float32)
-
-
-def deviation(var: Floats, eps: float) -> Floats:
-    """sqrt(var + eps), of the shape of var; 1 where that is 0."""
-    with np.errstate(over="ignore"):
-        sd = np.sqrt(var + eps)
-    sd = np.where(np.isinf(sd), 2 * np.sqrt(var / 4 + eps / 4), sd)  # where the sum overflows but its root does not
-    return np.where(sd == 0, 1.0, sd)
-
-
-def round_to(values: Floats, dtype: DType) -> Array:
-    """Round float64 values to `dtype`; too large values become infinite without a warning (see `overflowed`)."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return values.astype(dtype, copy=False)
-
-
-def _normal(values: Floats) -> Floats:
-    """Replace infinities and subnormal values, which have lost digits to underflow, by NaN."""
-    return np.where((np.abs(values) >= FLOAT64.tiny) & np.isfinite(values), values, np.nan)
-
-
-def _scale(gamma: Floats, sd: Floats) -> Floats:
-    with np.errstate(over="ignore"):
-        return np.where(gamma == 0, gamma, _normal(gamma / sd))
-
-
-def _by_parts(x: Floats, minus: Floats | float, times: Floats, over: Floats, plus: Floats | float) -> Floats:
-    """(x - minus) · times / over + plus without intermediate overflow or underflow.
-
-    Mantissas and exponents (np.frexp) are computed separately, and the terms of a sum that overflows are halved.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        half = np.isinf(x - minus).astype(np.intc)
-        (d, i), (t, j), (o, k) = np.frexp(np.ldexp(x, -half) - np.ldexp(minus, -half)), np.frexp(times), np.frexp(over)
-        term, power = d * (t / o), half + i + j - k
-        half = np.isinf(np.ldexp(term, power) + plus).astype(np.intc)
-        return np.asarray(np.ldexp(np.ldexp(term, power - half) + np.ldexp(plus, -half), half))
-
-
-def overflowed(before: Array, after: Array) -> Bools:
-    """True for finite values whose result is infinite, since it does not fit the type of the result."""
-    return np.asarray(np.isinf(after) & np.isfinite(before))
 
 
 def per_feature(values: npt.ArrayLike, features: int, name: str) -> Floats:

@@ -1,16 +1,16 @@
 /* Moments of blocks of values: what kernels.py does in NumPy, in one pass.
 
-   Called through ctypes, which releases the interpreter's lock. Sums run in a fixed order: vectors run across features,
-   or hold lanes that are added up in a fixed order, and products are never contracted (see _sums.h). So the bits do not
-   depend on the processor, nor on the width of its vectors. */
+   Called through ctypes, which releases the global interpreter lock. Sums run in a fixed order: vectors run across
+   features, or hold lanes that are added in a fixed order, and products are never contracted (see _sums.h). So results
+   are the same bits on every processor, whatever the width of its vectors. */
 
 #include <math.h>
 #include "_sums.h"
 
 #define RUN_BYTES 128 /* bytes of one column taken at a time: 128 squares of a byte fit 32 bits */
-#define WIDTH 16     /* sums side by side: 4 vectors of sums and 4 of squares fill the 16 registers of AVX2 */
-#define RUN 16       /* rows summed before they go into the block's sums: short sums round little */
-#define SHARE 8      /* the pivot is found from at least an 8th of a block */
+#define WIDTH 16     /* sums side by side: 4 vectors of sums and 4 of squares suit the 16 registers of AVX2 */
+#define RUN 16       /* rows summed before they are added to the sums of the block: short sums round less */
+#define SHARE 8      /* the pivot is computed from at least one in 8 values of a block */
 
 typedef int32_t whole __attribute__((vector_size(16)));
 typedef int32_t eight __attribute__((vector_size(32)));
@@ -19,8 +19,9 @@ typedef int32_t eight __attribute__((vector_size(32)));
 #define LOAD_eight(p) ((eight){(p)[0], (p)[1], (p)[2], (p)[3], (p)[4], (p)[5], (p)[6], (p)[7]})
 
 /* Mean (high and low part) and m2 of one feature of a block, from the sums of x - pivot and of their squares:
-   mean = pivot + sum / n, m2 = squares - sum^2 / n (the shifted data of Chan, Golub & LeVeque 1983, section 3). It cancels
-   little, since the pivot lies near the mean; two_sum keeps the digits of the mean that the pivot's exponent cuts off. */
+   mean = pivot + sum / n, m2 = squares - sum^2 / n (the shifted data of Chan, Golub & LeVeque 1983, section 3). Little
+   cancels, since the pivot is near the mean. two_sum keeps the digits of the mean that the exponent of the pivot cuts
+   off. */
 INLINE void finish(double n, double pivot, double sum, double squares, double *mean, double *low, double *m2)
 {
     double offset = sum / n, m = squares - sum * offset;
@@ -28,15 +29,15 @@ INLINE void finish(double n, double pivot, double sum, double squares, double *m
     two_sum(pivot, offset, mean, low);
 }
 
-/* Every how many-th row the pivot is taken from: each in small blocks, every 8th in large ones. */
+/* The distance of the rows that the pivot is computed from: every row of small blocks, every 8th of large ones. */
 INLINE size pivot_step(size rows)
 {
     size step = rows / SHARE;
     return step < 1 ? 1 : step > SHARE ? SHARE : step;
 }
 
-/* `finish` for four columns. DOUBTFUL marks columns that look_T has to examine: the subtraction cancelled more than half
-   of the squares (the pivot is more than one sd from the mean), or the squares underflowed. */
+/* `finish` for four columns. DOUBTFUL marks columns that look_T has to examine: the subtraction cancelled more than
+   half of the squares (the pivot is more than one sd from the mean), or the squares underflowed. */
 #define FINISH(n, pivot, sum, squares, mean, low, m2)                                                                  \
     do {                                                                                                               \
         four offset_ = (sum) / (n);                                                                                    \
@@ -46,8 +47,8 @@ INLINE size pivot_step(size rows)
     } while (0)
 #define DOUBTFUL(n, sum, squares, m2) ((2 * (sum) * ((sum) / (n)) > (squares)) | ((m2) < TINY))
 
-/* Each block in turn, with the kernel for its width. Strips of 16 or 8 columns cover wide rows; the last one overlaps the
-   one before, and computes the same bits again, instead of a loop for what is left. */
+/* Compute each block with the kernel for its width. Strips of 16 or 8 columns cover wide rows. The last strip overlaps
+   the one before and computes the same bits again, which avoids a loop for the remaining columns. */
 #define EACH_BLOCK(T, ONE, FEW)                                                                                        \
     for (size g = 0; g < blocks; g++, x += rows * columns, mean += columns, low += columns, m2 += columns) {           \
         if (columns == 1) ONE##_##T(x, rows, 1, mean, low, m2);                                                        \
@@ -66,9 +67,10 @@ INLINE size pivot_step(size rows)
         }                                                                                                              \
     }
 
-/* STRIP: N times four neighboring columns of a block. Two passes: the pivot, the first row plus the mean offset of every
-   8th row from it (see kernels._about_pivot for the bound that this gives), then sums of deviations from it and of their
-   squares. Sums of RUN rows go into the block's: two short sums round less than one long one. */
+/* STRIP: N times four neighboring columns of a block, in two passes. The first computes the pivot: the first row plus
+   the mean offset of every 8th row from it (kernels._about_pivot states the error bound). The second sums deviations
+   from the pivot and their squares. Sums of RUN rows are added to those of the block: two levels of short sums have
+   smaller rounding errors than one long sum. */
 #define STRIP(N, T, TYPE)                                                                                              \
 INLINE void strip##N##_##T(const TYPE *x, size rows, size stride, double *mean, double *low, double *m2)               \
 {                                                                                                                      \
@@ -105,10 +107,12 @@ INLINE void strip##N##_##T(const TYPE *x, size rows, size stride, double *mean, 
             look_##T(x + c, rows, stride, sum[c / 4][c % 4], squares[c / 4][c % 4], mean + c, low + c, m2 + c);        \
 }
 
-/* FEW: 1, 2 or 4 columns, which divide the four lanes: a vector holds 4, 2 or 1 rows, and value i of the block belongs to
-   column i % columns. Four vectors of sums run side by side; FOLD adds the lanes of a column, in a fixed order. */
+/* FEW: 1, 2 or 4 columns, which divide the four lanes: a vector holds 4, 2 or 1 rows, and value i of the block belongs
+   to column i % columns. Four vectors of sums run side by side; FOLD adds the lanes of a column in a fixed order. */
 #define FOLD(v, columns)                                                                                               \
-    ((columns) == 4 ? (v) : (columns) == 2 ? (v) + (four){(v)[2], (v)[3], (v)[0], (v)[1]} : ALL(((v)[0] + (v)[2]) + ((v)[1] + (v)[3])))
+    ((columns) == 4   ? (v)                                                                                            \
+     : (columns) == 2 ? (v) + (four){(v)[2], (v)[3], (v)[0], (v)[1]}                                                   \
+                      : ALL(((v)[0] + (v)[2]) + ((v)[1] + (v)[3])))
 #define FEW(T, TYPE)                                                                                                   \
 INLINE void few_##T(const TYPE *x, size rows, int columns, double *mean, double *low, double *m2)                      \
 {                                                                                                                      \
@@ -143,21 +147,22 @@ INLINE void few_##T(const TYPE *x, size rows, int columns, double *mean, double 
     FINISH(n, pivot, sum, squares, hi, lo, m);                                                                         \
     for (int c = 0; c < columns; c++) { mean[c] = hi[c]; low[c] = lo[c]; m2[c] = m[c]; }                               \
     if (ANY(DOUBTFUL(n, sum, squares, m)))                                                                             \
-        for (int c = 0; c < columns; c++) look_##T(x + c, rows, columns, sum[c], squares[c], mean + c, low + c, m2 + c); \
+        for (int c = 0; c < columns; c++)                                                                              \
+            look_##T(x + c, rows, columns, sum[c], squares[c], mean + c, low + c, m2 + c);                             \
 }
 
 /* FLOATING: all kernels of one type whose sums round.
 
-   look_T computes a doubtful column again, about its first mean this time, unless the squares overflow; m2 becomes NaN
-   where values vary and their squares vanished, which tells kernels.py that there is no result.
-   narrow_T takes 3, 5, 6 or 7 columns. `width` is the largest multiple of `columns` in WIDTH lanes: 15 of 16 with 3 or 5
-   columns. Each step loads 16 values and moves on by `width`, so that lane i always holds column i % columns; the lanes
-   from `width` on are not read. */
+   look_T recomputes a doubtful column with its first mean as pivot, unless the squares overflow. It sets m2 to NaN
+   where values vary but their squares underflowed: kernels.py reads that as "no result".
+   narrow_T takes 3, 5, 6 or 7 columns. `width` is the largest multiple of `columns` in WIDTH lanes: 15 of 16 with 3 or
+   5 columns. Each step loads 16 values and advances by `width`, so that lane i always holds column i % columns; the
+   lanes from `width` on are ignored. */
 #define FLOATING(T, TYPE)                                                                                              \
 INLINE void look_##T(const TYPE *x, size rows, size stride, double sum, double squares, double *mean, double *low,     \
                      double *m2)                                                                                       \
 {                                                                                                                      \
-    if (2 * sum * (sum / (double)rows) > squares) { /* the pivot lay farther than sd from the mean: once more */       \
+    if (2 * sum * (sum / (double)rows) > squares) { /* the pivot is more than sd from the mean */                      \
         double again = *mean, a = 0, b = 0;                                                                            \
         for (size r = 0; r < rows; r++) {                                                                              \
             double d = (double)x[r * stride] - again;                                                                  \
@@ -168,7 +173,7 @@ INLINE void look_##T(const TYPE *x, size rows, size stride, double sum, double s
     }                                                                                                                  \
     if (*m2 < TINY)                                                                                                    \
         for (size r = 1; r < rows; r++)                                                                                \
-            if ((double)x[r * stride] != (double)x[0]) { *m2 = NAN; return; } /* the squares vanished: values vary */ \
+            if ((double)x[r * stride] != (double)x[0]) { *m2 = NAN; return; } /* squares underflowed */                \
 }                                                                                                                      \
 STRIP(4, T, TYPE)                                                                                                      \
 STRIP(2, T, TYPE)                                                                                                      \
@@ -203,9 +208,10 @@ INLINE void narrow_##T(const TYPE *x, size rows, int columns, double *mean, doub
         look_##T(x + c, rows, columns, sum, squares, mean + c, low + c, m2 + c);                                       \
     }                                                                                                                  \
 }                                                                                                                      \
-CLONES static void blocks_##T(const TYPE *x, size blocks, size rows, size columns, double *mean, double *low, double *m2) \
+CLONES static void blocks_##T(const TYPE *x, size blocks, size rows, size columns, double *mean, double *low,          \
+                              double *m2)                                                                              \
 {                                                                                                                      \
-    EACH_BLOCK(T, few, few)                                                                                                 \
+    EACH_BLOCK(T, few, few)                                                                                            \
 }
 
 FLOATING(f4, float)
@@ -215,22 +221,22 @@ FLOATING(u4, uint32_t)
 FLOATING(i8, int64_t)
 FLOATING(u8, uint64_t)
 
-/* 8- and 16-bit integers need no pivot: the sums of up to 2^15 values (31 bits), and of their squares (47 bits), are exact
-   in float64 and in 64-bit integers. So are n * q and s * s; m2 rounds twice, in the conversion and in the division. */
+/* 8- and 16-bit integers need no pivot: the sums of up to 2^15 values (31 bits) and of their squares (47 bits) are
+   exact in float64 and in 64-bit integers. So are n * q and s * s. m2 is rounded twice, by conversion and division. */
 INLINE void exact(size rows, double sum, double squares, double *mean, double *low, double *m2)
 {
     int64_t n = rows, s = (int64_t)sum, q = (int64_t)squares;
     double whole = (double)(n * q - s * s), high; /* n * m2 */
     *m2 = whole / (double)n;
     *mean = sum / (double)n;
-    /* The division's remainder, sum - mean * n, over n is the low part. The product has to be exact: the mean is split
-       into its upper 24 bits and the rest (Dekker's split), whose products with n < 2^16 fit 53 bits. */
+    /* The low part is the remainder of the division, sum - mean * n, over n. To make the product exact, the mean is
+       split into its upper 24 bits and the rest (Dekker 1971), whose products with n < 2^16 fit in 53 bits. */
     high = (double)(float)*mean;
     *low = ((sum - high * (double)n) - (*mean - high) * (double)n) / (double)n;
 }
 
-/* WHOLE: the same kernels for integers whose sums are exact, in vectors VECTOR of W numbers NUMBER: doubles for 16 bits,
-   32-bit integers for bytes (2^15 squares of a byte stay below 2^31). Their order does not matter. */
+/* WHOLE: the same kernels for integers whose sums are exact, in vectors VECTOR of W numbers NUMBER: doubles for 16
+   bits, 32-bit integers for bytes (the sum of 2^15 squares of a byte is below 2^31). Their order does not matter. */
 #define WHOLE_STRIP(N, T, TYPE, VECTOR, W)                                                                             \
 INLINE void strip##N##_##T(const TYPE *x, size rows, size stride, double *mean, double *low, double *m2)               \
 {                                                                                                                      \
@@ -242,7 +248,8 @@ INLINE void strip##N##_##T(const TYPE *x, size rows, size stride, double *mean, 
             a[i] += d;                                                                                                 \
             b[i] += d * d;                                                                                             \
         }                                                                                                              \
-    for (int c = 0; c < 4 * N; c++) exact(rows, (double)a[c / W][c % W], (double)b[c / W][c % W], mean + c, low + c, m2 + c); \
+    for (int c = 0; c < 4 * N; c++)                                                                                    \
+        exact(rows, (double)a[c / W][c % W], (double)b[c / W][c % W], mean + c, low + c, m2 + c);                      \
 }
 #define WHOLE(T, TYPE, VECTOR, W, NUMBER, ONE)                                                                         \
 WHOLE_STRIP(4, T, TYPE, VECTOR, W)                                                                                     \
@@ -271,13 +278,14 @@ INLINE void narrow_##T(const TYPE *x, size rows, int columns, double *mean, doub
         exact(rows, (double)a[c], (double)b[c], mean + c, low + c, m2 + c);                                            \
     }                                                                                                                  \
 }                                                                                                                      \
-CLONES static void blocks_##T(const TYPE *x, size blocks, size rows, size columns, double *mean, double *low, double *m2) \
+CLONES static void blocks_##T(const TYPE *x, size blocks, size rows, size columns, double *mean, double *low,          \
+                              double *m2)                                                                              \
 {                                                                                                                      \
     EACH_BLOCK(T, ONE, narrow)                                                                                         \
 }
 
-/* LINE: one column of bytes. Widened to 16 bits, since processors multiply those and add the products two by two into 32
-   bits in one instruction (pmaddwd), which compilers find in these three loops. */
+/* LINE: one column of bytes. They are widened to 16 bits, since one instruction (pmaddwd) multiplies those and adds
+   pairs of products in 32 bits; compilers emit it for these three loops. */
 #define LINE(T, TYPE)                                                                                                  \
 INLINE void line_##T(const TYPE *x, size rows, int columns, double *mean, double *low, double *m2)                     \
 {                                                                                                                      \
@@ -304,7 +312,7 @@ WHOLE(i2, int16_t, four, 4, double, narrow)
 WHOLE(u2, uint16_t, four, 4, double, narrow)
 
 /* Moments of G blocks of (rows, columns) values; code is NumPy's kind and item size, such as 'f' << 8 | 4.
-   Returns 0, or 1 for a type that is not here. */
+   Returns 0, or 1 for a type without a kernel. */
 int bn_blocks(int code, const void *x, size blocks, size rows, size columns, double *mean, double *low, double *m2)
 {
     switch (code) {

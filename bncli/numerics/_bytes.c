@@ -2,15 +2,16 @@
 
 #include "_vectors.h"
 
-/* HDF5's shuffle filter: the first (lowest) bytes of all elements, then all second bytes and so on: `count` bytes in each
-   plane. split_ shuffles, join_ undoes it, from element `first` on. On little-endian machines only: there the k-th byte of
-   an element is value >> 8 * k. */
+/* The shuffle filter of HDF5 stores the first (lowest) bytes of all elements, then all second bytes and so on, in
+   planes of `count` bytes. split_ shuffles and join_ undoes it, from element `first` on. For little-endian machines
+   only, where byte k of an element is value >> 8 * k. */
 #define SHUFFLE(BITS)                                                                                                  \
 CLONES static void join_##BITS(size first, size count, const uint8_t *from, uint##BITS##_t *to)                        \
 {                                                                                                                      \
     for (size i = first; i < count; i++) {                                                                             \
         uint##BITS##_t value = 0;                                                                                      \
-        for (int k = 0; k < BITS / 8; k++) value |= (uint##BITS##_t)((uint##BITS##_t)from[k * count + i] << 8 * k);     \
+        for (int k = 0; k < BITS / 8; k++)                                                                             \
+            value |= (uint##BITS##_t)((uint##BITS##_t)from[k * count + i] << 8 * k);                                   \
         to[i] = value;                                                                                                 \
     }                                                                                                                  \
 }                                                                                                                      \
@@ -23,9 +24,9 @@ SHUFFLE(16)
 SHUFFLE(32)
 SHUFFLE(64)
 
-/* join_32, 16 elements at a time: interleaving planes 0 and 1, and 2 and 3, byte by byte gives the lower and upper halves
-   of the elements; interleaving those pair by pair gives the elements. LOW takes the first 8 of each operand, HIGH the
-   last 8; indexes from 16 on mean the second operand. */
+/* join_32 for 16 elements at a time. Interleaving planes 0 and 1, and 2 and 3, by bytes gives the lower and upper
+   halves of the elements; interleaving those by pairs of bytes gives the elements. LOW takes the first 8 bytes of each
+   operand, HIGH the last 8; indexes from 16 on select from the second operand. */
 typedef uint8_t sixteen __attribute__((vector_size(16), aligned(1), may_alias));
 #ifdef __clang__
 #define MIX(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -50,7 +51,7 @@ static void join_fours(size count, const uint8_t *from, uint32_t *to)
         out[2] = LOW_PAIRS(ab, cd);
         out[3] = HIGH_PAIRS(ab, cd);
     }
-    join_32(whole, count, from, to); /* what is left of the last 16 */
+    join_32(whole, count, from, to); /* the remaining elements */
 }
 
 /* Shuffle `count` elements of 2, 4 or 8 bytes, or undo it; returns 1 for other sizes. */
@@ -58,17 +59,20 @@ int bn_shuffle(int bytes, int undo, size count, const void *from, void *to)
 {
     switch (bytes) {
 #define EITHER(BITS, JOIN) case BITS / 8: if (undo) JOIN; else split_##BITS(count, from, to); return 0;
-    EITHER(16, join_16(0, count, from, to)) EITHER(32, join_fours(count, from, to)) EITHER(64, join_64(0, count, from, to))
+    EITHER(16, join_16(0, count, from, to))
+    EITHER(32, join_fours(count, from, to))
+    EITHER(64, join_64(0, count, from, to))
     }
     return 1;
 }
 
-/* LZF, as h5py's filter stores it (the format of Marc Lehmann's liblzf): undone into at most `room` bytes. Returns how
-   many it gives, or -1 when it is damaged, room + 1 when it gives more. Whatever the data holds, nothing outside of the
-   two buffers is touched.
+/* Decompress LZF, as the filter of h5py stores it (the format of Marc Lehmann's liblzf), to at most `room` bytes.
+   Returns their number, -1 for damaged data, or room + 1 if there are more. Never accesses memory outside the two
+   buffers, whatever the data is.
 
-   Each item begins with a byte LLLooooo. L = 0: the o + 1 bytes that follow are literal. Else a copy of L + 2 bytes, or,
-   where L = 7, of 9 and as many more as the next byte says; they begin (ooooo << 8 | last byte) + 1 bytes back. */
+   Each item begins with a byte LLLooooo. With L = 0, the next o + 1 bytes are literal. Otherwise the item is a copy of
+   L + 2 bytes of the output, or of 9 + the next byte if L = 7, which begins (ooooo << 8 | last byte) + 1 bytes back.
+   */
 size bn_unlzf(const unsigned char *in, size length, unsigned char *out, size room)
 {
     size from = 0, to = 0;
@@ -89,7 +93,7 @@ size bn_unlzf(const unsigned char *in, size length, unsigned char *out, size roo
         size back = ((code & 31) << 8 | in[from++]) + 1;
         if (back > to) return -1;
         if (to + count + 2 > room) return room + 1;
-        for (count += 2; count--; to++) out[to] = out[to - back]; /* byte by byte: the two may overlap, which repeats */
+        for (count += 2; count--; to++) out[to] = out[to - back]; /* byte by byte: an overlap repeats bytes */
     }
     return to;
 }

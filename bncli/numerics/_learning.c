@@ -1,12 +1,12 @@
-/* One batch of learning gamma and beta: what learning.py does in NumPy, a few samples at a time, which stay in cache.
+/* Loss and gradient of one training batch: what learning.py does in NumPy, a few samples at a time to stay in cache.
 
-   Sums run in a fixed order and exponentials are computed here, not by libm, so that the bits depend on neither the
-   processor nor the system. */
+   Sums run in a fixed order and exponentials are computed here, not by libm, so that results are the same bits on every
+   processor and system. */
 
 #include <math.h>
 #include "_vectors.h"
 
-#define TOGETHER 8 /* samples that are multiplied with the head's weights side by side */
+#define TOGETHER 8 /* samples that are multiplied with the weights of the head side by side */
 
 enum { IDENTITY, SIGMOID, TANH, RELU };
 enum { MSE, CROSS_ENTROPY };
@@ -15,32 +15,32 @@ enum { MSE, CROSS_ENTROPY };
 typedef struct {
     int activation, loss;
     size samples, rows, features, positions, outputs, columns, values;
-    double pooled, batch; /* values of a feature in a sample, and samples of the whole batch */
+    double pooled, batch; /* values per feature and sample, and samples in the whole batch */
 } shape;
 
-/* e^x = *up / *down, without a division of its own.
+/* e^x = *up / *down, as a fraction, so that callers can combine it with a division of their own.
 
-   With x = n log(2) + r and |r| <= log(2)/2 it is 2^n e^r, and e^r = N(r)/N(-r), the Pade approximant of degree 6 over 6
-   (Golub & Van Loan, Matrix Computations), off by less than 2e-19. N(r) = even(r^2) + odd(r). */
+   With x = n log(2) + r and |r| <= log(2)/2 it is 2^n e^r, and e^r = N(r)/N(-r), the Pade approximant of degree 6 over
+   6 (Golub & Van Loan, Matrix Computations), with an error below 2e-19. N(r) = even(r^2) + odd(r). */
 INLINE void exponential(double x, double *up, double *down)
 {
     x = x > 600 ? 600 : x;
     x = x < -600 ? -600 : x;
-    /* x / log(2) + 1.5 * 2^52: doubles of that size are 1 apart, so the sum rounds to n, and its low bits are n's */
+    /* x / log(2) + 1.5 * 2^52: doubles of that size are 1 apart, so the sum rounds to n, in its low bits */
     double shifted = x * 1.4426950408889634 + 0x1.8p52, n = shifted - 0x1.8p52;
-    /* log(2) in two parts (Cody & Waite 1980): the first has few enough bits that n times it is exact */
+    /* log(2) in two parts (Cody & Waite 1980): the first has so few bits that its product with n is exact */
     double r = (x - n * 0x1.62e42fefa38p-1) - n * 0x1.ef35793c7673p-45, s = r * r, two_to_n;
     double even = ((s + 840) * s + 75600) * s + 665280, odd = r * ((42 * s + 10080) * s + 332640);
     uint64_t bits;
     memcpy(&bits, &shifted, 8);
-    bits = (bits << 52) + 0x3ff0000000000000; /* n into the exponent, plus the bias: 2^n */
+    bits = (bits << 52) + 0x3ff0000000000000; /* move n to the exponent and add the bias: 2^n */
     memcpy(&two_to_n, &bits, 8);
     *up = two_to_n * (even + odd);
     *down = even - odd;
 }
 
-/* sigmoid = 1/(1 + e^-y), tanh = (e^2y - 1)/(e^2y + 1), each with one division of up and down. tanh has an absolute error
-   of 4e-16; near 0 its relative error is larger. NaN stays NaN. */
+/* sigmoid = 1/(1 + e^-y) and tanh = (e^2y - 1)/(e^2y + 1), each with a single division. tanh has an absolute error of
+   4e-16; near 0 its relative error is larger. NaN stays NaN. */
 INLINE double activation(int kind, double y)
 {
     double up, down;
@@ -50,7 +50,7 @@ INLINE double activation(int kind, double y)
     return kind == SIGMOID ? down / (down + up) : (up - down) / (up + down);
 }
 
-/* The activation's derivative where the activation is a. */
+/* Derivative of the activation, given its value a. */
 INLINE double slope(int kind, double a)
 {
     if (kind == SIGMOID) return a * (1 - a);
@@ -59,8 +59,8 @@ INLINE double slope(int kind, double a)
     return 1;
 }
 
-/* xhat = (x - mean) * inverse, the normalized values, and a = activation(gamma * xhat + beta). `column` holds mean,
-   inverse, gamma and beta of each column, one array after the other. */
+/* The normalized values xhat = (x - mean) * inverse, and a = activation(gamma * xhat + beta). `column` holds mean,
+   inverse, gamma and beta of each column, as consecutive arrays. */
 #define ACTIVATE(T, TYPE)                                                                                              \
 INLINE void activate_##T(int kind, size rows, size columns, const TYPE *restrict x, const double *restrict column,     \
                          double *restrict xhat, double *restrict a)                                                    \
@@ -75,10 +75,11 @@ INLINE void activate_##T(int kind, size rows, size columns, const TYPE *restrict
 ACTIVATE(f4, float)
 ACTIVATE(f8, double)
 
-/* Adds to each column's dgamma = sum(dy * xhat) and dbeta = sum(dy), where dy = da * activation'(y) (Ioffe & Szegedy 2015,
-   section 3); `repeated` says that all rows share one row of da. */
-INLINE void gradients(int kind, size rows, size columns, int repeated, const double *restrict da, const double *restrict xhat,
-                      const double *restrict a, double *restrict dgamma, double *restrict dbeta)
+/* Add to the gradients of each column: dgamma = sum(dy * xhat) and dbeta = sum(dy), where dy = da * activation'(y)
+   (Ioffe & Szegedy 2015, section 3). With `repeated` all rows share one row of da. */
+INLINE void gradients(int kind, size rows, size columns, int repeated, const double *restrict da,
+                      const double *restrict xhat, const double *restrict a, double *restrict dgamma,
+                      double *restrict dbeta)
 {
     for (size r = 0; r < rows; r++, xhat += columns, a += columns, da += repeated ? 0 : columns)
         for (size c = 0; c < columns; c++) {
@@ -88,7 +89,7 @@ INLINE void gradients(int kind, size rows, size columns, int repeated, const dou
         }
 }
 
-/* CALL(KIND) with the activation as a constant, which compiles a loop without branches for each. */
+/* CALL(KIND) with the activation as a constant: each compiles to a loop without branches. */
 #define EACH_KIND(kind, CALL)                                                                                          \
     do {                                                                                                               \
         if (kind == SIGMOID) CALL(SIGMOID);                                                                            \
@@ -97,7 +98,7 @@ INLINE void gradients(int kind, size rows, size columns, int repeated, const dou
         else CALL(IDENTITY);                                                                                           \
     } while (0)
 
-/* The mean of each feature's values in one sample (global average pooling), summed in four lanes. */
+/* Global average pooling: the mean of the values of each feature in one sample, summed in four lanes. */
 INLINE void pool(const shape *m, const double *a, double *pooled)
 {
     for (size c = 0; c < m->features; c++) pooled[c] = 0;
@@ -113,9 +114,10 @@ INLINE void pool(const shape *m, const double *a, double *pooled)
     for (size c = 0; c < m->features; c++) pooled[c] /= m->pooled;
 }
 
-/* out = pooled · weight^T + bias for `count` samples, a constant. Each weight is loaded once for all of them; a sum has
-   four lanes, added up in a fixed order, and what is left of the features by itself. */
-INLINE void head(size count, size features, size outputs, const double *pooled, const double *weight, const double *bias, double *out)
+/* out = pooled · weight^T + bias for `count` samples (a compile-time constant). Each weight is loaded once for all of
+   them. A sum has four lanes, added in a fixed order, and a scalar sum of the remaining features. */
+INLINE void head(size count, size features, size outputs, const double *pooled, const double *weight,
+                 const double *bias, double *out)
 {
     for (size k = 0; k < outputs; k++, weight += features) {
         four lanes[TOGETHER];
@@ -131,8 +133,8 @@ INLINE void head(size count, size features, size outputs, const double *pooled, 
     }
 }
 
-/* Adds the gradient of the head's weights, slopes^T · pooled, and bias, sum(slopes), and fills `da`, the gradient at each
-   value that was pooled: slopes · weight / values of a feature. */
+/* Add the gradients of the head, slopes^T · pooled for the weight and sum(slopes) for the bias, and store in `da` the
+   gradient of each value that was pooled: slopes · weight / (values per feature). */
 INLINE void head_gradients(size count, const shape *m, const double *pooled, const double *weight, const double *slopes,
                            double *dweight, double *dbias, double *da)
 {
@@ -151,7 +153,8 @@ INLINE void head_gradients(size count, const shape *m, const double *pooled, con
         four sum[TOGETHER];
         for (size s = 0; s < count; s++) sum[s] = ALL(0.0);
         for (size k = 0; k < outputs; k++)
-            for (size s = 0; s < count; s++) sum[s] += ALL(slopes[s * outputs + k]) * AT_PLACE(weight + k * features + c);
+            for (size s = 0; s < count; s++)
+                sum[s] += ALL(slopes[s * outputs + k]) * AT_PLACE(weight + k * features + c);
         for (size s = 0; s < count; s++) AT_PLACE(da + s * features + c) = sum[s] / m->pooled;
     }
     for (size c = whole; c < features; c++)
@@ -162,8 +165,8 @@ INLINE void head_gradients(size count, const shape *m, const double *pooled, con
         }
 }
 
-/* -log softmax(out)[label]; `out` becomes its gradient, softmax - onehot(label), divided by `samples`. The largest output
-   is subtracted first, so that no exponential overflows. */
+/* -log softmax(out)[label]. `out` becomes its gradient, softmax - onehot(label), divided by `samples`. The largest
+   output is subtracted first, so that no exponential overflows. */
 INLINE double cross_entropy(size outputs, double *out, int64_t label, double samples, int64_t *correct)
 {
     double top = out[0], at_label = out[label], total = 0;
@@ -181,7 +184,7 @@ INLINE double cross_entropy(size outputs, double *out, int64_t label, double sam
     return log(total) - (at_label - top);
 }
 
-/* The sum of squares of out - target; `out` becomes the gradient of their mean over `elements`. */
+/* The sum of squares of out - target. `out` becomes the gradient of their mean over `elements`. */
 INLINE double squares(size count, double *out, const double *target, double elements)
 {
     double sum = 0;
@@ -193,14 +196,15 @@ INLINE double squares(size count, double *out, const double *target, double elem
     return sum;
 }
 
-/* Loss and gradients of `count` samples, a constant, from their xhat and a on: pool, head, loss, then backward. `room` holds
-   the outputs, then da, then one row of da repeated for each position (`wide`), then the pooled means. */
-INLINE double compare(size count, const shape *m, const double *parameters, const void *target, size first, const double *xhat,
-                      const double *a, double *room, double *gradient, double *columns, int64_t *correct)
+/* Loss and gradients of `count` samples (a compile-time constant), given xhat and a: pool, head, loss, then backward.
+   `scratch` holds the outputs, da, one row of da repeated for each position (`wide`), and the pooled means. */
+INLINE double compare(size count, const shape *m, const double *parameters, const void *target, size first,
+                      const double *xhat, const double *a, double *scratch, double *gradient, double *columns,
+                      int64_t *correct)
 {
     const double *weight = parameters + 2 * m->features, *bias = weight + m->outputs * m->features, *pooled = a;
     double *dweight = gradient + 2 * m->features, *dbias = dweight + m->outputs * m->features;
-    double *out = room, *da = out + count * m->outputs, *wide = da + count * m->features, sum = 0;
+    double *out = scratch, *da = out + count * m->outputs, *wide = da + count * m->features, sum = 0;
     if (m->pooled > 1) {
         double *means = wide + m->columns;
         for (size s = 0; s < count; s++) pool(m, a + s * m->values, means + s * m->features);
@@ -212,7 +216,8 @@ INLINE double compare(size count, const shape *m, const double *parameters, cons
         if (m->loss == CROSS_ENTROPY)
             sum += cross_entropy(m->outputs, its, ((const int64_t *)target)[first + s], m->batch, correct);
         else
-            sum += squares(m->outputs, its, (const double *)target + (first + s) * m->outputs, m->batch * (double)m->outputs);
+            sum += squares(m->outputs, its, (const double *)target + (first + s) * m->outputs,
+                           m->batch * (double)m->outputs);
     }
     head_gradients(count, m, pooled, weight, out, dweight, dbias, da);
     for (size s = 0; s < count; s++) {
@@ -222,33 +227,37 @@ INLINE double compare(size count, const shape *m, const double *parameters, cons
                 for (size i = 0; i < m->positions; i++) wide[j++] = row[c];
             row = wide;
         }
-#define ADD(KIND) gradients(KIND, m->rows, m->columns, 1, row, xhat + s * m->values, a + s * m->values, columns, columns + m->columns)
+#define ADD(KIND)                                                                                                      \
+    gradients(KIND, m->rows, m->columns, 1, row, xhat + s * m->values, a + s * m->values, columns, columns + m->columns)
         EACH_KIND(m->activation, ADD);
     }
     return sum;
 }
 
-/* Without a head: a itself against a target of its shape. `a` becomes the gradient there. */
-INLINE double distil(const shape *m, const double *target, const double *xhat, double *a, double *room, double *columns)
+/* Loss and gradients without a head: a itself is compared with a target of its shape. */
+INLINE double distill(const shape *m, const double *target, const double *xhat, const double *a, double *scratch,
+                      double *columns)
 {
-    memcpy(room, a, (size_t)m->values * sizeof(double));
-    double sum = squares(m->values, room, target, m->batch * (double)m->values);
-#define DISTIL(KIND) gradients(KIND, m->rows, m->columns, 0, room, xhat, a, columns, columns + m->columns)
-    EACH_KIND(m->activation, DISTIL);
+    memcpy(scratch, a, (size_t)m->values * sizeof(double));
+    double sum = squares(m->values, scratch, target, m->batch * (double)m->values); /* scratch is now da */
+#define DISTILL(KIND) gradients(KIND, m->rows, m->columns, 0, scratch, xhat, a, columns, columns + m->columns)
+    EACH_KIND(m->activation, DISTILL);
     return sum;
 }
 
-/* bn_loss_and_gradient, with its problem in a record. `sums` gathers dgamma and dbeta of each column, which are added up
-   for each feature at the end. */
+/* bn_loss_and_gradient with the sizes in a record. `sums` accumulates dgamma and dbeta of each column, which are added
+   to those of the features at the end. */
 CLONES static double all_samples(const shape *m, int single, size together, const void *x, const double *mean,
                                  const double *inverse, const double *parameters, const void *target, double *scratch,
                                  double *gradient, int64_t *correct)
 {
-    double *column = scratch, *xhat = column + 6 * m->columns, *a = xhat + together * m->values, *room = a + together * m->values;
+    double *column = scratch, *xhat = column + 6 * m->columns, *a = xhat + together * m->values;
+    double *rest = a + together * m->values;
     double loss = 0;
-    for (size c = 0, j = 0; c < m->features; c++) /* a feature's, repeated for each of its positions */
+    /* repeat the statistics and parameters of a feature for each of its positions */
+    for (size c = 0, j = 0; c < m->features; c++)
         for (size i = 0; i < m->positions; i++, j++) {
-            column[j] = mean[c]; /* inverse, gamma and beta lie behind, as `activate` reads them */
+            column[j] = mean[c]; /* then inverse, gamma and beta, as `activate` reads them */
             column[m->columns + j] = inverse[c];
             column[2 * m->columns + j] = parameters[c];
             column[3 * m->columns + j] = parameters[m->features + c];
@@ -256,14 +265,15 @@ CLONES static double all_samples(const shape *m, int single, size together, cons
     double *sums = column + 4 * m->columns;
     for (size j = 0; j < 2 * m->columns; j++) sums[j] = 0;
     for (size first = 0; first < m->samples;) {
-        size count = together == TOGETHER && m->outputs && m->samples - first >= TOGETHER ? TOGETHER : 1, at = first * m->values;
+        int many = together == TOGETHER && m->outputs && m->samples - first >= TOGETHER;
+        size count = many ? TOGETHER : 1, at = first * m->values;
 #define FORWARD_f4(KIND) activate_f4(KIND, count * m->rows, m->columns, (const float *)x + at, column, xhat, a)
 #define FORWARD_f8(KIND) activate_f8(KIND, count * m->rows, m->columns, (const double *)x + at, column, xhat, a)
         if (single) EACH_KIND(m->activation, FORWARD_f4);
         else EACH_KIND(m->activation, FORWARD_f8);
-        if (!m->outputs) loss += distil(m, (const double *)target + at, xhat, a, room, sums);
-        else if (count == 1) loss += compare(1, m, parameters, target, first, xhat, a, room, gradient, sums, correct);
-        else loss += compare(TOGETHER, m, parameters, target, first, xhat, a, room, gradient, sums, correct);
+        if (!m->outputs) loss += distill(m, (const double *)target + at, xhat, a, rest, sums);
+        else if (count == 1) loss += compare(1, m, parameters, target, first, xhat, a, rest, gradient, sums, correct);
+        else loss += compare(TOGETHER, m, parameters, target, first, xhat, a, rest, gradient, sums, correct);
         first += count;
     }
     for (size half = 0, j = 0; half < 2; half++)
@@ -272,17 +282,19 @@ CLONES static double all_samples(const shape *m, int single, size together, cons
     return loss;
 }
 
-/* Loss and gradient of some samples of a batch of `batch`, see learning.loss_and_gradient: x of (samples, rows, features,
-   positions) values, float32 where `single`, else float64; mean and inverse (1 / sqrt(var + eps)) of each feature;
-   parameters gamma, beta, weight (outputs, features) and bias in a row; target int64 labels for cross-entropy, else
-   float64 of (samples, outputs), or of x's shape where there are no outputs.
+/* Loss and gradient of some samples of a batch of `batch` samples, see learning.loss_and_gradient.
 
-   Adds to the gradient, of the parameters' shape, and puts the sum of the samples' losses (of squares for mse) into *loss
-   and the number of samples whose largest output is their label's into *correct. `together` samples, 1 or TOGETHER, are
-   held at a time; scratch holds 6 * columns + 2 * together * sample numbers and, beside them,
-   together * (2 * features + outputs) + columns or a sample's, whichever is more. */
-void bn_loss_and_gradient(int activation, int loss_kind, int single, size together, size samples, size rows, size features,
-                          size positions, size outputs, double batch, const void *x, const double *mean,
+   x is of shape (samples, rows, features, positions), float32 if `single`, else float64. mean and inverse, which is
+   1 / sqrt(var + eps), have one value per feature. parameters are gamma, beta, weight (outputs, features) and bias, one
+   after the other. target is int64 labels for cross-entropy, else float64 of shape (samples, outputs), or of the shape
+   of x without outputs.
+
+   Adds to the gradient, which has the shape of parameters. Stores the sum of the losses (of squares for mse) in *loss
+   and the number of samples whose largest output is that of their label in *correct. `together` samples (1 or TOGETHER)
+   are computed at a time. With V = rows * columns, scratch has 6 * columns + 2 * together * V numbers, plus the larger
+   of together * (2 * features + outputs) + columns and V. */
+void bn_loss_and_gradient(int activation, int loss_kind, int single, size together, size samples, size rows,
+                          size features, size positions, size outputs, double batch, const void *x, const double *mean,
                           const double *inverse, const double *parameters, const void *target, double *scratch,
                           double *gradient, double *loss, int64_t *correct)
 {

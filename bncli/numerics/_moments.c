@@ -1,7 +1,7 @@
 /* Merging moments and running statistics: what moments.py does in NumPy, bit for bit, many at once.
 
-   Neighbors are merged pairwise until one is left, a tree whose shape follows from the number of parts alone. Mean and m2
-   are pairs high + low (see _sums.h), so that no number of merges adds an error worth naming. */
+   Neighbors are merged in pairs until one is left: a tree whose shape depends only on the number of parts. Mean and m2
+   are pairs high + low (see _sums.h), so that rounding errors do not accumulate over many merges. */
 
 #define _POSIX_C_SOURCE 200809L /* pread */
 #define _FILE_OFFSET_BITS 64
@@ -13,7 +13,7 @@
 /* of _blocks.c */
 int bn_blocks(int code, const void *x, size blocks, size rows, size columns, double *mean, double *low, double *m2);
 
-/* Moments of n features, an array of each part: count, mean and m2, the latter two as sums high + low. */
+/* Moments of n features, as arrays: count, mean and m2, the last two as sums high + low. */
 typedef struct { double *at[5]; } moments;
 enum { COUNT, MEAN, LOW, M2, M2_LOW };
 
@@ -21,8 +21,8 @@ enum { COUNT, MEAN, LOW, M2, M2_LOW };
 
        mean = mean_a + delta * n_b / n,    m2 = m2_a + m2_b + delta^2 * n_a * n_b / n
 
-   The mean moves from that of the larger part, by at most half of delta. The operations and their order are those of
-   moments.py, and so are the bits. */
+   The mean starts from that of the larger part and moves by at most half of delta. Operations and their order are those
+   of moments.py, so results are the same bits. */
 INLINE void merge_four(const four a[5], const four b[5], four out[5])
 {
     four count = a[COUNT] + b[COUNT], delta = (b[MEAN] - a[MEAN]) + (b[LOW] - a[LOW]);
@@ -38,12 +38,12 @@ INLINE void merge_four(const four a[5], const four b[5], four out[5])
         large = a[COUNT];
         share = small = CHOOSE(count > 0, ALL(0.5), ALL(0.0));
     }
-    part = share * delta; /* how far the mean moves; negative where it moves from b's */
+    part = share * delta; /* how far the mean moves; negative where it starts from b */
     TWO_SUM(base, part, mean, error);
     error += base_low;
     out[MEAN] = mean + error;
     out[LOW] = error - (out[MEAN] - mean); /* quick_two_sum: the error is smaller than the mean */
-    /* m2 = a + b + between, with the errors of both sums and the low words gathered into a new low word */
+    /* m2 = a + b + part; the errors of both sums and the low words are collected in a new low word */
     TWO_SUM(a[M2], b[M2], m2, error1);
     part = delta * (delta * (small * large));
     base = m2;
@@ -51,25 +51,27 @@ INLINE void merge_four(const four a[5], const four b[5], four out[5])
     error = (a[M2_LOW] + b[M2_LOW]) + (error1 + error2);
     out[M2] = m2 + error;
     out[M2_LOW] = error - (out[M2] - m2);
-    /* the means differ, but by too little to square: there is no result, and kernels.py says so */
+    /* the means differ but the square of delta underflows: NaN marks that there is no result */
     out[M2] = CHOOSE((out[M2] < TINY) & (delta != 0) & (small > 0), ALL(NAN), out[M2]);
     out[COUNT] = count;
 }
 
-/* Merge four features, at places `at` of one row and `next` further on of the other; the first `left` are stored. */
+/* Merge four features, at positions `at` of one row and at + next of the other; store the first `left`. */
 INLINE void merge_at(moments from, const size at[4], size next, size left, moments to, size place)
 {
 #define AT(x) ((four){(x)[at[0]], (x)[at[1]], (x)[at[2]], (x)[at[3]]})
-#define ALL_AT(add) {AT(from.at[0] + (add)), AT(from.at[1] + (add)), AT(from.at[2] + (add)), AT(from.at[3] + (add)), AT(from.at[4] + (add))}
+#define ALL_AT(add)                                                                                                    \
+    {AT(from.at[0] + (add)), AT(from.at[1] + (add)), AT(from.at[2] + (add)), AT(from.at[3] + (add)),                   \
+     AT(from.at[4] + (add))}
     const four a[5] = ALL_AT(0), b[5] = ALL_AT(next);
     four merged[5];
     merge_four(a, b, merged);
     for (int k = 0; k < 5; k++) memcpy(to.at[k] + place, merged + k, (size_t)left * sizeof(double));
 }
 
-/* Merge neighboring rows of n features: `pairs` times two rows of `from` become one of `to`. They may be the same array,
-   since a pair is read before its result is written, which lies at or before it. Lanes beyond the last feature repeat
-   another one, so that nothing outside the arrays is read. */
+/* Merge neighboring rows of n features: each of `pairs` pairs of rows of `from` becomes one row of `to`. Both may be
+   the same array, since a pair is read before its result is written, at or before the position of the pair. Lanes
+   beyond the last feature repeat another feature, so that nothing outside the arrays is read. */
 CLONES static void merge_pairs(size pairs, size n, moments from, moments to)
 {
     if (n >= 4) {
@@ -92,9 +94,9 @@ CLONES static void merge_pairs(size pairs, size n, moments from, moments to)
     }
 }
 
-/* Moments.reduce_runs: each of `runs` runs of `rows` rows of n features becomes one row, neighbor merged with neighbor
-   until one is left. `to` holds half of what `from` does, rounded up in each run. With an even number of rows no pair
-   crosses a run's end, so all runs are one call; with an odd one each run's last row is carried over as it is. */
+/* Moments.reduce_runs: merge neighbors in each of `runs` runs of `rows` rows of n features until one row is left. `to`
+   has half the rows of `from`, rounded up in each run. With an even number of rows no pair crosses the end of a run, so
+   one call merges all runs; with an odd number the last row of each run is copied. */
 static void reduce(size runs, size rows, size n, moments from, moments to)
 {
     if (rows == 1)
@@ -112,18 +114,22 @@ static void reduce(size runs, size rows, size n, moments from, moments to)
                 out.at[k] = to.at[k] + run * (half + 1) * n;
             }
             merge_pairs(half, n, in, out);
-            for (int k = 0; k < 5; k++) memmove(out.at[k] + half * n, in.at[k] + 2 * half * n, (size_t)n * sizeof(double));
+            for (int k = 0; k < 5; k++)
+                memmove(out.at[k] + half * n, in.at[k] + 2 * half * n, (size_t)n * sizeof(double));
         }
     }
 }
 
-void bn_reduce_moments(size runs, size rows, size n, double *count, double *mean, double *low, double *m2, double *m2_low,
-                       double *to_count, double *to_mean, double *to_low, double *to_m2, double *to_m2_low)
+void bn_reduce_moments(size runs, size rows, size n, double *count, double *mean, double *low, double *m2,
+                       double *m2_low, double *to_count, double *to_mean, double *to_low, double *to_m2,
+                       double *to_m2_low)
 {
-    reduce(runs, rows, n, (moments){{count, mean, low, m2, m2_low}}, (moments){{to_count, to_mean, to_low, to_m2, to_m2_low}});
+    moments from = {{count, mean, low, m2, m2_low}}, to = {{to_count, to_mean, to_low, to_m2, to_m2_low}};
+    reduce(runs, rows, n, from, to);
 }
 
-/* Read so many bytes with pread, which moves no file position that threads would share. Returns whether it could. */
+/* Read `bytes` bytes with pread, which does not use the file position that threads share. Returns 1, or 0 on failure.
+   */
 static int read_whole(int fd, int64_t offset, char *buffer, size bytes)
 {
     for (size done = 0; done < bytes;) {
@@ -135,14 +141,14 @@ static int read_whole(int fd, int64_t offset, char *buffer, size bytes)
     return 1;
 }
 
-/* bn_blocks and bn_reduce_moments of runs of blocks that lie in a file from byte `offset` on: what is read is summed
-   while it is in the cache, `at_once` blocks at a time, and merged when whole runs (`together`) are there.
+/* bn_blocks and bn_reduce_moments of runs of blocks that are stored in a file from byte `offset` on. Values are summed
+   `at_once` blocks at a time, while they are in the cache, and merged after each `together` whole runs.
 
-   `scratch` holds the moments of those blocks, 5 * max(at_once, blocks) * columns numbers, and the half as many that
-   `reduce` makes of them, rounded up in each run. Returns 0; 1 as bn_blocks; or 2 when the file ends before or cannot
-   be read. */
-int bn_read_runs(int fd, int64_t offset, int code, char *buffer, double *scratch, size at_once, size item, size runs, size blocks,
-                 size rows, size columns, double *count, double *mean, double *low, double *m2, double *m2_low)
+   `scratch` has 5 * max(at_once, blocks) * columns numbers for the moments of these blocks, and half as many, rounded
+   up in each run, for `reduce`. Returns 0; 1 as bn_blocks; or 2 if the file ends too early or cannot be read. */
+int bn_read_runs(int fd, int64_t offset, int code, char *buffer, double *scratch, size at_once, size item, size runs,
+                 size blocks, size rows, size columns, double *count, double *mean, double *low, double *m2,
+                 double *m2_low)
 {
     size together = at_once / blocks > 0 ? at_once / blocks : 1, room = together * blocks * columns;
     moments found, half, out = {{count, mean, low, m2, m2_low}};
@@ -154,10 +160,13 @@ int bn_read_runs(int fd, int64_t offset, int code, char *buffer, double *scratch
     for (size first = 0; first < runs; first += together) {
         size now = first + together < runs ? together : runs - first, all = now * blocks;
         for (size block = 0; block < all; block += at_once) {
-            size some = block + at_once < all ? at_once : all - block, bytes = some * rows * columns * item, at = block * columns;
+            size some = block + at_once < all ? at_once : all - block;
+            size bytes = some * rows * columns * item, at = block * columns;
             if (!read_whole(fd, offset, buffer, bytes)) return 2;
             offset += bytes;
-            if (bn_blocks(code, buffer, some, rows, columns, found.at[MEAN] + at, found.at[LOW] + at, found.at[M2] + at)) return 1;
+            if (bn_blocks(code, buffer, some, rows, columns, found.at[MEAN] + at, found.at[LOW] + at,
+                          found.at[M2] + at))
+                return 1;
         }
         reduce(now, blocks, columns, found, half);
         for (int k = 0; k < 5; k++)
@@ -166,9 +175,9 @@ int bn_read_runs(int fd, int64_t offset, int code, char *buffer, double *scratch
     return 0;
 }
 
-/* Weights of two consecutive runs of k1 and k2 batches in their mean: m^k2 (1 - m^k1) and 1 - m^k2, over 1 - m^(k1 + k2)
-   (moments._weights). expm1 keeps the digits of 1 - m^k where m is close to 1; log_m is NaN for no momentum: then all
-   batches weigh the same. */
+/* Weights of two consecutive runs of k1 and k2 batches in their mean: m^k2 (1 - m^k1) and 1 - m^k2, both divided by
+   1 - m^(k1 + k2), as in moments._weights. expm1 keeps the digits of 1 - m^k where m is close to 1. log_m is NaN for
+   momentum None: then all batches have the same weight. */
 static void weights(double k1, double k2, double log_m, double *earlier, double *later)
 {
     int plain = isnan(log_m);
@@ -179,8 +188,8 @@ static void weights(double k1, double k2, double log_m, double *earlier, double 
     *later = share2 / whole;
 }
 
-/* Running.merge of one statistic: a + (b - a) * w2, or b + (a - b) * w1 from the side of the larger weight. A feature that
-   has no batch yet (`empty`) takes the later run's first statistics. */
+/* Running.merge of one statistic: a + (b - a) * w2, or b + (a - b) * w1, starting from the side with the larger weight.
+   A feature without batches so far (`empty`) takes the first statistics of the later run. */
 INLINE void merge_running_one(double w1, double w2, double *a, double *low, double *first, double b, double b_low,
                               double b_first, int empty)
 {
@@ -195,11 +204,12 @@ INLINE void merge_running_one(double w1, double w2, double *a, double *low, doub
 CLONES static void merge_running(size n, double w1, double w2, int empty, double *restrict a, double *restrict low,
                                  double *restrict first, const double *b, const double *b_low, const double *b_first)
 {
-    for (size i = 0; i < n; i++) merge_running_one(w1, w2, a + i, low + i, first + i, b[i], b_low[i], b_first[i], empty);
+    for (size i = 0; i < n; i++)
+        merge_running_one(w1, w2, a + i, low + i, first + i, b[i], b_low[i], b_first[i], empty);
 }
 
-/* Running.reduce in place: rows of (2, n) statistics with k of (1, kn), kn being 1 or n. Row i becomes the merge of rows 2i
-   and 2i + 1, a last odd row is carried over, until one is left. */
+/* Running.reduce in place: rows of (2, n) statistics with k of (1, kn), where kn is 1 or n. Row i becomes the merge of
+   rows 2i and 2i + 1, and a last odd row is copied, until one row is left. */
 static void reduce_running(size rows, size n, size kn, double log_m, double *k, double *a, double *low, double *first)
 {
     for (; rows > 1; rows = (rows + 1) / 2) {
@@ -215,11 +225,14 @@ static void reduce_running(size rows, size n, size kn, double log_m, double *k, 
             for (size f = 0; f < kn; f++) {
                 if (k1[f] != last1 || k2[f] != last2) weights(last1 = k1[f], last2 = k2[f], log_m, &w1, &w2);
                 if (kn == 1)
-                    merge_running(2 * n, w1, w2, k1[0] == 0, a + to, low + to, first + to, a + two, low + two, first + two);
+                    merge_running(2 * n, w1, w2, k1[0] == 0, a + to, low + to, first + to, a + two, low + two,
+                                  first + two);
                 else
-                    for (size s = 0; s < 2; s++)
-                        merge_running(1, w1, w2, k1[f] == 0, a + to + s * n + f, low + to + s * n + f, first + to + s * n + f,
-                                      a + two + s * n + f, low + two + s * n + f, first + two + s * n + f);
+                    for (size s = 0; s < 2; s++) {
+                        size one_to = to + s * n + f, one_two = two + s * n + f;
+                        merge_running(1, w1, w2, k1[f] == 0, a + one_to, low + one_to, first + one_to, a + one_two,
+                                      low + one_two, first + one_two);
+                    }
                 k[i * kn + f] = k1[f] + k2[f];
             }
         }
@@ -235,9 +248,9 @@ static void reduce_running(size rows, size n, size kn, double log_m, double *k, 
     }
 }
 
-/* Running.of and Running.reduce of the moments of `rows` batches of n features: a, low and first of shape (rows, 2, n) and
-   k of shape (rows, n) hold the result in their first row; log_m is NaN for no momentum. A feature with fewer than two
-   values in a batch is not folded there: its variance says nothing. */
+/* Running.of and Running.reduce of the moments of `rows` batches of n features. The first rows of a, low and first, of
+   shape (rows, 2, n), and of k, of shape (rows, n), get the result. log_m is NaN for momentum None. A batch with fewer
+   than two values of a feature is not folded for that feature: it has no usable variance. */
 void bn_running(size rows, size n, double ddof, double log_m, const double *count, const double *mean, const double *m2,
                 double *k, double *a, double *low, double *first)
 {

@@ -2,13 +2,14 @@
 
 #include "_vectors.h"
 
-/* the exponent's bits of float32 and float64: all of them are set in infinities and NaN, and in nothing else */
+/* the exponent bits of float32 and float64: all of them are set in infinities and NaN only */
 #define INFINITE_4 0x7f800000u
 #define INFINITE_8 0x7ff0000000000000u
 
-/* ROW: one row, or the positions of one feature. y = (x - mean) * scale + beta in double, each operation rounded by itself
-   as in NumPy, then once more to the output's type. Results that are not finite are found by their bits, which the
-   compiler turns into vectors, unlike a branch. `one` is a constant in each call: all values are of one feature. */
+/* ROW: one row, or the positions of one feature. Computes y = (x - mean) * scale + beta in double, with each operation
+   rounded as in NumPy, then rounds to the type of the output. Results that are not finite are detected by their bits,
+   which compilers vectorize, unlike a branch. `one`, a constant in each call, says that all values are of one feature.
+   */
 #define ROW(IN, IN_TYPE, OUT, OUT_TYPE, BITS)                                                                          \
 INLINE BITS row_##IN##_##OUT(size count, const IN_TYPE *restrict x, const double *restrict mean,                       \
                              const double *restrict scale, const double *restrict beta, OUT_TYPE *restrict y, int one) \
@@ -49,14 +50,15 @@ BOTH(i2, int16_t)
 BOTH(u4, uint32_t)
 BOTH(i4, int32_t)
 
-/* y = (x - mean) * scale + beta of (rows, features, positions) values; `in` is NumPy's kind and item size, such as 'f' << 8 | 4, and
-   y has `out` bytes, 4 or 8. Returns 0; 1 where a result is not finite; or 2 for a type that is not here. */
-int bn_normalize(int in, int out, size rows, size features, size positions, const void *x, const double *mean, const double *scale,
-                 const double *beta, void *y)
+/* y = (x - mean) * scale + beta of (rows, features, positions) values. `in` is NumPy's kind and item size, such as
+   'f' << 8 | 4, and `out` the item size of y, 4 or 8. Returns 0; 1 if a result is not finite; or 2 for a type without a
+   kernel. */
+int bn_normalize(int in, int out, size rows, size features, size positions, const void *x, const double *mean,
+                 const double *scale, const double *beta, void *y)
 {
     switch (in) {
 #define CASE(KIND, BYTES, IN)                                                                                          \
-    case KIND << 8 | BYTES: return out == 4 ? rows_##IN##_4(rows, features, positions, x, mean, scale, beta, y)         \
+    case KIND << 8 | BYTES: return out == 4 ? rows_##IN##_4(rows, features, positions, x, mean, scale, beta, y)        \
                                             : rows_##IN##_8(rows, features, positions, x, mean, scale, beta, y);
     CASE('f', 4, f4) CASE('f', 8, f8) CASE('b', 1, u1) CASE('u', 1, u1) CASE('i', 1, i1)
     CASE('u', 2, u2) CASE('i', 2, i2) CASE('u', 4, u4) CASE('i', 4, i4)

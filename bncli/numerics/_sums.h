@@ -1,8 +1,8 @@
 /* Sums whose rounding errors are known, as unevaluated pairs high + low ("double-double").
 
-   All of this relies on IEEE 754 double arithmetic, rounded to nearest, with every operation as it is written: setup.py
-   compiles without contraction (a fused multiply-add would round a product and a sum once instead of twice, which some
-   processors have and others lack) and without -ffast-math (which would simplify the error terms below to 0). */
+   This relies on IEEE 754 double arithmetic, rounded to nearest, with every operation as written. So setup.py compiles
+   without contraction (a fused multiply-add, which not all processors have, rounds a product and a sum once instead of
+   twice) and without -ffast-math (which would simplify the error terms below to 0). */
 
 #include "_vectors.h"
 
@@ -17,7 +17,7 @@
         error = ((a) - (sum - t_)) + ((b) - t_);                                                                       \
     } while (0)
 
-/* The same for one number. */
+/* The same for scalars. */
 INLINE void two_sum(double a, double b, double *sum, double *error)
 {
     double s = a + b, t = s - a;

@@ -1,14 +1,14 @@
 /* Vectors of four numbers, in which the sums in C run side by side.
 
-   Vector types of GCC and Clang, not intrinsics: the same source gives SSE2, AVX2 or NEON, and the same bits, since each
-   lane is an IEEE 754 double of its own. */
+   Vector types of GCC and Clang, not intrinsics: the same source gives SSE2, AVX2 or NEON, and the same bits, since
+   each lane is an IEEE 754 double of its own. */
 
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__)
-/* compiled twice, for processors with and without AVX2, and chosen between when the library is loaded */
+/* compile twice, for processors with and without AVX2; the loader selects one */
 #define CLONES __attribute__((target_clones("avx2", "default")))
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized" /* false alarms where vectors are filled lane by lane */
 #else
@@ -18,7 +18,7 @@
 
 typedef ptrdiff_t size;
 
-/* Four at a time, written out: compilers leave loops over small arrays scalar. */
+/* Explicit vectors of four: compilers do not vectorize loops over small arrays. */
 typedef double four __attribute__((vector_size(32)));
 typedef double four_anywhere __attribute__((vector_size(32), aligned(8), may_alias)); /* unaligned, inside an array */
 typedef int64_t mask __attribute__((vector_size(32))); /* all ones where a comparison holds */

@@ -71,8 +71,7 @@ int bn_shuffle(int bytes, int undo, size count, const void *from, void *to)
    buffers, whatever the data is.
 
    Each item begins with a byte LLLooooo. With L = 0, the next o + 1 bytes are literal. Otherwise the item is a copy of
-   L + 2 bytes of the output, or of 9 + the next byte if L = 7, which begins (ooooo << 8 | last byte) + 1 bytes back.
-   */
+   L + 2 bytes of the output, or of 9 + the next byte if L = 7. It begins (ooooo << 8 | last byte) + 1 bytes back. */
 size bn_unlzf(const unsigned char *in, size length, unsigned char *out, size room)
 {
     size from = 0, to = 0;

@@ -1,1 +1,1 @@
-"""What the operating system is asked for: how an output comes into being, and what signals do."""
+"""Operating system services: atomic file writing and signal handling."""

@@ -1,4 +1,4 @@
-"""The one way a file comes into being: a temporary file beside it, fsync, rename, fsync of the folder."""
+"""Atomic file writing: a temporary file in the same folder, fsync, rename, fsync of the folder."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ from bncli.errors import InputError, OutputExistsError, ResultBesideError, Write
 from bncli.system import shutdown
 
 SUFFIX = ".tmp"
-BEGUN_BYTES = 32 << 20  # that the system is asked to write to disk at a time
-MOST_LOCKED = 256  # of the outputs of one run; every lock is an open file
-_umask = threading.Lock()  # it can only be read by setting it, and two threads would keep each other's 0
+FLUSH_BYTES = 32 << 20  # new bytes after which the system is asked to write them to disk
+MAX_LOCKED = 256  # maximum number of locked temporary files per run; every lock is an open file
+_umask = threading.Lock()  # the umask can only be read by setting it; a second thread could read and then keep the 0
 
 
 class Outputs:
-    """Files that come into being together: each is written beside its place, and all get their names at the end.
+    """Outputs that are replaced together: each is written to a temporary file, and all are renamed at the end.
 
-    A temporary file is made at once, so that a folder that cannot be written to is found out before computing. Until
-    the renaming every output is what it was; after an error, or when the process is stopped, the temporary files are
-    gone. A killed process leaves them; the next that writes the same output removes them. Where a file that was not
-    there at the start has taken an output's name by the end, and `force` is not given, that output gets a name beside it.
+    Temporary files are created immediately, so that a folder without write permission is detected before computing.
+    Outputs are unchanged until they are renamed. After an error, or when the process is stopped, the temporary files are
+    removed. A killed process leaves them behind; the next run that writes the same output removes them. If another
+    program creates an output during the run, it is not replaced without `force`: the result gets another name beside it.
 
     Parameters
     ----------
     force : bool
-        Replace files that exist.
+        Replace existing files.
     inputs : sequence of str
-        Files that must not be an output.
+        Files that must not be outputs.
     final : bool
-        The run ends with these files: once they have their names it is not stopped any more.
+        These files complete the run: once they are renamed, a signal lets the run finish.
     """
 
     def __init__(self, *, force: bool = False, inputs: Sequence[str] = (), final: bool = True) -> None:
         self._force, self._inputs, self._final = force, inputs, final
         self._pending: list[_Pending] = []
-        self._swept: dict[str, list[str]] = {}  # folder -> what was in it
+        self._swept: dict[str, list[str]] = {}  # folder -> its entries
         self._watched = shutdown.process.on_stop(self._tidy)
 
     def add(self, path: str) -> str:
-        """Return the path of an empty temporary file that becomes `path`. A symbolic link is kept: its target is replaced.
+        """Create an empty temporary file that will become `path`; return its path. A symbolic link is kept, its target replaced.
 
         Raises
         ------
         OutputExistsError
-            When the output exists (without `force`) or is one of the inputs. At the end, as ResultBesideError, when it
-            came into being during the run.
+            When the output exists (without `force`) or is one of the inputs. When the block ends, as ResultBesideError,
+            when another program created the output during the run.
         WriteError
-            When the folder cannot be written to.
+            When the temporary file cannot be created.
         """
         check_output(path, force=self._force, inputs=self._inputs)
         target = os.path.realpath(path)
@@ -70,7 +70,7 @@ class Outputs:
                 self._pending.append(_Pending(path, target, temporary, fd))
         except OSError as error:
             raise _failed(path, error) from None
-        if len(self._pending) > MOST_LOCKED:
+        if len(self._pending) > MAX_LOCKED:
             self._pending[-1].unlock()
         return temporary
 
@@ -89,21 +89,21 @@ class Outputs:
             self._watched.__exit__(None, None, None)
 
     def _complete(self) -> None:
-        """Bring all to the disk, then rename all, then bring the names to the disk."""
+        """Sync all files, rename all of them, then sync the folders."""
         taken: list[str] = []
         for new in self._pending:
-            with _telling(new.path):
+            with _write_errors(new.path):
                 _set_mode(new.temporary, new.target)
                 _sync(new.temporary)
-                if not self._force and os.path.lexists(new.target):  # it came into being meanwhile
+                if not self._force and os.path.lexists(new.target):  # created during the run
                     new.target = _free_name(new.target, {other.target for other in self._pending})
                     taken.append(
-                        f"{printable(new.path)}: was made by another program during the run and was not replaced; "
+                        f"{printable(new.path)}: was created by another program during the run and was not replaced; "
                         f"the result is in {printable(_beside(new))}"
                     )
         with shutdown.process.lock:
-            for place, new in enumerate(self._pending):
-                with _telling(new.path, f" ({place} outputs before it are written)" * bool(place)):
+            for count, new in enumerate(self._pending):
+                with _write_errors(new.path, f" ({count} outputs before it were written)" * bool(count)):
                     os.replace(new.temporary, new.target)
                 if self._final:
                     shutdown.process.outputs_complete()
@@ -112,13 +112,15 @@ class Outputs:
                 _sync_folder(folder)
             except OSError as error:
                 reason = error.strerror or error
-                raise WriteError(f"{printable(path)}: is written, but may not outlast a power cut: {reason}") from error
+                raise WriteError(
+                    f"{printable(path)}: is written, but may be lost in a power failure: {reason}"
+                ) from error
         if taken:
-            more = f" (and {len(taken) - 1} more outputs likewise)" if len(taken) > 1 else ""
+            more = f" (and {len(taken) - 1} more outputs)" if len(taken) > 1 else ""
             raise ResultBesideError(taken[0] + more)
 
     def _tidy(self) -> None:
-        """Remove the temporary files that have not become outputs."""
+        """Remove the temporary files that were not renamed."""
         for new in self._pending:
             with contextlib.suppress(OSError):
                 os.unlink(new.temporary)
@@ -127,7 +129,7 @@ class Outputs:
 
 @dataclass
 class _Pending:
-    """An output to be: as typed, where it goes, its temporary file, and the descriptor that holds the lock on that."""
+    """A pending output: the path as typed, the path to rename to, the temporary file, and the descriptor that locks it."""
 
     path: str
     target: str
@@ -143,19 +145,19 @@ class _Pending:
 
 @contextlib.contextmanager
 def replacing(path: str, *, force: bool = False, inputs: Sequence[str] = ()) -> Iterator[str]:
-    """Give the path of an empty temporary file that becomes `path` when the block ends without an error; see `Outputs`."""
+    """Context manager that returns the path of a temporary file, renamed to `path` if the block succeeds; see `Outputs`."""
     with Outputs(force=force, inputs=inputs) as outputs:
         yield outputs.add(path)
 
 
 def sweep(path: str) -> None:
-    """Remove the temporary files that killed runs left of this output; a live run's are locked, and stay."""
+    """Remove temporary files of this output that killed runs left behind. Those of running processes are locked and stay."""
     folder, name = os.path.split(os.path.realpath(path))
     _sweep(folder, name, _listed(folder))
 
 
 def _listed(folder: str) -> list[str]:
-    """What is in a folder; nothing where it may not be looked into."""
+    """The entries of a folder; none if it cannot be read."""
     try:
         return os.listdir(folder)
     except OSError:
@@ -165,7 +167,7 @@ def _listed(folder: str) -> list[str]:
 def _sweep(folder: str, name: str, listed: Sequence[str]) -> None:
     left = re.compile(re.escape(_prefix(name)) + r"[a-z0-9_]{8}" + re.escape(SUFFIX))  # as mkstemp names them
     for found in filter(left.fullmatch, listed):
-        with contextlib.suppress(OSError):  # live, gone meanwhile, or of a file system without locks
+        with contextlib.suppress(OSError):  # in use, already removed, or on a file system without locks
             fd = os.open(os.path.join(folder, found), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -175,12 +177,12 @@ def _sweep(folder: str, name: str, listed: Sequence[str]) -> None:
 
 
 def _temporary(folder: str, name: str) -> tuple[int, str]:
-    """A new temporary file and its locked descriptor."""
+    """Create a temporary file; return its locked descriptor and its path."""
     while True:
         fd, path = tempfile.mkstemp(prefix=_prefix(name), suffix=SUFFIX, dir=folder)
-        with contextlib.suppress(OSError):  # a file system without locks: nobody can sweep there either
+        with contextlib.suppress(OSError):  # a file system without locks: then no other run can remove the file either
             fcntl.flock(fd, fcntl.LOCK_EX)
-        if os.fstat(fd).st_nlink:  # else another run took it, just made, for one that was left
+        if os.fstat(fd).st_nlink:  # else another run removed the new file as left behind before it was locked
             return fd, path
         os.close(fd)
 
@@ -189,21 +191,27 @@ def _prefix(name: str) -> str:
     return f".{name[:80]}.bn-"
 
 
-def _free_name(target: str, spoken_for: set[str]) -> str:
-    """A name beside `target` that no file has, and no other output gets: train.bn.1.h5 for train.bn.h5."""
+def _free_name(target: str, reserved: set[str]) -> str:
+    """An unused path beside `target` that no other output uses: train.bn.1.h5 for train.bn.h5."""
     stem, suffix = os.path.splitext(target)
     names = (f"{stem}.{i}{suffix}" for i in itertools.count(1))
-    return next(name for name in names if name not in spoken_for and not os.path.lexists(name))
+    return next(name for name in names if name not in reserved and not os.path.lexists(name))
 
 
 def _beside(new: _Pending) -> str:
-    """Where an output went that got another name, in the user's words where they lead there."""
+    """The path of an output that got another name, based on the path that the user typed if possible."""
     name = os.path.basename(new.target)
     return new.target if os.path.islink(new.path) else os.path.join(os.path.dirname(new.path), name)
 
 
 def reserve(fd: int, size: int) -> None:
-    """Set space aside for `size` bytes, so that a full disk is found out before computing; not all file systems can."""
+    """Reserve disk space for `size` bytes, so that a full disk is detected before computing. Not all file systems can.
+
+    Raises
+    ------
+    OSError
+        When there is not enough space.
+    """
     if not hasattr(os, "posix_fallocate"):  # macOS
         return
     try:
@@ -214,22 +222,22 @@ def reserve(fd: int, size: int) -> None:
 
 
 class Ahead:
-    """Has the system write a growing file to disk while it grows, so that there is less to wait for at the end."""
+    """Asks the system to write a growing file to disk early, so that the final sync takes less time."""
 
     def __init__(self) -> None:
-        self._begun = 0
+        self._flushed = 0
 
     def grown(self, fd: int, size: int) -> None:
-        """Take note of the file's size; what was added is begun to be written when it is enough."""
-        if size - self._begun < BEGUN_BYTES or not hasattr(os, "posix_fadvise"):
+        """Report the size of the file; after FLUSH_BYTES new bytes the system is asked to write them."""
+        if size - self._flushed < FLUSH_BYTES or not hasattr(os, "posix_fadvise"):
             return
-        with contextlib.suppress(OSError):  # a hint; what fails to be written is told by the sync
-            os.posix_fadvise(fd, self._begun, size - self._begun, os.POSIX_FADV_DONTNEED)
-        self._begun = size
+        with contextlib.suppress(OSError):  # only a hint; the sync reports write errors
+            os.posix_fadvise(fd, self._flushed, size - self._flushed, os.POSIX_FADV_DONTNEED)
+        self._flushed = size
 
 
 def fill(temporary: str, content: bytes) -> None:
-    """Write the whole of a file, into the space that was set aside for it."""
+    """Write the content of a file into its reserved space, and release the rest."""
     with open(temporary, "r+b", buffering=0) as file:
         rest = memoryview(content)
         while len(rest):
@@ -238,7 +246,15 @@ def fill(temporary: str, content: bytes) -> None:
 
 
 def check_output(path: str, *, force: bool, inputs: Sequence[str] = ()) -> None:
-    """Raise OutputExistsError when `path` is an input, or exists and is not to be replaced; WriteError when it cannot be known."""
+    """Check that an output may be written.
+
+    Raises
+    ------
+    OutputExistsError
+        When `path` is an input or not a regular file, or exists and `force` is not given.
+    WriteError, InputError
+        When the output, or an input to compare it with, cannot be examined.
+    """
     try:
         found = _stat(path)
     except OSError as error:
@@ -257,7 +273,7 @@ def check_output(path: str, *, force: bool, inputs: Sequence[str] = ()) -> None:
 
 
 def _stat(path: str) -> os.stat_result | None:
-    """What a path names; None where there is nothing."""
+    """Status of a path; None if it does not exist."""
     try:
         return os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -265,7 +281,7 @@ def _stat(path: str) -> os.stat_result | None:
 
 
 def _is(found: os.stat_result, source: str) -> bool:
-    """Whether an input is this file; not to know must not pass for no."""
+    """Whether an input is this file. An unreadable input raises InputError: it might be the same file."""
     try:
         other = _stat(source)
     except OSError as error:
@@ -274,13 +290,13 @@ def _is(found: os.stat_result, source: str) -> bool:
 
 
 def write_bytes(path: str, content: bytes, *, force: bool = False, inputs: Sequence[str] = ()) -> None:
-    """Write a small file in one piece; raises as `Outputs` does."""
+    """Write a small file atomically; raises as `Outputs`."""
     with replacing(path, force=force, inputs=inputs) as temporary:
         fill(temporary, content)
 
 
 def read_bytes(path: str, limit: int) -> bytes:
-    """Read a small file whole.
+    """Read all bytes of a small file.
 
     Raises
     ------
@@ -292,19 +308,19 @@ def read_bytes(path: str, limit: int) -> bytes:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            content = file.read(min(size, limit) + 1)  # read makes a buffer of the size that it is asked for
+            content = file.read(min(size, limit) + 1)  # read allocates as many bytes as requested
     except FileNotFoundError:
         raise InputError(f"{printable(path)}: no such file") from None
     except OSError as error:
         raise InputError(f"{printable(path)}: cannot be read: {error.strerror}") from None
     if len(content) > limit:
-        raise InputError(f"{printable(path)}: larger than {limit} bytes; this is not a file of the expected kind")
+        raise InputError(f"{printable(path)}: larger than {limit} bytes; not a file of the expected kind")
     return content
 
 
 @contextlib.contextmanager
-def _telling(path: str, more: str = "") -> Iterator[None]:
-    """Make a WriteError of what fails while a file is completed."""
+def _write_errors(path: str, more: str = "") -> Iterator[None]:
+    """Turn an OSError into a WriteError that names the output."""
     try:
         yield
     except OSError as error:
@@ -313,12 +329,12 @@ def _telling(path: str, more: str = "") -> Iterator[None]:
 
 def _failed(path: str, error: OSError, more: str = "") -> WriteError:
     reason = (error.strerror or str(error)) + more
-    cure = "free some space or give" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "give"
-    return WriteError(f"{printable(path)}: cannot be written: {reason}; {cure} another place with -o")
+    hint = "free some space or give" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "give"
+    return WriteError(f"{printable(path)}: cannot be written: {reason}; {hint} another place with -o")
 
 
 def _set_mode(temporary: str, target: str) -> None:
-    """Give the new file the mode of the old one, or the one that a plain `open` would (mkstemp's is 0600)."""
+    """Set the mode of the existing file, or the mode that `open` would use; mkstemp creates files with mode 0600."""
     try:
         mode = os.stat(target).st_mode & 0o7777
     except FileNotFoundError:
@@ -341,5 +357,5 @@ def _sync_folder(path: str) -> None:
     try:
         _sync(path)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that syncs no folders
+        if error.errno != errno.EINVAL:  # a file system that cannot sync folders
             raise

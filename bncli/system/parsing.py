@@ -1,6 +1,6 @@
-"""One Python literal at a time: before 3.12 Python's parser counts its depth for all threads together.
+"""A lock for parsing Python literals: before Python 3.12 the recursion depth of the parser is shared by all threads.
 
-Two threads that parse at once, as the headers of .npy files are, can then fail with "AST constructor recursion depth
+Two threads that parse at the same time, such as headers of .npy files, can fail with "AST constructor recursion depth
 mismatch" (CPython issue 106905).
 """
 

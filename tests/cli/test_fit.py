@@ -525,7 +525,7 @@ def test_an_output_that_appears_during_a_fit_is_kept_and_so_is_the_result(
         return original(*args)
 
     monkeypatch.setattr(accumulate, "segment_moments", appearing)
-    check_refused(5, ["fit", "x.npy", "-q"], "x.bn.h5: was made by another program", "the result is in x.bn.1.h5")
+    check_refused(5, ["fit", "x.npy", "-q"], "x.bn.h5: was created by another program", "the result is in x.bn.1.h5")
     assert (here / "x.bn.h5").read_bytes() == b"another's"
     check_same_bytes(bncli.load("x.bn.1.h5"), bncli.load("expected.bn.h5"))
     assert sorted(p.name for p in here.iterdir()) == ["expected.bn.h5", "x.bn.1.h5", "x.bn.h5", "x.npy"]

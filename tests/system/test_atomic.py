@@ -1,4 +1,4 @@
-"""How a file comes into being: old or new, whole; nothing beside it; never an input."""
+"""Atomic file writing: an output is old or new and complete; no temporary files stay; inputs are never replaced."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_new_file(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"a": b"new"}
 
 
-def test_until_the_end_the_old_one_stands(tmp_path: Path) -> None:
+def test_the_old_file_stays_until_the_end(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")
     with atomic.replacing(str(path), force=True) as temporary:
@@ -43,7 +43,7 @@ def test_until_the_end_the_old_one_stands(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
 @pytest.mark.parametrize("old", [None, b"old"])
-def test_after_any_error_all_is_as_it_was(tmp_path: Path, error: type[BaseException], old: bytes | None) -> None:
+def test_nothing_changes_after_an_error(tmp_path: Path, error: type[BaseException], old: bytes | None) -> None:
     path = tmp_path / "a"
     if old is not None:
         path.write_bytes(old)
@@ -101,18 +101,18 @@ def test_exists(tmp_path: Path) -> None:
         put(tmp_path / "a", b"new")
 
 
-def test_came_into_being_meanwhile(tmp_path: Path) -> None:
-    def meanwhile() -> None:
+def test_output_created_during_the_run(tmp_path: Path) -> None:
+    def create_during_the_run() -> None:
         with atomic.replacing(str(tmp_path / "a")):
             (tmp_path / "a").write_bytes(b"another's")
 
-    with pytest.raises(OutputExistsError, match=r"/a: was made by another program .* the result is in .*/a\.1"):
-        meanwhile()
+    with pytest.raises(OutputExistsError, match=r"/a: was created by another program .* the result is in .*/a\.1"):
+        create_during_the_run()
     assert contents(tmp_path) == {"a": b"another's", "a.1": b""}
 
 
-def test_a_result_beside_what_came_into_being(tmp_path: Path) -> None:
-    """Of several outputs each has its own name or one beside it; nobody's file is replaced."""
+def test_results_beside_outputs_created_during_the_run(tmp_path: Path) -> None:
+    """Each of several outputs gets its own name or an unused one beside it; no foreign file is replaced."""
 
     def run() -> None:
         with atomic.Outputs() as outputs:
@@ -160,7 +160,7 @@ def test_symbolic_link_is_kept(tmp_path: Path) -> None:
     assert temporaries(tmp_path) == []
 
 
-def test_symbolic_link_to_nothing_yet(tmp_path: Path) -> None:
+def test_dangling_symbolic_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("a")
     put(tmp_path / "link", b"new")
     assert (tmp_path / "link").is_symlink()
@@ -186,7 +186,7 @@ def test_mode_of_a_new_file_is_the_usual_one(tmp_path: Path, mask: int) -> None:
     assert mode(tmp_path / "a") == mode(tmp_path / "b") == 0o666 & ~mask
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_outputs_that_are_not_regular_files(tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError, match="is a folder"):
         put(tmp_path, b"", force=True)
     os.mkfifo(tmp_path / "pipe")
@@ -196,7 +196,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         put(Path("/dev/null"), b"", force=True)
 
 
-def test_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match="No such file or directory"):
         put(tmp_path / "no" / "a", b"")
 
@@ -241,7 +241,7 @@ def test_write_and_read_bytes(tmp_path: Path) -> None:
         atomic.read_bytes(str(tmp_path), 4)
 
 
-# --- what killed runs left
+# --- temporary files left behind by killed runs
 
 
 def left_behind(path: Path) -> Path:
@@ -256,7 +256,7 @@ def left_behind(path: Path) -> Path:
     return found
 
 
-def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+def test_the_next_run_removes_files_left_behind(tmp_path: Path) -> None:
     left = left_behind(tmp_path / "a")
     put(tmp_path / "b", b"other")
     assert left.exists()
@@ -264,7 +264,7 @@ def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"a": b"new", "b": b"other"}
 
 
-def test_a_live_run_keeps_its_own(tmp_path: Path) -> None:
+def test_files_of_a_running_process_stay(tmp_path: Path) -> None:
     with atomic.replacing(str(tmp_path / "a"), force=True) as temporary:
         Path(temporary).write_bytes(b"first")
         put(tmp_path / "a", b"second")
@@ -288,10 +288,10 @@ def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path: Path)
     assert (tmp_path / "precious").read_bytes() == b"data"
 
 
-# --- several outputs, and space set aside
+# --- several outputs, and reserved space
 
 
-def test_outputs_come_together(tmp_path: Path) -> None:
+def test_outputs_are_renamed_together(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"old")
     with atomic.Outputs(force=True) as outputs:
         for name in "abc":
@@ -301,9 +301,7 @@ def test_outputs_come_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_none_gets_its_name_before_all_are_on_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
-) -> None:
+def test_no_output_is_renamed_before_all_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     fsync, calls = os.fsync, iter(range(1, 9))
 
     def broken(fd: int) -> None:
@@ -323,7 +321,7 @@ def test_none_gets_its_name_before_all_are_on_the_disk(
 
 
 def test_more_outputs_than_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic, "MOST_LOCKED", 2)
+    monkeypatch.setattr(atomic, "MAX_LOCKED", 2)
     before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
     with atomic.Outputs() as outputs:
         for i in range(9):
@@ -333,7 +331,7 @@ def test_more_outputs_than_open_files(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(contents(tmp_path)) == 9
 
 
-def test_space_is_set_aside_and_given_back(tmp_path: Path) -> None:
+def test_space_is_reserved_and_released(tmp_path: Path) -> None:
     path = tmp_path / "a"
     with path.open("wb") as file:
         atomic.reserve(file.fileno(), 1 << 20)
@@ -345,7 +343,7 @@ def test_space_is_set_aside_and_given_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "raised"), [(errno.EOPNOTSUPP, False), (errno.EINVAL, False), (28, True), (27, True)]
 )
-def test_space_on_file_systems_that_set_none_aside(
+def test_file_systems_that_cannot_reserve_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, raised: bool
 ) -> None:
     def broken(*args: object) -> None:

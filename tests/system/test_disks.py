@@ -1,7 +1,7 @@
-"""Disks that fill, or may only be read: exit 74, in one line, with the old output intact and no temporary file.
+"""Full and read-only disks: exit 74 with a one-line error, the old output intact and no temporary file.
 
-On a small tmpfs where root may mount one, so that HDF5 meets a file system that really fills; with a limit on the size of
-files elsewhere.
+The tests use a small tmpfs if root may mount one, so that HDF5 writes to a file system that is really full, and a limit on
+the size of files otherwise.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SIZES = (
     100,
     200,
     400,
-)  # KB; the data is 480 KB, so that it ends in the header, the values, the index, the tail
+)  # KB of 480 KB of data: writing fails in the header, the values, the index or the tail
 
 
 def wide(rows: int, columns: int) -> npt.NDArray[np.float64]:
@@ -77,7 +77,7 @@ def zygote() -> Iterator[Zygote]:
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Path]:
-    """A folder to mount small file systems on; they are gone at the end."""
+    """A folder with a small file system mounted, which is unmounted at the end."""
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "bn-test", tmp_path]).returncode:
         pytest.skip("no file system can be mounted here")
     yield tmp_path
@@ -89,7 +89,7 @@ def limits(args: list[str], folder: Path) -> list[str]:
 
 
 def check_full(result: Outcome, folder: Path, out: str, words: str) -> bool:
-    """Assert that a run ended well, or with exit 74 and everything as it was; returns whether it did not fit."""
+    """Assert that a run succeeded, or failed with exit 74 and changed nothing; return whether it failed."""
     assert temporaries(folder) == []
     if result.code == 0:
         assert contents(folder)[out] != b"the old one"
@@ -119,7 +119,7 @@ def test_file_system_that_fills(data: Path, mounted: Path, zygote: Zygote, name:
 
 
 def check_whole(name: str, data: Path, path: Path, zygote: Zygote) -> None:
-    """Assert that what was written at last is what is written elsewhere."""
+    """Assert that the output equals one written to another file."""
     other = path.parent / ("other" + "".join(path.suffixes[-2:] if path.name.endswith(".bn.h5") else path.suffixes))
     args = [a.format(path.parent) for a in OUTPUTS[name]]
     args[args.index("-o") + 1] = str(other)
@@ -140,7 +140,7 @@ def check_whole(name: str, data: Path, path: Path, zygote: Zygote) -> None:
 
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_limit_on_the_size_of_files(data: Path, tmp_path: Path, zygote: Zygote, name: str) -> None:
-    """SIGXFSZ would end the process; Python ignores it, and so the limit is an error."""
+    """SIGXFSZ would end the process, but Python ignores it, so exceeding the limit is an OSError."""
     args = limits(OUTPUTS[name], tmp_path)
     out = os.path.basename(args[args.index("-o") + 1])
     full = 0
@@ -152,8 +152,8 @@ def test_limit_on_the_size_of_files(data: Path, tmp_path: Path, zygote: Zygote, 
 
 
 @pytest.mark.parametrize("name", ["fit", "npy", "contiguous"])
-def test_a_full_disk_is_found_out_before_computing(data: Path, mounted: Path, zygote: Zygote, name: str) -> None:
-    """A value that would be refused is never read."""
+def test_a_full_disk_is_detected_before_computing(data: Path, mounted: Path, zygote: Zygote, name: str) -> None:
+    """The run fails before it reads a value that it would refuse."""
     x = table(20_000, 3) if name != "fit" else wide(4, 5000)
     x[-1, -1] = 1e300
     save(data / "bad.npy", x)
@@ -168,8 +168,8 @@ def test_a_full_disk_is_found_out_before_computing(data: Path, mounted: Path, zy
     assert contents(mounted) == {}
 
 
-def test_no_room_for_a_checkpoint_is_no_end(data: Path, mounted: Path) -> None:
-    """The space of the output was set aside, so that it is written all the same."""
+def test_fit_continues_without_space_for_a_checkpoint(data: Path, mounted: Path) -> None:
+    """The space of the output was reserved, so it can still be written."""
     save(data / "long.npy", wide(3000, 1000))
     subprocess.run(["mount", "-o", "remount,size=400k", mounted], check=True)
     args = ["fit", "long.npy", "-o", f"{mounted}/o.bn.h5", "--batch-size", "16"]
@@ -194,8 +194,8 @@ def test_read_only_file_system(data: Path, mounted: Path, zygote: Zygote, name: 
     assert contents(mounted) == {out: b"the old one"}
 
 
-def test_hdf5_outputs_are_as_long_as_they_should_be(data: Path, tmp_path: Path, zygote: Zygote) -> None:
-    """The space set aside is given back."""
+def test_size_of_hdf5_outputs(data: Path, tmp_path: Path, zygote: Zygote) -> None:
+    """Reserved space that was not used is released."""
     for name in ("npy to h5", "contiguous", "chunks"):
         assert zygote.run(limits(OUTPUTS[name], tmp_path), data).code == 0
         size = (tmp_path / "y.h5").stat().st_size

@@ -1,6 +1,6 @@
-"""SIGINT, SIGTERM and SIGHUP at any moment: outputs as they were, no temporary files, an honest exit code, and soon.
+"""SIGINT, SIGTERM and SIGHUP at any moment: unchanged outputs, no temporary files, the right exit code, a short delay.
 
-`BN_ROUNDS=200 python -m pytest -s tests/system/test_shutdown.py` is the long run; it prints the longest delay.
+`BN_ROUNDS=200 python -m pytest -s tests/system/test_shutdown.py` runs longer and prints the longest delay.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bncli.system import shutdown
 
 ROUNDS = int(os.environ.get("BN_ROUNDS", "3"))
 KEPT = "old.bn.h5.checkpoint"
-HANGS = 20.0  # seconds; the aim is one, but a machine that is busy is no failure
+HANGS = 20.0  # seconds; the goal is one, but a busy machine must not fail the test
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 WORDS = {129: "hung up", 130: "interrupted", 143: "terminated"}
 RUNS = {
@@ -39,9 +39,12 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data that takes seconds to read, to decode or to write, and outputs that are there already."""
+    """Data that takes seconds to read, decode or write, and existing outputs."""
     folder = tmp_path_factory.mktemp("signals")
-    for name, rows in (("long", 400_000_000), ("big", 30_000_000)):  # sparse: work, but no room on the disk
+    for name, rows in (
+        ("long", 400_000_000),
+        ("big", 30_000_000),
+    ):  # sparse files: long to read, but without disk space
         with (folder / f"{name}.npy").open("wb") as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": (rows, 3)}
             np.lib.format.write_array_header_1_0(file, header)
@@ -57,7 +60,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def state(here: Path) -> dict[str, bytes]:
-    """What the runs write: the content of every output, and the names of what is in a folder."""
+    """The content of every output, and the names of folders."""
     outputs = [p for p in here.rglob("*") if p.is_file() and p.name.startswith(("old", ".", "out"))]
     return {str(p.relative_to(here)): p.read_bytes() for p in outputs} | {
         p.name: b"" for p in here.iterdir() if p.is_dir()
@@ -72,7 +75,7 @@ def restore(here: Path, before: dict[str, bytes]) -> None:
 
 
 def signalled(here: Path, args: list[str], number: int, after: float) -> float:
-    """Send a signal after some seconds and check what is left of the run; returns how long it took to end."""
+    """Send a signal after some seconds and check the state after the run; return how long it took to end."""
     before = state(here)
     process = child(args, cwd=here)
     try:
@@ -90,7 +93,7 @@ def signalled(here: Path, args: list[str], number: int, after: float) -> float:
         assert args[0] == "fit"
         words = f"continue with --resume ({KEPT} keeps the first "
         kept.unlink()
-    if code == 0:  # it was done already
+    if code == 0:  # the run was complete
         assert state(here) != before
         restore(here, before)
         return took
@@ -101,7 +104,7 @@ def signalled(here: Path, args: list[str], number: int, after: float) -> float:
         assert "Traceback" not in said
         assert no_controls(said)
     else:
-        assert after < 0.5, said  # Python itself was still starting, and bn had not begun
+        assert after < 0.5, said  # Python was still starting
         assert code in (-number, 1)
     return took
 
@@ -120,8 +123,8 @@ def test_at_any_moment(here: Path, run: str) -> None:
     assert max(took) < HANGS
 
 
-def test_a_signal_that_was_ignored_from_the_start_stays_so(tmp_path: Path) -> None:
-    """As for a command in the background of a script."""
+def test_a_signal_that_is_ignored_at_the_start_stays_ignored(tmp_path: Path) -> None:
+    """As for background jobs of a script."""
     save(tmp_path / "x.npy", table())
     process = child(
         ["fit", "x.npy", "-q"], cwd=tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -150,7 +153,7 @@ main()
 
 
 def slow(folder: Path, step: str, seconds: float) -> subprocess.Popen[bytes]:
-    """A fit that is in the middle of a step, for so long."""
+    """A fit that is inside a slow step."""
     save(folder / "x.npy", table())
     (folder / "old.bn.h5").write_bytes(b"the old one")
     process = subprocess.Popen([BN[0], "-c", SLOW, step, str(seconds)], cwd=folder, stderr=subprocess.PIPE)
@@ -162,7 +165,7 @@ def slow(folder: Path, step: str, seconds: float) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize(("step", "seconds", "code"), [("chmod", 600, 143), ("replace", 0.2, 0), ("unlink", 0.2, 0)])
 def test_while_the_output_is_being_completed(tmp_path: Path, step: str, seconds: float, code: int) -> None:
-    """Before the renaming the run stops; once it has begun it ends well, and says so."""
+    """A signal stops the run before outputs are renamed; after that the run finishes with exit 0."""
     process = slow(tmp_path, step, seconds)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
@@ -181,8 +184,8 @@ def test_a_second_signal_changes_nothing(tmp_path: Path) -> None:
     assert temporaries(tmp_path) == []
 
 
-def test_cleanup_goes_backwards_and_the_last_text_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
-    """In a child: all are called, also after one that fails."""
+def test_cleanup_runs_in_reverse_and_the_last_text_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    """In a child process: all cleanups are called, also after one that fails."""
     process = shutdown.Shutdown()
     pid = os.fork()
     if not pid:
@@ -202,8 +205,8 @@ def test_cleanup_goes_backwards_and_the_last_text_is_printed(capfd: pytest.Captu
     assert capfd.readouterr() == ("first second third", "bn: terminated; words\n")
 
 
-def test_a_run_that_cannot_print_its_result_ends_all_the_same(tmp_path: Path) -> None:
-    """The output has its name, and nobody reads the JSON: a signal ends the wait."""
+def test_a_signal_ends_a_run_that_cannot_print_its_result(tmp_path: Path) -> None:
+    """The output is complete and nobody reads the JSON: a signal ends the run."""
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((20, 2000)))
     command = [sys.executable, "-m", "bncli", "fit", "x.npy", "-q", "--json", "--batch-size", "10", "-o", "x.bn.h5"]
     running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -225,7 +228,7 @@ def test_a_run_that_cannot_print_its_result_ends_all_the_same(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-def test_a_full_log_costs_no_result(tmp_path: Path) -> None:
+def test_a_full_log_does_not_lose_the_result(tmp_path: Path) -> None:
     x = np.concatenate([np.zeros((500, 2)), np.ones((500, 2))])  # sorted: fit warns
     np.save(tmp_path / "x.npy", x)
     with open("/dev/full", "w") as full:
@@ -236,7 +239,7 @@ def test_a_full_log_costs_no_result(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["HDF5_DRIVER", "HDF5_VOL_CONNECTOR"])
-def test_drivers_that_the_environment_names_are_not_loaded(tmp_path: Path, name: str) -> None:
+def test_drivers_named_in_the_environment_are_not_loaded(tmp_path: Path, name: str) -> None:
     np.save(tmp_path / "x.npy", np.arange(20.0).reshape(10, 2))
     command = [sys.executable, "-m", "bncli", "fit", "x.npy", "-q", "-o", "x.bn.h5"]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | {name: "nothing"}, capture_output=True, text=True)

@@ -52,7 +52,7 @@ class Affine:
         """
         if (var < 0).any() or eps < 0:
             raise UsageError("a variance and eps cannot be negative")
-        sd = deviation(var, eps)
+        sd = deviation(var, eps)  # of the shape of var
         if not inverse:
             return cls(mean, gamma, sd, beta, normal_quotient(gamma, sd))
         if (zero := np.flatnonzero(gamma == 0)).size:
@@ -73,7 +73,10 @@ class Affine:
         return np.asarray(np.isnan(self.minus) | np.isnan(self.times) | np.isnan(self.over) | np.isnan(self.plus))
 
     def __call__(self, x: Array, dtype: npt.DTypeLike = np.float64) -> tuple[Array, bool]:
-        """Apply to x in float64, subtracting first so that x = mean gives exactly beta; return y in `dtype` and whether all is finite."""
+        """Apply to x in float64; return y in `dtype` and whether all of it is finite.
+
+        The subtraction comes first, so that x = mean gives exactly beta.
+        """
         y = x.astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             y -= self.minus
@@ -92,7 +95,10 @@ class Affine:
         return found if found[1] else self.rounded(x, found[0], dtype)
 
     def rounded(self, x: Array, y: Array, dtype: npt.DTypeLike) -> tuple[Array, bool]:
-        """Round y to `dtype`, recompute in parts where a step overflowed or scale is NaN; also return whether all is finite."""
+        """Round y to `dtype`; return it and whether all of it is finite.
+
+        Values are recomputed by `by_parts` where a step overflowed or scale is NaN.
+        """
         y = round_to(y, np.dtype(dtype))
         if (fine := np.isfinite(y)).all():
             return y, True

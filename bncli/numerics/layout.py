@@ -19,9 +19,7 @@ from bncli.numerics.arrays import Array
 from bncli.numerics.kernels import BLOCK_ROWS, Missing, Place, block_moments, stored_runs
 from bncli.numerics.moments import Moments
 
-PIECE_VALUES = (
-    1 << 18 if compiled.AVAILABLE else 1 << 20
-)  # values read and computed at a time; NumPy has more overhead per call
+PIECE_VALUES = 1 << 18 if compiled.AVAILABLE else 1 << 20  # values read at a time; NumPy has more overhead per call
 WIDE_VALUES = 1 << 21  # maximum size of a block; blocks of wide rows have fewer rows
 PENDING_VALUES = 1 << 16  # block results to collect before merging; merging many at once is cheap
 
@@ -144,9 +142,7 @@ class Layout:
             count = min(at_once, rows * batches - row)
             start = row * self.row_size
             runs = _run_moments(values.shifted(start), count * self.features, self.positions, block, 1, missing)
-            by_row = runs.map(lambda v: v.reshape(-1, self.features)).reduce_runs(
-                batches
-            )  # (count · C, 1) to (batches, C)
+            by_row = runs.map(lambda v: v.reshape(-1, self.features)).reduce_runs(batches)  # (batches, C)
             total = by_row if total is None else total.merge(by_row)
         assert total is not None
         return total

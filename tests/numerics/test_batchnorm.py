@@ -1,4 +1,4 @@
-"""Training mode, test mode and back on arrays: against the formulas in rational numbers."""
+"""Training mode, test mode and its inverse on arrays, against the formulas in rational numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROUNDING = {"f2": 2**-10, "f4": 2**-23, "f8": 2**-51}  # two units in the last p
 
 
 def check_test_mode(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, y: Array) -> None:
-    """Assert y = gamma · (x - mean) / sqrt(var + eps) + beta for (N, C) arrays, to the type's rounding of the terms."""
+    """Assert y = gamma · (x - mean) / sqrt(var + eps) + beta for (N, C) arrays, within the rounding of the terms to the type."""
     assert y.shape == x.shape
     for c in range(x.shape[1]):
         sd = root(Fraction(float(var[c])) + Fraction(eps)) or Fraction(1)
@@ -92,7 +92,7 @@ class TestForward:
         with pytest.raises(UsageError, match="no feature axis"):
             batchnorm.forward(np.ones(3), 1.0, 0.0)
 
-    def test_one_image_has_values_enough(self) -> None:
+    def test_one_image_is_a_batch(self) -> None:
         _, cache = batchnorm.forward(np.arange(8.0).reshape(1, 2, 4), 1.0, 0.0, axis=1)
         assert cache.mean.tolist() == [1.5, 5.5]
         assert cache.var.tolist() == [1.25, 1.25]
@@ -108,12 +108,12 @@ def batches(draw: st.DrawFn) -> tuple[Array, int]:
     x = rng.standard_normal(shape) * 10.0 ** rng.integers(-2, 3) + rng.normal()
     axis = draw(st.integers(1, len(shape) - 1))
     if draw(st.booleans()):
-        np.moveaxis(x, axis, 0)[0] = 0.125  # a constant feature, whose mean is exact in any order
+        np.moveaxis(x, axis, 0)[0] = 0.125  # a constant feature; its mean is exact in any order
     return x, axis
 
 
 def complex_forward(x: Array, gamma: Array, beta: Array, eps: float, axis: int) -> Array:
-    """The formula of training mode, written plainly, for complex numbers too."""
+    """The formula of training mode, also for complex numbers."""
     others = tuple(i for i in range(x.ndim) if i != axis)
     shape = [-1 if i == axis else 1 for i in range(x.ndim)]
     mean = x.mean(axis=others, keepdims=True)
@@ -137,7 +137,7 @@ def complex_step(dy: Array, x: Array, gamma: Array, beta: Array, eps: float, axi
 def check_gradient(
     found: tuple[Array, Array, Array], truth: list[Array], dy: Array, cache: batchnorm.Cache, limit: float
 ) -> None:
-    """Assert dx to `limit` of max|gamma · dy| / sqrt(var + eps) of its feature; dgamma and dbeta to `limit` of their terms."""
+    """Check dx within `limit` of max|gamma · dy| / sqrt(var + eps) per feature, dgamma and dbeta within `limit` of their terms."""
     features = len(cache.gamma)
     dx, dx_truth, g, xhat = (
         np.moveaxis(a, cache.axis, 0).reshape(features, -1) for a in (found[0], truth[0], dy, cache.xhat)
@@ -170,10 +170,10 @@ class TestBackward:
         difference = np.empty_like(x)
         for i in range(n):
             step = np.zeros((n, 1))
-            step[i] = h  # features do not mix, so all take their step at once
+            step[i] = h  # features are independent, so all take the step together
             above, below = (batchnorm.forward(x + s * step, gamma, beta, eps)[0] for s in (1, -1))
             difference[i] = (dy * (above - below)).sum(axis=0) / (2 * h)
-        # off by h² / 6 times the third derivative, which is a few times dy / sd³: some 1e-8
+        # the error is h² / 6 times the third derivative, which is a few times dy / sd³: about 1e-8
         scale = np.abs(gamma) * np.abs(dy).max(axis=0) / np.sqrt(cache.var + eps)
         assert (np.abs(dx - difference) <= 1e-7 * scale).all()
 
@@ -192,8 +192,8 @@ class TestBackward:
         y.backward(torch.tensor(dy))
         check_gradient(batchnorm.backward(dy, cache), [p.grad.numpy() for p in parameters], dy, cache, 1e-10)
 
-    def test_two_values_hardly_move(self) -> None:
-        """With eps 0 two values always become -1 and 1, whatever they are: exactly no gradient."""
+    def test_gradient_of_two_values_is_zero(self) -> None:
+        """With eps 0 any two values become -1 and 1, so the gradient is exactly 0."""
         _, cache = batchnorm.forward([[1.0, 5.0], [3.0, -7.0]], [2.0, 3.0], 0.0, eps=0.0)
         dx, dgamma, dbeta = batchnorm.backward([[1.0, 2.0], [4.0, 7.0]], cache)
         assert dx.tolist() == [[0, 0], [0, 0]]
@@ -240,7 +240,7 @@ class TestBackward:
         assert not np.isfinite(dbeta).any()
         assert np.isnan(dgamma[2])
 
-    def test_dy_stays_what_it_was(self) -> None:
+    def test_inputs_are_not_changed(self) -> None:
         _, cache = batchnorm.forward(np.eye(3), 1.0, 0.0)
         dy, xhat = np.arange(9.0).reshape(3, 3), cache.xhat.copy()
         batchnorm.backward(dy, cache)
@@ -271,14 +271,14 @@ class TestNormalize:
         check_test_mode(x, mean, var, gamma, beta, eps, y)
 
     @given(helpers.tables(max_samples=40), st.sampled_from([1e-5, 0.0]))
-    def test_there_and_back(self, x: Array, eps: float) -> None:
+    def test_round_trip(self, x: Array, eps: float) -> None:
         truth = exact_columns(x)
         mean = np.array([float(t.mean) for t in truth])
         var = np.array([float(t.variance) for t in truth])
         gamma, beta = np.linspace(1, 3, x.shape[1]), np.linspace(-0.5, 0.5, x.shape[1])
         y = batchnorm.normalize(x, mean, var, gamma, beta, eps)
         back = batchnorm.denormalize(y, mean, var, gamma, beta, eps)
-        # y keeps (x - mean) / sd to an ulp of max(|y|, |beta|)
+        # y represents (x - mean) / sd within an ulp of max(|y|, |beta|)
         scale = np.abs(mean) + np.abs(x) + np.sqrt(var + eps)
         assert (np.abs(back - x) <= 4 * 2**-52 * scale).all()
 

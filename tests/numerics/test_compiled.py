@@ -1,4 +1,4 @@
-"""The compiled kernel against exact fractions, and its merging against NumPy's, bit by bit."""
+"""The compiled kernels: against exact fractions, and bit for bit against NumPy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bncli.numerics.moments import Moments, Running, reduce_pairs
 
 if not compiled.AVAILABLE and os.environ.get("BN_REQUIRE_PEERS") == "1" and os.environ.get("BN_KERNEL") != "numpy":
     pytest.fail("the compiled kernel was not built", pytrace=False)
-pytestmark = pytest.mark.skipif(not compiled.AVAILABLE, reason="no compiled kernel here")
+pytestmark = pytest.mark.skipif(not compiled.AVAILABLE, reason="the compiled kernel was not built")
 
 TYPES = ["f2", "f4", "f8", ">f4", ">i2", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "?"]
 
@@ -91,7 +91,7 @@ def test_running_merges_as_numpy_does(momentum: float | None, missing: bool) -> 
         np.testing.assert_allclose(found.a + found.a_low, expected.a + expected.a_low, rtol=1e-15, atol=1e-15)
 
 
-def test_without_it_on_request() -> None:
+def test_environment_selects_numpy() -> None:
     code = "from bncli.numerics import compiled; print(compiled.NAME)"
     environment = os.environ | {"BN_KERNEL": "numpy"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -99,8 +99,8 @@ def test_without_it_on_request() -> None:
 
 
 @pytest.mark.parametrize("kind", ["random", "runs", "zeros"])
-def test_lzf_is_undone_alike_and_damage_is_seen_alike(tmp_path: Path, kind: str) -> None:
-    """What h5py's own filter stored, whole, cut and with changed bytes."""
+def test_lzf_decoders_agree_on_valid_and_damaged_data(tmp_path: Path, kind: str) -> None:
+    """Chunks that the filter of h5py stored: complete, truncated and with changed bytes."""
     rng = np.random.default_rng(4)
     plain = {
         "random": rng.integers(0, 9, 5000),
@@ -166,7 +166,7 @@ def test_a_result_too_large_for_its_type_is_not_finite() -> None:
 
 
 def test_signatures_are_those_of_the_c_files() -> None:
-    """Every function of the library is declared, with the types that C has."""
+    """Every function of the library is declared with the types of its C definition."""
     kinds = {"int": "c_int", "int64_t": "c_int64", "size": "c_ssize_t", "double": "c_double", "void": None}
     found = {}
     for path in Path(compiled.__file__).parent.glob("*.c"):
@@ -187,7 +187,7 @@ def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_benchmark_names_what_it_measures(tmp_path: Path) -> None:
-    """Also where the environment asks for NumPy: each label has its own kernel."""
+    """Each label names its own kernel, even if the environment selects NumPy."""
     package = Path(compiled.__file__).parents[1]
     script = Path(__file__).parents[2] / "benchmarks" / "run.py"
     command = [sys.executable, str(script), "--quick", "--only", "no such task"]

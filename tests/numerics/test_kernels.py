@@ -1,4 +1,4 @@
-"""The innermost arithmetic: blocks of values against exact rational truth."""
+"""Moments of blocks of values, against exact rational numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NONE = Missing()
 
 
 def check_block(x: Array, missing: Missing = NONE, keep: Array | None = None) -> None:
-    """Assert the moments of one block (r, C) of values against their exact value."""
+    """Check the moments of one block of values of shape (r, C) against exact values."""
     found = block_moments(np.ascontiguousarray(x)[None], missing)
     for c in range(x.shape[1]):
         column = x[:, c] if keep is None else x[keep[:, c], c]
@@ -63,13 +63,13 @@ class TestBlockMoments:
     @pytest.mark.parametrize("rows", [64, 65, 100, 120, 127, 128])
     @pytest.mark.parametrize("stride", [2, 4, 7, 8])
     def test_two_constants_whose_rounding_adds_up(self, rows: int, stride: int) -> None:
-        """The pivot, found from every 8th value, lies sqrt(7) sd from the mean: 1.4e-14 without a second look."""
+        """The pivot, computed from every 8th value, is sqrt(7) sd from the mean: an error of 1.4e-14 without recomputation."""
         rng = np.random.default_rng(stride)
         x = np.tile(rng.random(150) + 1, (rows, 1))
         x[::stride] = rng.random(150) * np.repeat([1, 1e3, 1e6], 50)
         check_block(x)
 
-    def test_second_look_serves_one_column_and_many(self) -> None:
+    def test_recomputation_of_one_column_and_of_many(self) -> None:
         rng = np.random.default_rng(3)
         x = np.tile(rng.random(40) + 1, (128, 1))
         x[::8] = rng.random(40)
@@ -108,7 +108,7 @@ class TestBlockMoments:
         found = block_moments(x, NONE)
         assert found.m2.shape == (2, features)
         check_block(x[1][:, -5:])
-        # small integers: NumPy's own two-pass formula is good to a few ulps
+        # small integers: the two-pass formula of NumPy is accurate to a few ulps
         np.testing.assert_allclose(found.m2, x.var(axis=1) * 20, rtol=1e-14)
         np.testing.assert_allclose(found.mean, x.mean(axis=1), rtol=1e-14, atol=1e-14)
 
@@ -157,7 +157,7 @@ class TestMissing:
 
 
 class TestNoResult:
-    """What cannot be had in float64 is NaN or infinite, never a wrong number."""
+    """Results that float64 cannot represent are NaN or infinite, never a wrong number."""
 
     @pytest.mark.parametrize(
         "column",
@@ -178,7 +178,7 @@ class TestNoResult:
         found = block_moments(np.array(column)[None, :, None], NONE)
         assert not np.isfinite(found.m2).any()
 
-    def test_only_the_feature_concerned(self) -> None:
+    def test_only_the_affected_feature(self) -> None:
         x: npt.NDArray[np.float64] = np.array([[1.0, np.nan, 0.0], [3.0, 1.0, 1e-180], [5.0, 1.0, 0.0]])
         found: Blocks = block_moments(x[None], NONE)
         assert np.isfinite(found.m2[0]).tolist() == [True, False, False]

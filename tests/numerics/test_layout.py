@@ -1,4 +1,4 @@
-"""Axes as features, and batches cut into blocks: every path through the layout against exact rational truth."""
+"""Axes as features and batches cut into blocks: every path through the layout, against exact rational numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bncli.numerics.moments import Moments
 
 
 def moments_of(x: Array, axis: int, batches: int, missing: Missing | None = None) -> Moments:
-    """Moments (batches, C) of an array cut into equal batches, all of them at once."""
+    """Moments of shape (batches, C) of an array cut into equal batches."""
     flat = np.ascontiguousarray(x).reshape(-1)
     found = Layout.of(x.shape, axis)
     return found.moments(
@@ -108,7 +108,7 @@ class TestMoments:
         rng = np.random.default_rng(4)
         x = rng.standard_normal((40, 3, 4, 5))
         x[rng.random(x.shape) < 0.3] = np.nan
-        x[(slice(None),) * axis + (0,)] = np.inf  # one feature has nothing
+        x[(slice(None),) * axis + (0,)] = np.inf  # one feature has no finite value
         found = moments_of(x, axis, 2, Missing(omit=True))
         for b in range(2):
             by_feature = np.moveaxis(x[b * 20 : b * 20 + 20], axis, 0).reshape(x.shape[axis], -1)

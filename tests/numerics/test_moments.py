@@ -1,4 +1,4 @@
-"""Population and running statistics: merging in any way against exact rational truth."""
+"""Population and running statistics: merging in any order and grouping, against exact rational numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOMENTA = [0.0, 1e-30, 1e-3, 0.1, 0.5, 0.9, 0.99, 0.999999, 1 - 1e-9]
 
 
 def of(x: Array) -> Moments:
-    """Moments of shape (C,) of one block (r, C), or of none."""
+    """Moments of shape (C,) of one block of shape (r, C), which may be empty."""
     if not len(x):
         return Moments.empty(x.shape[1])
     return Moments.of(block_moments(np.ascontiguousarray(x)[None], Missing()))[0]
@@ -50,7 +50,7 @@ def merge_as(parts: list[Moments], rng: np.random.Generator) -> Moments:
 
 
 def check_mean_and_low(found: Moments, truth: list[helpers.Exact], tolerance: float) -> None:
-    """Assert mean and m2, high and low words together."""
+    """Check mean and m2, each as the sum of high and low words."""
     for c, t in enumerate(truth):
         mean = Fraction(float(found.mean[c])) + Fraction(float(found.mean_low[c]))
         m2 = Fraction(float(found.m2[c])) + Fraction(float(found.m2_low[c]))
@@ -75,8 +75,8 @@ class TestMoments:
         found = merge_as(blocks_of(x, range(len(x) + 1)), np.random.default_rng(seed))
         helpers.check_moments(found.mean, found.variance(), exact_columns(x))
 
-    def test_merging_adds_no_error_worth_naming(self) -> None:
-        """20,000 merges of exact parts: what is left is a few units in the last place of the largest term."""
+    def test_merging_does_not_accumulate_rounding_errors(self) -> None:
+        """After 20,000 merges of exact parts the error is a few ulps of the largest term."""
         values = np.random.default_rng(5).standard_normal(20_001) + 1e4
         total = Moments.empty(1)
         for v in values:
@@ -130,7 +130,7 @@ class TestMoments:
 
 
 def statistics(x: Array, k: Array) -> list[Moments]:
-    """A batch of two values for each (mean, m2) in x of shape (B, 2, C), where k is true; else of one value."""
+    """Batches with the (mean, m2) in x of shape (B, 2, C): two values where k is true, else one value."""
     return [
         Moments(np.where(has, 2.0, 1.0), s[0], np.zeros(len(has)), np.where(has, s[1], 0.0), np.zeros(len(has)))
         for s, has in zip(x, k, strict=True)
@@ -138,7 +138,7 @@ def statistics(x: Array, k: Array) -> list[Moments]:
 
 
 def runs(batches: list[Moments], cuts: Sequence[int], ddof: int, momentum: float | None) -> list[Running]:
-    """One Running for each run of consecutive batches; runs of none are the identity."""
+    """One Running for each run of consecutive batches; empty runs are the identity."""
     parts = []
     for start, stop in itertools.pairwise(cuts):
         if start == stop:
@@ -149,7 +149,7 @@ def runs(batches: list[Moments], cuts: Sequence[int], ddof: int, momentum: float
     return parts
 
 
-def merge_neighbours(parts: list[Running], momentum: float | None, rng: np.random.Generator) -> Running:
+def merge_neighbors(parts: list[Running], momentum: float | None, rng: np.random.Generator) -> Running:
     """Merge in order, in a random grouping."""
     parts = list(parts)
     while len(parts) > 1:
@@ -160,7 +160,7 @@ def merge_neighbours(parts: list[Running], momentum: float | None, rng: np.rando
 
 @st.composite
 def folds(draw: st.DrawFn) -> tuple[Array, Array]:
-    """Statistics (B, 2, C) of B batches, and which features have two values in which batch."""
+    """Statistics of shape (B, 2, C), and a mask of shape (B, C): which features have two values in which batch."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     b, c = draw(st.integers(1, 40)), 4
     x = rng.standard_normal((b, 2, c)) + draw(st.sampled_from([0.0, 10.0, 1e8]))
@@ -181,7 +181,7 @@ class TestRunning:
         x, k = fold
         ddof = data.draw(st.sampled_from([0, 1]))
         parts = runs(statistics(x, k), data.draw(helpers.splits(len(x))), ddof, momentum)
-        found = merge_neighbours(parts, momentum, np.random.default_rng(data.draw(st.integers(0, 99))))
+        found = merge_neighbors(parts, momentum, np.random.default_rng(data.draw(st.integers(0, 99))))
         read = found.read(init, momentum)
         for feature in range(x.shape[2]):
             assert np.broadcast_to(found.k, (1, x.shape[2]))[0, feature] == k[:, feature].sum()
@@ -200,7 +200,7 @@ class TestRunning:
     def test_many_batches(self, momentum: float, init: str) -> None:
         x = np.random.default_rng(2).random((300, 2, 1)) + 5
         k = np.ones((300, 1), bool)
-        found = merge_neighbours(
+        found = merge_neighbors(
             runs(statistics(x, k), [0, 1, 120, 121, 300], 0, momentum), momentum, np.random.default_rng(0)
         )
         for which, value in enumerate(found.read(init, momentum)):
@@ -210,7 +210,7 @@ class TestRunning:
 
     @pytest.mark.parametrize("momentum", [0.5, 0.99, 0.99999, 1 - 1e-9])
     def test_a_long_chain_of_batches(self, momentum: float) -> None:
-        """5,000 batches one after the other; the recurrence in fixed point of 400 bits, whose error is 2^-380."""
+        """5,000 consecutive batches, against the recurrence in 400-bit fixed point, whose error is 2^-380."""
         x = np.random.default_rng(4).random((5000, 2, 1)) + 1e4
         total = Running.empty(1)
         for part in runs(statistics(x, np.ones((5000, 1), bool)), range(5001), 0, momentum):
@@ -219,7 +219,7 @@ class TestRunning:
         for s in x[:, 0, 0]:
             s = Fraction(float(s)) * 2**400
             r = int(m * r + (1 - m) * s)
-        learned = Fraction(-math.expm1(5000 * math.log1p(-float(1 - m))))  # 1 - m^k to a unit in its last place
+        learned = Fraction(-math.expm1(5000 * math.log1p(-float(1 - m))))  # 1 - m^k within an ulp
         debiased = Fraction(r, 2**400) / learned
         assert helpers.off(total.a[0, 0], debiased, abs(debiased)) <= 1e-15
 
@@ -227,7 +227,7 @@ class TestRunning:
     @pytest.mark.parametrize("momentum", [*MOMENTA, None])
     def test_constant_stays_exactly_constant(self, value: float, momentum: float | None) -> None:
         x = np.full((50, 2, 1), value)
-        found = merge_neighbours(
+        found = merge_neighbors(
             runs(statistics(x, np.ones((50, 1), bool)), [0, 3, 4, 4, 30, 50], 0, momentum),
             momentum,
             np.random.default_rng(0),
@@ -244,7 +244,7 @@ class TestRunning:
     ) -> None:
         x, k = fold
         parts = runs(statistics(x, k), data.draw(helpers.splits(len(x))), 0, None)
-        found = merge_neighbours(parts, None, np.random.default_rng(seed))
+        found = merge_neighbors(parts, None, np.random.default_rng(seed))
         for feature in range(x.shape[2]):
             folded = [Fraction(float(s)) for s in x[k[:, feature], 0, feature]]
             if folded:
@@ -258,7 +258,7 @@ class TestRunning:
         part, nothing = runs(statistics(x, k), [0, len(x)], 0, momentum)[0], Running.empty(x.shape[2])
         for merged in (part.merge(nothing, momentum), nothing.merge(part, momentum)):
             for a, b in zip(merged.arrays(), part.arrays(), strict=True):
-                assert (a == b).all()  # k may be one number for all features that are alike
+                assert (a == b).all()  # k may be one number for all features
 
     def test_first_is_the_first_batch_with_two_values(self) -> None:
         x = np.arange(12.0).reshape(3, 2, 2)

@@ -1,7 +1,7 @@
 """NIST Statistical Reference Datasets, univariate summary statistics: NumAcc1 to NumAcc4.
 
-https://www.itl.nist.gov/div898/strd/univ/homepage.html. The data is generated as its pages describe it; the certified
-values are those printed there.
+https://www.itl.nist.gov/div898/strd/univ/homepage.html. The data is generated as described there, with the
+certified values from the same pages.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ NIST = 2e-15
 
 
 class Certified(NamedTuple):
-    """What NIST prints: the data as decimals, the mean and the sample standard deviation (n - 1)."""
+    """Published by NIST: the data as decimals, the mean and the sample standard deviation (n - 1)."""
 
     data: list[str]
     mean: str
     sd: float
-    stored_as_typed: float  # how far typing the decimals in as doubles moves the sd, relatively, at most
+    stored_as_typed: float  # maximum relative change of the sd by rounding the decimals to doubles
 
 
 def numacc(c: int) -> list[str]:
@@ -62,7 +62,7 @@ def test_within_2e_15_of_the_stored_doubles(certified: Certified, batch_size: in
 
 
 def test_certified_values(certified: Certified) -> None:
-    """As close to the certified values as the decimals are to the doubles that they are stored as."""
+    """Within the error of rounding the decimals to doubles."""
     x = np.array([float(text) for text in certified.data])
     stats = bncli.fit(x, batch_size=len(x), momentum="none", ddof=1)
     assert abs(stats.population_mean[0] - float(certified.mean)) <= np.spacing(float(certified.mean))
@@ -71,7 +71,7 @@ def test_certified_values(certified: Certified) -> None:
 
 
 def test_the_generated_data_is_the_certified_data(certified: Certified) -> None:
-    """In decimals the certified values come out exactly."""
+    """Exact decimal arithmetic gives the certified values."""
     values = [Fraction(text) for text in certified.data]
     n = len(values)
     mean = sum(values) / n

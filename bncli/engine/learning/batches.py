@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +19,13 @@ from bncli.errors import InputError, printable
 from bncli.formats.dataset import Joined
 from bncli.formats.fills import Tally
 from bncli.formats.permuted import Drawn
+from bncli.numerics.arrays import Array, Floats
 from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Values
 from bncli.numerics.moments import Moments
 from bncli.stats.conventions import Conventions
 
 AHEAD_BYTES = 16 << 20  # maximum size of the batches read ahead
-
-Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float64]
 
 
 class Batch(NamedTuple):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bncli.engine.order import Order
 from bncli.engine.plan import FitSpec
@@ -17,6 +15,7 @@ from bncli.formats.dataset import Joined
 from bncli.formats.memory import ArraySource
 from bncli.formats.permuted import Drawn
 from bncli.formats.reading import ReadOptions
+from bncli.numerics.arrays import Array, Floats
 from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Layout, Values
 from bncli.numerics.learning import CHUNK_VALUES, Model, ModelState, Optimizer, Parameters
@@ -28,9 +27,6 @@ DISTILLING_RATE = 0.02
 MOST_CLASSES = 1 << 16
 RUN_VALUES, RUN_BATCHES = 1 << 19, 8  # maximum size of a run; long runs need fewer calls per batch
 PIECE_VALUES = 1 << 18  # target values read at a time
-
-Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float64]
 
 
 def open_target(spec: FitSpec, data: Joined) -> Joined:
@@ -122,7 +118,13 @@ class Plan:
 
     @classmethod
     def of(cls, spec: FitSpec, data: Joined, layout: Layout, targets: Joined) -> Plan:
-        """Make a plan; raise UsageError, MismatchError or InputError when options, data and target do not fit together."""
+        """Make a plan from the options and the shapes and types of data and target.
+
+        Raises
+        ------
+        UsageError, MismatchError, InputError
+            When options, data and target do not fit together.
+        """
         loss, outputs = _loss_and_outputs(spec, data, targets)
         if spec.activation not in (None, "identity") and not outputs:
             raise UsageError(

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from bncli.engine.accumulate import Fold, statistics
 from bncli.engine.checkpoint import Arrays, Checkpointer, Packed
@@ -20,15 +19,13 @@ from bncli.engine.learning.setup import Plan, Setup, open_target
 from bncli.engine.plan import FitSpec, Progress
 from bncli.errors import BnWarning, InputError, printable
 from bncli.formats.dataset import Joined
+from bncli.numerics.arrays import Array, Floats
 from bncli.numerics.layout import Layout
 from bncli.numerics.learning import LossGradient, ModelState, loss_and_gradient
 from bncli.stats.container import is_packed
 from bncli.stats.conventions import Conventions
 from bncli.stats.learned import Learned
 from bncli.stats.record import load
-
-Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float64]
 
 
 class DivergenceError(InputError):

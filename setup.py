@@ -1,12 +1,12 @@
-"""The compiled kernel, built when there is a compiler; without one bn computes with NumPy."""
+"""Builds the compiled kernel if there is a C compiler; without one bn computes with NumPy."""
 
 import sys
 import sysconfig
 
 from setuptools import Extension, setup
 
-# The kernel is loaded with ctypes and uses nothing of CPython, so one build serves every version from 3.10 on. The name
-# and the wheel's tag say so where the interpreter has a stable ABI: not on PyPy or a free-threaded build.
+# The kernel is loaded with ctypes and does not use the Python C API, so one build works with every version from 3.10 on.
+# File name and wheel tag declare this if the interpreter has the stable ABI, which PyPy and free-threaded builds lack.
 LIMITED = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 SOURCES = ("_blocks.c", "_moments.c", "_bytes.c", "_normalizing.c", "_learning.c")
 
@@ -19,8 +19,8 @@ setup(
             define_macros=[("Py_LIMITED_API", "0x030A0000")] if LIMITED else [],
             py_limited_api=LIMITED,
             libraries=["m"],  # exp, expm1, log
-            # the same bits everywhere: no fused multiply-add, no reordering; -fno-trapping-math, since nobody enables
-            # floating-point exceptions, lets GCC vectorize a choice between two values
+            # no fused multiply-add and no reordering, for the same bits everywhere; -fno-trapping-math lets GCC vectorize
+            # a choice between two values, and floating-point exceptions are not enabled anyway
             extra_compile_args=["-O3", "-std=c11", "-ffp-contract=off", "-fno-trapping-math", "-g0"],
             optional=True,
         )

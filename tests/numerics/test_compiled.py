@@ -179,6 +179,15 @@ def test_signatures_are_those_of_the_c_files() -> None:
     } == compiled.SIGNATURES
 
 
+@pytest.mark.parametrize("path", sorted(Path(compiled.__file__).parent.glob("*.[ch]")), ids=lambda path: path.name)
+def test_c_lines_and_functions_are_short(path: Path) -> None:
+    lines = [line.rstrip(" \\") for line in path.read_text().splitlines()]
+    assert [line for line in path.read_text().splitlines() if len(line) > 120] == []
+    starts = [number for number, line in enumerate(lines) if line == "{"]
+    ends = [number for number, line in enumerate(lines) if line == "}"]
+    assert all(end - start <= 50 for start, end in zip(starts, ends, strict=True))
+
+
 def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(compiled.SIGNATURES, "bn_of_another_version", (None, []))
     library, note = compiled._library_of(os.path.dirname(compiled.__file__))

@@ -83,7 +83,9 @@ def headed_problem(shape: tuple[int, ...], axis: int, loss: str, outputs: int, a
 @pytest.mark.parametrize("activation", learning.ACTIVATIONS)
 @pytest.mark.parametrize(("loss", "outputs"), CASES)
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
-def test_are_torch_autograds(shape: tuple[int, ...], axis: int, loss: str, outputs: int, activation: str) -> None:
+def test_gradient_equals_torch_autograd(
+    shape: tuple[int, ...], axis: int, loss: str, outputs: int, activation: str
+) -> None:
     model, values, x, target = headed_problem(shape, axis, loss, outputs, activation)
     net = TorchNet(model, values, len(shape), axis)
     expected = net.loss(x, target)
@@ -164,7 +166,7 @@ def test_activations_are_exact_to_a_few_ulp_anywhere(
 
 @pytest.mark.parametrize("activation", learning.ACTIVATIONS)
 @pytest.mark.parametrize("outputs", [0, 1])
-def test_nan_is_not_hidden_by_an_activation(activation: str, outputs: int) -> None:
+def test_activations_propagate_nan(activation: str, outputs: int) -> None:
     model = Model(Layout(1, 1, 1), outputs, activation, "mse", 0.0)
     x, one, zero = np.array([[np.nan], [1.0]]), np.ones(1), np.zeros(1)
     for rows, hidden in ((x, True), (x[1:], False)):
@@ -194,7 +196,7 @@ def exact_loss(model: Model, values: Array, x: Array, labels: Array) -> float:
 @pytest.mark.parametrize("available", [True, False])
 @pytest.mark.parametrize("spread", [1e-3, 1.0, 30.0])
 @pytest.mark.parametrize(("samples", "features", "outputs"), [(1, 1, 2), (7, 3, 2), (8, 4, 5), (19, 7, 9)])
-def test_cross_entropy_is_right_to_the_last_digits(
+def test_cross_entropy_is_accurate_to_the_last_digits(
     monkeypatch: pytest.MonkeyPatch, available: bool, spread: float, samples: int, features: int, outputs: int
 ) -> None:
     if available and not compiled.AVAILABLE:
@@ -221,7 +223,7 @@ def test_cross_entropy_of_outputs_that_exp_cannot_hold() -> None:
     ("loss", "outputs", "activation"),
     [("cross-entropy", 3, "sigmoid"), ("mse", 2, "identity"), ("mse", 0, "identity"), ("cross-entropy", 2, "relu")],
 )
-def test_fifty_steps_are_torchs(name: str, decay: int, loss: str, outputs: int, activation: str) -> None:
+def test_fifty_steps_equal_those_of_torch(name: str, decay: int, loss: str, outputs: int, activation: str) -> None:
     model, values, _, _ = problem((32, 8), -1, loss, outputs, activation)
     rng = np.random.default_rng(3)
     net = TorchNet(model, values, 2, -1)
@@ -252,7 +254,7 @@ def test_model_state_packs_and_unpacks_exactly() -> None:
     assert again.steps == 12
 
 
-def test_parameters_are_views_in_the_order_of_pytorchs_modules() -> None:
+def test_parameters_are_views_in_the_order_of_torch_modules() -> None:
     model = Model(Layout.of((9, 2), -1), 3, "sigmoid", "cross-entropy", 1e-5)
     parts = model.split(np.arange(float(model.size)))
     assert [p.tolist() for p in parts] == [[0, 1], [2, 3], [[4, 5], [6, 7], [8, 9]], [10, 11, 12]]

@@ -71,7 +71,7 @@ def held(stats: Stats, x: Array) -> Array:
 
 @pytest.mark.parametrize("optimizer", learning.OPTIMIZERS)
 @pytest.mark.parametrize("kind", ["labels", "numbers", "distillation"])
-def test_fifty_steps_are_torchs(optimizer: str, kind: str) -> None:
+def test_fifty_steps_equal_those_of_torch(optimizer: str, kind: str) -> None:
     torch = peer("torch")
     x, labels = classified()
     rng = np.random.default_rng(2)

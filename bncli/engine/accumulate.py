@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from bncli.engine.checkpoint import Arrays, Packed
 from bncli.engine.executors import available, mapped
@@ -18,6 +17,7 @@ from bncli.engine.plan import FitSpec, Segment, segments
 from bncli.errors import BnWarning, InputError, printable
 from bncli.formats.dataset import DataSet
 from bncli.formats.fills import Tally
+from bncli.numerics.arrays import Floats
 from bncli.numerics.kernels import Missing, present
 from bncli.numerics.layout import Layout, Values
 from bncli.numerics.moments import Moments
@@ -247,7 +247,7 @@ def fold_segment(data: DataSet, layout: Layout, segment: Segment, missing: Missi
     return Fold.of(Batches(data, layout, segment, missing, conventions, moments, marked))
 
 
-def statistics(fold: Fold, conventions: Conventions) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def statistics(fold: Fold, conventions: Conventions) -> tuple[Floats, Floats]:
     """Return running mean and variance as they are stored, each of shape (C,); NaN where no batch was folded."""
     running, population = fold[Recurrence].running, fold[Population].moments
     if conventions.momentum is not None:

@@ -8,7 +8,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from bncli.formats.dataset import Input, Joined
 from bncli.formats.fills import remarks
 from bncli.formats.reading import ReadOptions
 from bncli.formats.source import Source
+from bncli.numerics.arrays import DType
 from bncli.numerics.batchnorm import Affine, output_type
 from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Layout
@@ -91,7 +91,7 @@ class Job:
     axis: int
     shape: tuple[int, ...]  # of the selected samples, as stored
     rows: tuple[int, int]
-    dtype: np.dtype[Any]
+    dtype: DType
     files: tuple[str, ...]  # every file that is read
     passed_over: int  # number of other arrays in its file, if no dataset was named
 

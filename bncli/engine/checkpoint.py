@@ -24,8 +24,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy.typing as npt
-
 from bncli.errors import (
     BnError,
     BnNote,
@@ -36,6 +34,7 @@ from bncli.errors import (
     ResultBesideError,
     printable,
 )
+from bncli.numerics.arrays import Array
 from bncli.stats import container
 from bncli.system import atomic, shutdown
 from bncli.version import __version__
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 State = TypeVar("State")
-Arrays = Mapping[str, npt.NDArray[Any]]
+Arrays = Mapping[str, Array]
 Packed = tuple[Arrays, Mapping[str, container.Value]]  # a state as named arrays and plain values
 
 SUFFIX = ".checkpoint"

@@ -30,6 +30,7 @@ from bncli.formats.memory import ArraySource
 from bncli.formats.permuted import Drawn
 from bncli.formats.reading import DEFAULT_MEMORY, ReadOptions
 from bncli.numerics import compiled
+from bncli.numerics.arrays import Array, Floats
 from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Layout
 from bncli.stats.conventions import Conventions
@@ -44,7 +45,7 @@ ROUNDED = "integers beyond 2^53 were rounded to float64"
 
 
 def fit(
-    source: str | os.PathLike[str] | Sequence[str] | npt.NDArray[Any] | Iterable[npt.NDArray[Any]],
+    source: str | os.PathLike[str] | Sequence[str] | Array | Iterable[Array],
     *,
     momentum: float | str | Unset | None = UNSET,
     eps: float | None = None,
@@ -54,8 +55,8 @@ def fit(
     ddof: int | None = None,
     preset: PresetName | None = None,
     like: str | Stats | None = None,
-    gamma: float | str | npt.NDArray[np.float64] | None = None,
-    beta: float | str | npt.NDArray[np.float64] | None = None,
+    gamma: float | str | Floats | None = None,
+    beta: float | str | Floats | None = None,
     dataset: str | None = None,
     rows: tuple[int | None, int | None] | str = (None, None),
     fill_value: float | int | None = None,
@@ -63,7 +64,7 @@ def fit(
     names: str | Sequence[str] | None = None,
     shuffle: bool | None = None,
     seed: int = 0,
-    target: str | npt.NDArray[Any] | None = None,
+    target: str | Array | None = None,
     loss: Loss | None = None,
     activation: Activation | None = None,
     optimizer: Optimizer | None = None,
@@ -140,7 +141,7 @@ def fit(
         data = Joined(array, ReadOptions.of(spec))
         return _fitted(Task.of(drawn(data, spec), spec), progress)
     if isinstance(source, Iterable):
-        return _fit_batches(cast("Iterable[npt.NDArray[Any]]", source), spec, progress)
+        return _fit_batches(cast("Iterable[Array]", source), spec, progress)
     raise UsageError(f"cannot fit a {type(source).__name__}: give an address, an array or an iterable of batches")
 
 
@@ -250,8 +251,8 @@ class Setting:
     axis: int
     layout: Layout
     conventions: Conventions
-    gamma: npt.NDArray[np.float64]
-    beta: npt.NDArray[np.float64]
+    gamma: Floats
+    beta: Floats
     names: tuple[str, ...] | None
 
     @classmethod
@@ -366,7 +367,7 @@ def _folded(task: Task, progress: Progress | None, checkpointer: Checkpointer | 
     return fold
 
 
-def _fit_batches(batches: Iterable[npt.NDArray[Any]], spec: FitSpec, progress: Progress | None) -> Stats:
+def _fit_batches(batches: Iterable[Array], spec: FitSpec, progress: Progress | None) -> Stats:
     """Fit an iterable of batches, each folded as it comes."""
     if spec.rows != (None, None):
         raise UsageError(

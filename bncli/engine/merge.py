@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bncli.engine.accumulate import Fold, finish
 from bncli.engine.options import MergeSpec
@@ -19,6 +18,7 @@ from bncli.engine.parts import Population, Recurrence, Samples
 from bncli.errors import BnWarning, MismatchError, UsageError, printable
 from bncli.formats.address import expand, split
 from bncli.formats.reading import DEFAULT_MEMORY
+from bncli.numerics.arrays import Floats
 from bncli.numerics.layout import feature_axis
 from bncli.numerics.moments import Moments, Running
 from bncli.stats.conventions import Conventions
@@ -27,7 +27,7 @@ from bncli.system import atomic
 
 CONVENTIONS = ("momentum", "eps", "ddof", "init")
 HINT = "merge only the population statistics with --population-only"
-Affine = float | str | npt.NDArray[np.float64] | None
+Affine = float | str | Floats | None
 
 
 def merge(
@@ -211,9 +211,9 @@ def _check_recurrence(first: Stats, part: Stats, first_name: str, name: str) -> 
         )
 
 
-def _affine(what: str, given: Affine, parts: Sequence[Stats], names: Sequence[str]) -> npt.NDArray[np.float64]:
+def _affine(what: str, given: Affine, parts: Sequence[Stats], names: Sequence[str]) -> Floats:
     """Gamma or beta of the result: as given, else that of all parts."""
-    first: npt.NDArray[np.float64] = getattr(parts[0], what)
+    first: Floats = getattr(parts[0], what)
     if given is not None:
         return affine_parameter(given, len(first), what, DEFAULT_MEMORY)
     for part, name in zip(parts, names, strict=True):

@@ -6,16 +6,14 @@ import os
 import warnings
 
 import numpy as np
-import numpy.typing as npt
 
 from bncli.engine.plan import FitSpec
 from bncli.errors import BnWarning, MismatchError, UsageError, printable
 from bncli.formats.values import read_names, read_vector
+from bncli.numerics.arrays import Floats
 from bncli.numerics.batchnorm import per_feature
 from bncli.stats import container
 from bncli.stats.record import check_storable, load
-
-Floats = npt.NDArray[np.float64]
 
 
 def affine_parameter(value: float | str | Floats, features: int, name: str, budget: int) -> Floats:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from bncli.engine.plan import Segment
 from bncli.formats.dataset import DataSet
+from bncli.numerics.arrays import Array
 from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Layout
 from bncli.numerics.moments import Moments, Running
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 EXACT_INTEGERS = 2**53  # float64 holds every integer up to here
 AT_ONCE = 1 << 20  # values per read
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

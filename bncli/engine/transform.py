@@ -6,18 +6,18 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bncli.formats.dataset import Joined
 from bncli.formats.fills import Tally
+from bncli.numerics.arrays import Array, DType, Floats
 from bncli.numerics.batchnorm import Affine, overflowed
 from bncli.numerics.kernels import Missing, present
 from bncli.numerics.layout import Layout
 
-Transformed = tuple[npt.NDArray[Any], Counter[str], Counter[int]]  # values; counts, as in `Applied`; count of each mark
+Transformed = tuple[Array, Counter[str], Counter[int]]  # values; counts, as in `Applied`; count of each mark
 
 
 class Transform:
@@ -40,16 +40,16 @@ class Transform:
         self,
         affine: Affine,
         layout: Layout,
-        dtype: np.dtype[Any],
+        dtype: DType,
         constant: npt.NDArray[np.intp],
-        only: npt.NDArray[np.float64],
+        only: Floats,
         missing: Missing,
     ) -> None:
         self._affine, self._layout, self._dtype = affine, layout, dtype
         self._constant, self._only = constant, only[:, None]
         self._missing = missing
 
-    def __call__(self, x: npt.NDArray[Any], first: int) -> tuple[npt.NDArray[Any], Counter[str]]:
+    def __call__(self, x: Array, first: int) -> tuple[Array, Counter[str]]:
         """Transform values x, of shape (n,), that begin at position `first`.
 
         Returns
@@ -80,9 +80,7 @@ class Transform:
             counts["varied_where_constant"] = int(np.count_nonzero(differs))
         return result.reshape(-1), counts
 
-    def _count_not_finite(
-        self, x: npt.NDArray[Any], result: npt.NDArray[Any], affine: Affine, counts: Counter[str]
-    ) -> None:
+    def _count_not_finite(self, x: Array, result: Array, affine: Affine, counts: Counter[str]) -> None:
         counts["overflowed"] = int(np.count_nonzero(overflowed(x, result)))
         bad = ~np.isfinite(x)
         if self._missing.fill is not None:

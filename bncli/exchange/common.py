@@ -16,7 +16,7 @@ import numpy.typing as npt
 from bncli.errors import BnWarning, InputError, MismatchError, UsageError, printable
 from bncli.exchange.contract import Layer, Momentum
 from bncli.exchange.names import KNOWN
-from bncli.numerics.arrays import Floats
+from bncli.numerics.arrays import Bools, Floats
 from bncli.numerics.moments import Moments
 from bncli.stats import container
 from bncli.stats.columns import assumed as columns_assumed
@@ -24,7 +24,6 @@ from bncli.stats.conventions import DEFAULTS, PRESETS, check_conventions
 from bncli.stats.record import Stats, provenance
 from bncli.stats.warnings import momentum_advice
 
-Array = npt.NDArray[Any]
 FLOAT32 = np.finfo(np.float32)
 ROUNDED = "by at most 6e-8 of each (of what is between 1.2e-38 and 3.4e38)"  # 2^-24
 LEARNED_OR_RUNNING = ("running_mean", "running_var", "gamma", "beta")
@@ -80,18 +79,18 @@ def _exceptions(stats: Stats) -> list[str]:
     return [f"{_count(where)} {text}" for text, where in conditions.items() if where.any()]
 
 
-def _count(where: npt.NDArray[np.bool_]) -> str:
+def _count(where: Bools) -> str:
     found = np.flatnonzero(where)
     return f"feature {found[0]} has" if len(found) == 1 else f"{len(found):,} features (the first: {found[0]}) have"
 
 
-def beyond_float32(stats: Stats) -> npt.NDArray[np.bool_]:
+def beyond_float32(stats: Stats) -> Bools:
     """Features, shape (C,), of which a number that inference needs is too large for float32."""
     arrays = np.stack([stats.running_mean, stats.running_var, stats.gamma, stats.beta, *stats.line()])  # (6, C)
     return np.asarray((np.abs(arrays) > FLOAT32.max).any(axis=0))
 
 
-def _beyond_float64(stats: Stats) -> npt.NDArray[np.bool_]:
+def _beyond_float64(stats: Stats) -> Bools:
     """Features, shape (C,), of which a number between those of the file and the result does not fit a float64."""
     scale, shift = stats.line()
     with np.errstate(over="ignore"):
@@ -99,7 +98,7 @@ def _beyond_float64(stats: Stats) -> npt.NDArray[np.bool_]:
     return np.asarray(large | (scale == 0) & (stats.gamma != 0))
 
 
-def below_float32(stats: Stats) -> npt.NDArray[np.bool_]:
+def below_float32(stats: Stats) -> Bools:
     """Features, shape (C,), whose variance + eps is not 0 and too small for float32 to hold it in full precision."""
     with np.errstate(over="ignore"):
         total = stats.running_var + stats.eps
@@ -298,7 +297,7 @@ def _warn(stats: Stats, tracked: int | None, where: str) -> None:
     warnings.warn(f"{where}: the running statistics {said}", BnWarning, stacklevel=4)
 
 
-def channels(where: npt.NDArray[np.bool_], names: Sequence[Any] | None = None) -> str:
+def channels(where: Bools, names: Sequence[Any] | None = None) -> str:
     """How many channels, and which.
 
     >>> channels(np.array([False, True, True]), ["a", "b", "c"])

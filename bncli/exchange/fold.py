@@ -15,16 +15,15 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.exchange import npz, safetensors
 from bncli.exchange.common import pick
 from bncli.exchange.contract import Content, Encoded, ExportOptions
+from bncli.numerics.arrays import Array
 from bncli.numerics.batchnorm import Affine, overflowed, round_to
 from bncli.stats.record import Stats
 
-Array = npt.NDArray[Any]
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}  # of safetensors; others are carried as bytes
 BITS = (4, 6, 8, 16, 32, 64, 128)  # that a value may have
 DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError)  # a header

@@ -14,11 +14,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 
 from bncli.errors import InputError, UsageError, printable
 from bncli.exchange.common import ROUNDED, bfloat16, notes
 from bncli.exchange.contract import Content, Encoded, ExportOptions, Layer, Layers
+from bncli.numerics.arrays import Array
 from bncli.stats import container
 from bncli.stats.record import Stats
 
@@ -155,7 +155,7 @@ def _is_layer(group: h5py.Group, variables: set[str]) -> bool:
     return len(shapes) == 1 and len(shapes.pop() or ()) == 1
 
 
-def _read(dataset: h5py.Dataset, content: bytes, path: str) -> npt.NDArray[Any]:
+def _read(dataset: h5py.Dataset, content: bytes, path: str) -> Array:
     """A small plain dataset; Keras writes no other, and another could claim more than the file has."""
     where = f"{printable(path)}: {printable(dataset.name)}"
     narrow = dataset.dtype == "V2" and _attribute(dataset, "dtype", content) == "bfloat16"

@@ -12,11 +12,11 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bncli.exchange import fields, names, state_dict
 from bncli.exchange.common import KINDS, conventions
 from bncli.exchange.contract import Content, Encoded, ExportOptions, Layer, Layers
+from bncli.numerics.arrays import Array, DType
 from bncli.stats import container
 from bncli.stats.columns import COLUMNS, exported
 from bncli.stats.record import Stats
@@ -71,7 +71,7 @@ def decode(content: Content) -> Layers:
     return state_dict.layers(shapes, arrays.__getitem__, content.name, layer)
 
 
-def _single(array: npt.NDArray[Any], name: str) -> Any:
+def _single(array: Array, name: str) -> Any:
     """A convention as a plain value."""
     if array.dtype.kind not in "biufU" or array.size != 1:
         raise ValueError(f"{name} is of type {array.dtype} and shape {array.shape}, not one value")
@@ -96,7 +96,7 @@ def _of_layers(keys: Iterable[str]) -> set[str]:
 
 def read_arrays(
     content: bytes, largest: int, choose: Callable[[Iterable[str]], Collection[str]] = set
-) -> dict[str, npt.NDArray[Any]]:
+) -> dict[str, Array]:
     """Arrays by name. Raises one of DAMAGED; every member of the archive is checked.
 
     Parameters
@@ -139,14 +139,14 @@ def _shapes(content: bytes) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, DType]:
     """Shape, whether the first axis varies fastest, and type of the array that begins here."""
     read = HEADERS[np.lib.format.read_magic(stream)]
     with parsing.LOCK:
         return read(stream)
 
 
-def _array(content: bytes, member: str) -> npt.NDArray[Any]:
+def _array(content: bytes, member: str) -> Array:
     """One array, which stays where it lies in the content; the header is text, never a pickle."""
     stream = io.BytesIO(content)
     shape, by_column, dtype = _header(stream)

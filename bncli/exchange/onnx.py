@@ -15,6 +15,7 @@ import numpy.typing as npt
 from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.exchange.common import ROUNDED, below_float32, beyond_float32, checksum, notes, package
 from bncli.exchange.contract import Content, Encoded, ExportOptions, Layer, Layers
+from bncli.numerics.arrays import Array, Floats
 from bncli.stats.record import Stats
 
 OPSET = 15
@@ -90,7 +91,7 @@ def decode(content: Content) -> Layers:
     return Layers(widths, read, also, f"no {OPERATOR} node whose numbers are in the file; {FOLDED}")
 
 
-def _float32(values: npt.NDArray[np.float64], name: str) -> npt.NDArray[np.float32]:
+def _float32(values: Floats, name: str) -> npt.NDArray[np.float32]:
     with np.errstate(over="ignore"):
         rounded = values.astype(np.float32)
     bad = np.flatnonzero(np.isinf(rounded))
@@ -212,13 +213,13 @@ def _check_inference_form(node: Any, opset: int, where: str) -> None:
         )
 
 
-def _array(onnx: Any, tensor: Any, path: str) -> npt.NDArray[Any]:
+def _array(onnx: Any, tensor: Any, path: str) -> Array:
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         raise InputError(
             f"{printable(path)}: the values of {printable(tensor.name)} lie in another file, which bn does not open; "
             "save the model in one file"
         )
-    array: npt.NDArray[Any] = onnx.numpy_helper.to_array(tensor)
+    array: Array = onnx.numpy_helper.to_array(tensor)
     if array.shape != tuple(tensor.dims):  # a negative size is taken for "what is left"
         raise ValueError(f"{tensor.name} has the shape {tuple(tensor.dims)}")
     return array.astype(np.float32) if tensor.data_type == onnx.TensorProto.BFLOAT16 else array

@@ -13,6 +13,7 @@ from bncli.errors import InputError, printable
 from bncli.exchange import state_dict
 from bncli.exchange.common import bfloat16, checksum, conventions, package
 from bncli.exchange.contract import Content, Encoded, ExportOptions, Layer, Layers
+from bncli.numerics.arrays import Array
 from bncli.stats.record import Stats
 
 TYPES = ("F16", "F32", "F64", "I64", "BF16")
@@ -53,7 +54,7 @@ def decode(content: Content) -> Layers:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
         metadata = file.metadata() or {}
 
-    def get(key: str) -> npt.NDArray[Any]:
+    def get(key: str) -> Array:
         with content.reading("safetensors file", *errors), safetensors.safe_open(path, framework="numpy") as file:
             return _array(file, key, path)
 
@@ -66,12 +67,12 @@ def decode(content: Content) -> Layers:
     return state_dict.layers(shapes, get, path, layer)
 
 
-def _array(file: Any, key: str, path: str) -> npt.NDArray[Any]:
+def _array(file: Any, key: str, path: str) -> Array:
     """One tensor of a type that bn reads."""
     kind = file.get_slice(key).get_dtype()
     if kind not in TYPES:
         raise InputError(f"{printable(path)}: {printable(key)} is of type {kind}; bn reads {', '.join(TYPES)}")
-    array: npt.NDArray[Any] = _bfloat16(path, key) if kind == "BF16" else file.get_tensor(key)
+    array: Array = _bfloat16(path, key) if kind == "BF16" else file.get_tensor(key)
     return array
 
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from bncli.errors import BnNote, BnWarning, InputError, printable
 from bncli.exchange import names, shards
 from bncli.exchange.common import KINDS, ROUNDED, notes
 from bncli.exchange.contract import Layer, Layers
+from bncli.numerics.arrays import Array
 from bncli.numerics.batchnorm import deviation
 from bncli.stats.columns import COLUMNS
 from bncli.stats.conventions import complement
@@ -28,9 +28,9 @@ LAYOUTS = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 MODULES = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}
 
 
-def arrays(stats: Stats) -> dict[str, npt.NDArray[Any]]:
+def arrays(stats: Stats) -> dict[str, Array]:
     """What nn.BatchNorm keeps: float64 arrays of shape (C,), and the number of batches as a single int64."""
-    found: dict[str, npt.NDArray[Any]] = {key: np.array(getattr(stats, name)) for key, name in KEYS.items()}
+    found: dict[str, Array] = {key: np.array(getattr(stats, name)) for key, name in KEYS.items()}
     return found | {names.TRACKED: np.array(stats.num_batches, np.int64)}
 
 

@@ -18,6 +18,7 @@ from bncli.formats.fills import Mark, fill_in
 from bncli.formats.memory import ArraySource
 from bncli.formats.reading import ReadOptions
 from bncli.formats.source import Identity, Source
+from bncli.numerics.arrays import Array, DType
 from bncli.numerics.kernels import Place
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Input:
     start: int
     stop: int
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+    dtype: DType
     size: int | None = None
     times_ns: tuple[tuple[int, int], ...] = ()
     marks: tuple[Mark, ...] = ()
@@ -63,7 +64,7 @@ class DataSet(Protocol):
     notes: list[str]
     marks: tuple[Mark, ...]
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+    dtype: DType
     sample_size: int
 
     @property
@@ -82,7 +83,7 @@ class DataSet(Protocol):
     def rows_together(self) -> int:
         """Samples that are decoded or gathered together."""
 
-    def read(self, first: int, count: int) -> npt.NDArray[Any]:
+    def read(self, first: int, count: int) -> Array:
         """Values at positions first to first + count in C order; overwritten by the next read."""
 
     def stored(self, first: int, count: int) -> Place | None:
@@ -138,7 +139,7 @@ class Joined:
         See `address.open_source`.
     """
 
-    def __init__(self, addresses: Sequence[str] | npt.NDArray[Any], options: ReadOptions) -> None:
+    def __init__(self, addresses: Sequence[str] | Array, options: ReadOptions) -> None:
         self._options = options
         self._open: tuple[int, Source] | None = None
         self._array = ArraySource(addresses) if isinstance(addresses, np.ndarray) else None
@@ -165,7 +166,7 @@ class Joined:
         fill = self._options.fill_value
         return None if fill is None else fill_in(self.dtype, fill)
 
-    def read(self, first: int, count: int) -> npt.NDArray[Any]:
+    def read(self, first: int, count: int) -> Array:
         """Values at positions first to first + count of the joined samples in C order.
 
         Returns
@@ -244,7 +245,7 @@ class Joined:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _read_input(self, index: int, position: int, out: npt.NDArray[Any]) -> None:
+    def _read_input(self, index: int, position: int, out: Array) -> None:
         source = self._source(index)
         if source.dtype == self.dtype:
             source.read(position, out)

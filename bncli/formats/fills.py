@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from bncli.errors import printable
+from bncli.numerics.arrays import Array, Bools, DType
 from bncli.numerics.kernels import Missing, present
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Mark:
     high: Number | None = None
 
     @classmethod
-    def of_fill(cls, name: str, value: Number, dtype: np.dtype[Any]) -> Mark | None:
+    def of_fill(cls, name: str, value: Number, dtype: DType) -> Mark | None:
         """Mark a fill value, declared in whatever type; None for NaN (`--nan` is for those), and where `dtype` cannot hold it."""
         fill = fill_in(dtype, value)
         if fill is None or not math.isfinite(fill):
@@ -53,12 +53,12 @@ class Mark:
         )  # as the option takes it
         return cls(name, text, fill)
 
-    def hits(self, values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    def hits(self, values: Array) -> Bools:
         """Tell which values these are; NaN and infinities are none of them."""
         if self.fill is not None:
-            equal: npt.NDArray[np.bool_] = np.equal(values, self.fill)
+            equal: Bools = np.equal(values, self.fill)
             return equal
-        found: npt.NDArray[np.bool_] = np.zeros(values.shape, bool)
+        found: Bools = np.zeros(values.shape, bool)
         with np.errstate(over="ignore"):  # an end that the values' type cannot hold is infinite to them
             if self.low is not None:
                 found |= values < self.low
@@ -80,13 +80,13 @@ class Tally:
     def __init__(self, data: DataSet) -> None:
         self._data, self.counts = data, [0] * len(data.marks)
 
-    def read(self, first: int, count: int) -> npt.NDArray[Any]:
+    def read(self, first: int, count: int) -> Array:
         """Return what the data set's `read` does; its values are counted."""
         values = self._data.read(first, count)
         self.add(values, first)
         return values
 
-    def add(self, values: npt.NDArray[Any], first: int) -> None:
+    def add(self, values: Array, first: int) -> None:
         """Count among values, of shape (n,), that begin at position `first`."""
         data, seen = self._data, None
         for number, mark in enumerate(data.marks):
@@ -162,7 +162,7 @@ def _taken(found: list[tuple[Mark, int]]) -> str:
     return "and was taken for data" if sum(count for _, count in found) == 1 else "and were taken for data"
 
 
-def fill_in(dtype: np.dtype[Any], fill: Number) -> Number | None:
+def fill_in(dtype: DType, fill: Number) -> Number | None:
     """The fill value as a value of `dtype`; None where the type cannot hold it.
 
     Floats take the nearest value (0.1 in a float32 array is float32(0.1)); integers only a whole number in range.

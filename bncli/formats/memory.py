@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bncli.errors import InputError
 from bncli.formats.source import REAL_KINDS, Source, check_shape
-from bncli.numerics.arrays import to_array
+from bncli.numerics.arrays import Array, to_array
 
 
 class ArraySource(Source):
@@ -34,6 +33,6 @@ class ArraySource(Source):
         self.array = array
         self._flat = np.ascontiguousarray(array).reshape(-1)
 
-    def read(self, first: int, out: npt.NDArray[Any]) -> None:
+    def read(self, first: int, out: Array) -> None:
         """Fill `out` with the values from position `first` on; see `Source.read`."""
         out[...] = self._flat[first : first + len(out)]

@@ -15,12 +15,12 @@ import struct
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from bncli.errors import InputError, UsageError, printable
 from bncli.formats import Format, Listed, Output
 from bncli.formats.reading import ReadOptions
 from bncli.formats.source import RegularFile, Source, check_shape, memory_that_fits
+from bncli.numerics.arrays import Array, DType
 from bncli.numerics.kernels import Place
 from bncli.system import atomic, parsing
 
@@ -62,9 +62,9 @@ class NpySource(Source):
         self._options = options
         if self.fortran:
             self.rows_together = self._band_rows()
-        self._band: tuple[int, npt.NDArray[Any]] = (0, np.empty(0, self.dtype))  # first sample, samples in C order
+        self._band: tuple[int, Array] = (0, np.empty(0, self.dtype))  # first sample, samples in C order
 
-    def read(self, first: int, out: npt.NDArray[Any]) -> None:
+    def read(self, first: int, out: Array) -> None:
         """Fill `out` with the values from position `first` on, in C order; see `Source.read`."""
         if not self.fortran:
             self._read_stored(first, out)
@@ -91,7 +91,7 @@ class NpySource(Source):
         """Close the file."""
         self._file.close()
 
-    def _read_stored(self, first: int, out: npt.NDArray[Any]) -> None:
+    def _read_stored(self, first: int, out: Array) -> None:
         """Values as they lie in the file, in native byte order."""
         self._file.pread_into(out.view(np.uint8).data, self._start + first * self._stored.itemsize)
         if not self._stored.isnative:
@@ -99,7 +99,7 @@ class NpySource(Source):
         if self._stored.kind == "b":
             _check_bools(out, self.address)
 
-    def _band_of(self, sample: int) -> tuple[int, npt.NDArray[Any]]:
+    def _band_of(self, sample: int) -> tuple[int, Array]:
         """Samples around `sample`, read feature by feature from Fortran order; the last band is kept."""
         start, band = self._band
         if not start <= sample < start + len(band):
@@ -161,7 +161,7 @@ class NpySink:
         From every method but `abandon`: the disk is full, or failed.
     """
 
-    def __init__(self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    def __init__(self, path: str, shape: tuple[int, ...], dtype: DType) -> None:
         self._file: BinaryIO = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by finish and abandon
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(
@@ -175,7 +175,7 @@ class NpySink:
             self.abandon()
             raise
 
-    def write(self, values: npt.NDArray[Any]) -> None:
+    def write(self, values: Array) -> None:
         """Append the next values, of shape (n,)."""
         self._write(np.ascontiguousarray(values).view(np.uint8).data)
 
@@ -204,7 +204,7 @@ class NpySink:
         self._ahead.grown(self._file.fileno(), self._file.tell())
 
 
-def _read_header(file: RegularFile) -> tuple[int, np.dtype[Any], bool, tuple[int, ...]]:
+def _read_header(file: RegularFile) -> tuple[int, DType, bool, tuple[int, ...]]:
     """Offset of the data, stored type, whether in Fortran order, and shape."""
     where = printable(file.path)
     prefix = _bytes_at(file, 0, 8)
@@ -258,7 +258,7 @@ def _parse(text: bytes, encoding: str, where: str) -> dict[str, Any]:
     return header
 
 
-def _stored_type(descr: object, where: str) -> np.dtype[Any]:
+def _stored_type(descr: object, where: str) -> DType:
     """The type of the values, byte order included, when it is one bn computes with."""
     if isinstance(descr, str) and re.fullmatch(r"[<>=|]?([iu][1248]|f[248]|b1|\?)", descr):
         return np.dtype(descr)
@@ -270,7 +270,7 @@ def _stored_type(descr: object, where: str) -> np.dtype[Any]:
     raise InputError(f"{where}: values of type {name} are refused; bn takes bool, integers and float16, 32 and 64")
 
 
-def _check_bools(values: npt.NDArray[Any], address: str) -> None:
+def _check_bools(values: Array, address: str) -> None:
     """A byte other than 0 and 1 is no bool: numpy would compute with it in undefined ways."""
     if values.view(np.uint8).max(initial=0) > 1:
         raise InputError(f"{printable(address)}: holds bytes other than 0 and 1 in an array of bool")

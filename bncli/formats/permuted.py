@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.formats.dataset import Input, Joined
+from bncli.numerics.arrays import Array
 from bncli.numerics.kernels import Place
 
 SPAN_VALUES = 1 << 18  # read at a time
@@ -72,7 +73,7 @@ class Drawn:
         """Positions that are gathered together; reading fewer at a time means gathering them again."""
         return max(1, self._piece)
 
-    def read(self, first: int, count: int) -> npt.NDArray[Any]:
+    def read(self, first: int, count: int) -> Array:
         """Values of the drawn samples in C order, from position first on; see `Joined.read`."""
         values = self._values(first, count)
         if len(values) == count:
@@ -130,7 +131,7 @@ class Drawn:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _values(self, first: int, count: int) -> npt.NDArray[Any]:
+    def _values(self, first: int, count: int) -> Array:
         """Up to `count` values from position `first` on, as many as lie together."""
         sample, offset = divmod(first, self.sample_size)
         if not self._piece:

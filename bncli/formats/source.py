@@ -8,13 +8,11 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from bncli.errors import InputError, printable
 from bncli.formats.fills import Mark
+from bncli.numerics.arrays import Array, DType
 from bncli.numerics.kernels import Place
 
 if TYPE_CHECKING:
@@ -56,7 +54,7 @@ class Source:
     shape: tuple[int, ...]
     file_shape: tuple[int, ...]
     array_name: str | None = None
-    dtype: np.dtype[Any]
+    dtype: DType
     names: tuple[str, ...] | None = None
     notes: list[str]
     files: Sequence[str] = ()
@@ -69,7 +67,7 @@ class Source:
         """Values per sample."""
         return math.prod(self.shape[1:])
 
-    def read(self, first: int, out: npt.NDArray[Any]) -> None:
+    def read(self, first: int, out: Array) -> None:
         """Fill `out` (1-D, of `dtype`) with the values at positions first, first + 1, … of the array in C order.
 
         Raises

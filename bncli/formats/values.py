@@ -6,18 +6,18 @@ import contextlib
 import math
 
 import numpy as np
-import numpy.typing as npt
 
 from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.formats import format_of
 from bncli.formats.address import SEPARATOR, open_source, split
 from bncli.formats.reading import ReadOptions
+from bncli.numerics.arrays import Floats
 from bncli.system import atomic
 
 NAMES_LIMIT = 256 << 20
 
 
-def read_vector(address: str, features: int, name: str, budget: int) -> npt.NDArray[np.float64]:
+def read_vector(address: str, features: int, name: str, budget: int) -> Floats:
     """One value per feature, of shape (C,), from FILE.npy or FILE.h5::/path.
 
     Raises

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
+
+from bncli.numerics.arrays import Array
 
 if TYPE_CHECKING:
     from bncli.stats.record import Stats
@@ -51,7 +52,7 @@ class Column:
         The version of the JSON that first has it; files of older ones lack it.
     """
 
-    of: Callable[[Stats], npt.NDArray[Any] | Sequence[Value]]
+    of: Callable[[Stats], Array | Sequence[Value]]
     meaning: str
     title: str = ""
     kind: str = "number"
@@ -82,7 +83,7 @@ def for_json(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if COLUMNS[name].json}
 
 
-def exported(stats: Stats) -> dict[str, npt.NDArray[Any]]:
+def exported(stats: Stats) -> dict[str, Array]:
     """Columns of .csv and .npz files, arrays of shape (C,); names only where there are some.
 
     Raises

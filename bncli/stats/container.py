@@ -19,6 +19,7 @@ import numpy.typing as npt
 from h5py import h5i
 
 from bncli.errors import InputError, printable, reason_of
+from bncli.numerics.arrays import Array
 
 Value = int | float | str | tuple[int, ...]
 DIGEST = "digest"
@@ -35,7 +36,7 @@ PLAIN = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING)
 UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError)  # from h5py
 
 
-def pack(arrays: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, Value]) -> bytes:
+def pack(arrays: Mapping[str, Array], attributes: Mapping[str, Value]) -> bytes:
     """Build an HDF5 file in memory and return its bytes.
 
     Parameters
@@ -66,7 +67,7 @@ def in_memory() -> h5py.File:
     return h5py.File(uuid.uuid4().hex, "w", driver="core", backing_store=False)
 
 
-def unpack(image: bytes, where: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Value]]:
+def unpack(image: bytes, where: str) -> tuple[dict[str, Array], dict[str, Value]]:
     """Read back what `pack` wrote: arrays and attributes, without the digest.
 
     Raises
@@ -117,7 +118,7 @@ def check_file(path: str) -> None:
         raise InputError(f"{printable(path)}: not a readable stats file: {printable(error)[:200]}") from None
 
 
-def digest(arrays: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, Value]) -> str:
+def digest(arrays: Mapping[str, Array], attributes: Mapping[str, Value]) -> str:
     """SHA-256 over name, shape, little-endian type and bytes of everything, in sorted order, in hexadecimal."""
     sha = hashlib.sha256()
     for name, array in sorted(arrays.items()):
@@ -216,7 +217,7 @@ def _values(content: bytes, name: bytes, size: int) -> Iterator[bytes]:
         start = content.find(name, start + 1)
 
 
-def text_arrays(name: str, texts: Sequence[str], kind: str = "S") -> dict[str, npt.NDArray[Any]]:
+def text_arrays(name: str, texts: Sequence[str], kind: str = "S") -> dict[str, Array]:
     """Texts as one array, padded to one length (kind S: UTF-8, U: NumPy's letters of 4 bytes).
 
     Where padding would take far more room than the texts, as one long name among thousands has it: their UTF-8 bytes, one
@@ -229,7 +230,7 @@ def text_arrays(name: str, texts: Sequence[str], kind: str = "S") -> dict[str, n
     return {name: np.frombuffer(b"".join(encoded), np.uint8), name + ENDS: np.cumsum(sizes)}
 
 
-def texts_of(name: str, arrays: Mapping[str, npt.NDArray[Any]], count: int) -> tuple[str, ...] | None:
+def texts_of(name: str, arrays: Mapping[str, Array], count: int) -> tuple[str, ...] | None:
     """Texts from the arrays of `text_arrays`; None where there are none.
 
     Raises
@@ -270,8 +271,8 @@ def _check_digest_is_there(file: h5py.File, where: str) -> None:
         )
 
 
-def _arrays(file: h5py.File, size: int, where: str) -> dict[str, npt.NDArray[Any]]:
-    arrays: dict[str, npt.NDArray[Any]] = {}
+def _arrays(file: h5py.File, size: int, where: str) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
     left = size  # bytes of a file: several datasets may claim the same
 
     def visit(name: str | bytes, item: h5py.Dataset | h5py.Group) -> None:

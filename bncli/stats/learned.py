@@ -7,10 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy.typing as npt
-
 from bncli.errors import MismatchError
-from bncli.numerics.arrays import Floats
+from bncli.numerics.arrays import Array, Floats
 
 LEARNED_ARRAYS = ("weight", "bias", "first", "second", "fixed", "train_loss", "holdout_loss", "accuracy")
 
@@ -46,7 +44,7 @@ class Learned:
     holdout_loss: Floats
     accuracy: Floats
     holdout_loss_fixed: float
-    classes: npt.NDArray[Any] | None
+    classes: Array | None
     settings: dict[str, Any]
 
     def check(self, features: int) -> None:
@@ -74,13 +72,13 @@ class Learned:
             "holdout_loss_fixed": _plain(self.holdout_loss_fixed),
         }
 
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+    def arrays(self) -> dict[str, Array]:
         """For the stats file."""
         found = {f"affine/{name}": getattr(self, name) for name in LEARNED_ARRAYS}
         return found if self.classes is None else found | {"affine/classes": self.classes}
 
     @classmethod
-    def from_parts(cls, arrays: dict[str, npt.NDArray[Any]], attributes: dict[str, Any]) -> Learned | None:
+    def from_parts(cls, arrays: dict[str, Array], attributes: dict[str, Any]) -> Learned | None:
         """What a stats file holds; None where nothing was learned."""
         if "learning" not in attributes:
             return None

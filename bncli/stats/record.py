@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from bncli.errors import BnError, InputError, MismatchError, UsageError, printable, reason_of
 from bncli.numerics import batchnorm
-from bncli.numerics.arrays import Floats, to_array
+from bncli.numerics.arrays import Array, Bools, Floats, to_array
 from bncli.numerics.layout import feature_axis
 from bncli.numerics.moments import Moments, Running
 from bncli.stats import columns, container
@@ -206,7 +206,7 @@ class Stats:
 
     def normalize(
         self, x: npt.ArrayLike, use: str = "running", axis: int | None = None, dtype: npt.DTypeLike | None = None
-    ) -> npt.NDArray[Any]:
+    ) -> Array:
         """Test mode: y = gamma · (x - mean) / sqrt(var + eps) + beta; see `batchnorm.normalize`."""
         mean, var = self.statistics(use)
         array, axis = self._fitting(x, axis)
@@ -215,14 +215,14 @@ class Stats:
 
     def denormalize(
         self, y: npt.ArrayLike, use: str = "running", axis: int | None = None, dtype: npt.DTypeLike | None = None
-    ) -> npt.NDArray[Any]:
+    ) -> Array:
         """The inverse of `normalize`; see `batchnorm.denormalize`."""
         mean, var = self.statistics(use)
         array, axis = self._fitting(y, axis)
         x = batchnorm.denormalize(array, mean, var, self.gamma, self.beta, self.eps, axis, dtype)
         return x.reshape(to_array(y).shape)
 
-    def _fitting(self, x: npt.ArrayLike, axis: int | None) -> tuple[npt.NDArray[Any], int]:
+    def _fitting(self, x: npt.ArrayLike, axis: int | None) -> tuple[Array, int]:
         """The array, checked to fit these statistics, and its feature axis; one dimension is read as (N, 1)."""
         array = to_array(x)
         array = array.reshape(-1, 1) if array.ndim == 1 else array
@@ -277,19 +277,19 @@ class Stats:
         return flags
 
     @property
-    def constant(self) -> npt.NDArray[np.bool_]:
+    def constant(self) -> Bools:
         """Features whose values were all the same, shape (C,)."""
-        constant: npt.NDArray[np.bool_] = (self.population.count > 0) & (self.population.m2 == 0)
+        constant: Bools = (self.population.count > 0) & (self.population.m2 == 0)
         return constant
 
     @property
-    def drifted(self) -> npt.NDArray[np.bool_]:
+    def drifted(self) -> Bools:
         """Features whose running statistics lie far from the population's, shape (C,)."""
         with np.errstate(over="ignore", invalid="ignore"):
             var = self.population_var
             mean_off = np.abs(self.running_mean - self.population_mean) > DRIFT_MEAN * np.sqrt(var)
             var_off = np.abs(self.running_var - self._population_var_ddof) > DRIFT_VARIANCE * var
-        drifted: npt.NDArray[np.bool_] = mean_off | var_off
+        drifted: Bools = mean_off | var_off
         return drifted
 
     @property
@@ -319,7 +319,7 @@ class Stats:
 
     def to_bytes(self) -> bytes:
         """The stats file, as described in docs/stats-file.md."""
-        arrays: dict[str, npt.NDArray[Any]] = {
+        arrays: dict[str, Array] = {
             "running_mean": self.running_mean,
             "running_var": self.running_var,
             "gamma": self.gamma,
@@ -375,7 +375,7 @@ class Stats:
             ) from None
 
     @classmethod
-    def _from_parts(cls, arrays: dict[str, npt.NDArray[Any]], attributes: dict[str, Any]) -> Stats:
+    def _from_parts(cls, arrays: dict[str, Array], attributes: dict[str, Any]) -> Stats:
         count, mean, m2 = (arrays[f"population/{name}"] for name in ("count", "mean", "m2"))
         has_state = "state/k" in arrays
         low = [arrays[f"state/population_{n}_low"] if has_state else np.zeros(len(count)) for n in ("mean", "m2")]

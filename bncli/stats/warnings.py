@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from bncli.errors import printable
+from bncli.numerics.arrays import Bools, Floats
 from bncli.stats.conventions import complement
 from bncli.stats.record import DRIFT_MEAN, DRIFT_VARIANCE, EPS_SHARE, Stats
 
@@ -93,12 +93,12 @@ def _left_out(stats: Stats) -> str:
     return f"{batches} with fewer than two values per feature left out of the running statistics (kept in the population's)"
 
 
-def _count(where: npt.NDArray[np.bool_]) -> str:
+def _count(where: Bools) -> str:
     count = int(where.sum())
     return "1 feature" if count == 1 else f"{count:,} features"
 
 
-def _worst(stats: Stats, by: npt.NDArray[np.float64]) -> str:
+def _worst(stats: Stats, by: Floats) -> str:
     """The features with the largest values of `by`, and how many more there are."""
     order = np.argsort(-by, kind="stable")[:NAMED]
     named = [f"{i} ({printable(stats.names[i])})" if stats.names else str(i) for i in order.tolist() if by[i] > 0]

@@ -8,12 +8,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 from h5py import h5, h5a, h5d, h5ds, h5g, h5s, h5t
 
 from bncli.formats.hdf5.chunks import boxes
 from bncli.formats.hdf5.file import Watched, check_variable
 from bncli.formats.hdf5.vetting import text_of
+from bncli.numerics.arrays import Array, Bools, Bytes
 
 # netCDF-4's numbers of dimensions: true only beside the dimension scales that carry the same numbers
 NETCDF_DIMENSIONS = ("_Netcdf4Dimid", "_Netcdf4Coordinates")
@@ -114,7 +114,7 @@ def _references(kind: Any) -> Iterator[Any]:
         yield kind
 
 
-def translate(kind: Any, values: npt.NDArray[Any], moved: Moved) -> npt.NDArray[np.bool_]:
+def translate(kind: Any, values: Array, moved: Moved) -> Bools:
     """Let the references in values (as `read` leaves them in memory) point to the copies; tell for each whether all do.
 
     What has no copy becomes the null reference.
@@ -125,7 +125,7 @@ def translate(kind: Any, values: npt.NDArray[Any], moved: Moved) -> npt.NDArray[
     return found.reshape(values.shape)
 
 
-def _translate(kind: Any, content: npt.NDArray[np.uint8], moved: Moved, found: npt.NDArray[np.bool_]) -> None:
+def _translate(kind: Any, content: Bytes, moved: Moved, found: Bools) -> None:
     """Translate values of a type, a row of bytes each, in place; `found` of a value becomes False where it fails."""
     group = kind.get_class()
     if group == h5t.REFERENCE:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.numerics import compiled
+from bncli.numerics.arrays import Array, Bytes
 
 # two to four times as fast as zlib, where it is installed; the format is the same
 libdeflate: Any = importlib.import_module("deflate") if importlib.util.find_spec("deflate") else None
@@ -69,9 +70,7 @@ class Decoder:
         """Return the most bytes that an honest writer stores for one chunk (deflate adds less than 1 in 1000)."""
         return self.chunk_bytes + self.chunk_bytes // 64 + 4096
 
-    def decode(
-        self, stored: npt.NDArray[np.uint8], mask: int, out: npt.NDArray[np.uint8] | None = None
-    ) -> npt.NDArray[np.uint8]:
+    def decode(self, stored: Bytes, mask: int, out: Bytes | None = None) -> Bytes:
         """Return the bytes of a chunk; bit i of `mask` says that filter i was left out for it.
 
         They may be put into `out`, which is returned then, or elsewhere.
@@ -89,9 +88,7 @@ class Decoder:
             raise ValueError(f"holds {data.size} bytes instead of {self.chunk_bytes}")
         return data
 
-    def _undo(
-        self, position: int, data: npt.NDArray[np.uint8], mask: int, out: npt.NDArray[np.uint8] | None
-    ) -> npt.NDArray[np.uint8]:
+    def _undo(self, position: int, data: Bytes, mask: int, out: Bytes | None) -> Bytes:
         code, _, values, _ = self.filters[position]
         if code == SHUFFLE:
             return unshuffle(data, values[0] if values else 1, out)
@@ -107,7 +104,7 @@ def encodes(filters: list[Filter]) -> bool:
     return Decoder.knows(filters) and all(f.code != LZF for f in filters)
 
 
-def encode(filters: list[Filter], data: npt.NDArray[np.uint8]) -> bytes:
+def encode(filters: list[Filter], data: Bytes) -> bytes:
     """Return the bytes that a chunk is stored as: the filters, all of which it knows, in their order."""
     for f in filters:
         if f.code == SHUFFLE:
@@ -120,13 +117,13 @@ def encode(filters: list[Filter], data: npt.NDArray[np.uint8]) -> bytes:
     return data.tobytes()
 
 
-def _deflated(data: npt.NDArray[np.uint8], level: int) -> bytes:
+def _deflated(data: Bytes, level: int) -> bytes:
     if libdeflate and level:
         return bytes(libdeflate.zlib_compress(data, level))
     return zlib.compress(data.data, level)
 
 
-def shuffle(data: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+def shuffle(data: Bytes, size: int) -> Bytes:
     """Store all first bytes of the elements, then all second bytes and so on; the inverse of `unshuffle`.
 
     >>> shuffle(np.array([1, 2, 3, 4, 9], np.uint8), 2)
@@ -144,7 +141,7 @@ def shuffle(data: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     return np.concatenate([stored, data[count * size :]]) if data.size % size else stored
 
 
-def _inflate(data: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+def _inflate(data: Bytes, size: int) -> Bytes:
     if libdeflate:
         with contextlib.suppress(libdeflate.DeflateError):  # zlib says what is wrong
             found = np.frombuffer(libdeflate.zlib_decompress(data, size), np.uint8)
@@ -164,7 +161,7 @@ def _inflate(data: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     return plain[:size]
 
 
-def _inflated(stream: Any, data: npt.NDArray[np.uint8]) -> Iterator[bytes]:
+def _inflated(stream: Any, data: Bytes) -> Iterator[bytes]:
     """Yield what data inflates to, a piece at a time: in one go zlib holds all of it twice, and more of a bomb."""
     for start in range(0, data.size, PIECE):
         rest, part = data[start : start + PIECE].tobytes(), b""
@@ -174,7 +171,7 @@ def _inflated(stream: Any, data: npt.NDArray[np.uint8]) -> Iterator[bytes]:
             rest = stream.unconsumed_tail
 
 
-def unlzf(data: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+def unlzf(data: Bytes, size: int) -> Bytes:
     """Undo LZF, as h5py's filter stores it (format of liblzf); ValueError unless it gives just `size` bytes."""
     plain = compiled.unlzf(data, size) if compiled.AVAILABLE else _unlzf(data, size)
     if plain.size < size:
@@ -182,7 +179,7 @@ def unlzf(data: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     return plain
 
 
-def _unlzf(data: npt.NDArray[np.uint8], room: int) -> npt.NDArray[np.uint8]:
+def _unlzf(data: Bytes, room: int) -> Bytes:
     stored, plain, place = data.tobytes(), bytearray(), 0
     try:
         while place < len(stored):
@@ -206,9 +203,7 @@ def _unlzf(data: npt.NDArray[np.uint8], room: int) -> npt.NDArray[np.uint8]:
     return np.frombuffer(plain, np.uint8)
 
 
-def unshuffle(
-    data: npt.NDArray[np.uint8], size: int, out: npt.NDArray[np.uint8] | None = None
-) -> npt.NDArray[np.uint8]:
+def unshuffle(data: Bytes, size: int, out: Bytes | None = None) -> Bytes:
     """Put the bytes of each element together again: stored are all first bytes, then all second bytes and so on.
 
     Where `out` has room for just these, they may be put there.
@@ -230,7 +225,7 @@ def unshuffle(
     return np.concatenate([elements, rest]) if rest.size else elements
 
 
-def _verified(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def _verified(data: Bytes) -> Bytes:
     if data.size < 4:
         raise ValueError("is too short for its checksum")
     plain, tail = data[:-4], data[-4:]
@@ -245,7 +240,7 @@ def _verified(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 _WEIGHTS = np.arange(1 << 16, 0, -1, dtype=np.uint32)
 
 
-def fletcher32(data: npt.NDArray[np.uint8]) -> int:
+def fletcher32(data: Bytes) -> int:
     """Return HDF5's Fletcher checksum: two sums modulo 65535 over big-endian 16-bit words.
 
     >>> hex(fletcher32(np.frombuffer(b"abcde", np.uint8)))
@@ -390,17 +385,17 @@ class ChunkCache:
         self,
         table: ChunkTable,
         shape: tuple[int, ...],
-        load: Callable[[int, npt.NDArray[Any] | None], npt.NDArray[Any]],
-        load_part: Callable[[int, int, npt.NDArray[Any]], None] | None,
+        load: Callable[[int, Array | None], Array],
+        load_part: Callable[[int, int, Array], None] | None,
         budget: int,
     ) -> None:
         self._table, self._shape, self._load, self._load_part = table, shape, load, load_part
         self._room = budget
         self._full = math.prod(table.chunks)
         self._weights = [math.prod(table.grid[axis + 1 :]) for axis in range(len(shape))]
-        self._kept: OrderedDict[int, npt.NDArray[Any]] = OrderedDict()
+        self._kept: OrderedDict[int, Array] = OrderedDict()
 
-    def read(self, first: int, out: npt.NDArray[Any]) -> None:
+    def read(self, first: int, out: Array) -> None:
         """Fill `out` (1-D) with the values from flat position `first` on."""
         row_size, stop, done = math.prod(self._shape[1:]), first + out.size, 0
         for start, extent in boxes(self._shape, first, out.size):
@@ -421,7 +416,7 @@ class ChunkCache:
             places, insides, targets = zip(head, *rest, strict=True)
             yield sum(map(mul, places, weights)), insides, targets
 
-    def _copy(self, number: int, inside: Slices, target: npt.NDArray[Any], spare: Iterator[int]) -> None:
+    def _copy(self, number: int, inside: Slices, target: Array, spare: Iterator[int]) -> None:
         values = self._kept.get(number)
         if values is not None:
             self._kept.move_to_end(number)
@@ -446,7 +441,7 @@ class ChunkCache:
         """Tell whether a part of a chunk is one run of its bytes: whole but for the first axis."""
         return all(s.stop - s.start == n for s, n in zip(inside[1:], self._table.chunks[1:], strict=True))
 
-    def _keep(self, number: int, values: npt.NDArray[Any], spare: Iterator[int]) -> None:
+    def _keep(self, number: int, values: Array, spare: Iterator[int]) -> None:
         cost = values.nbytes + ENTRY_BYTES
         if self._kept or cost - ENTRY_BYTES > self._room:  # alone, a chunk of just the budget is kept
             while cost > self._room and (other := next(spare, None)) is not None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from h5py import h5a, h5d, h5g, h5i, h5s
 
 from bncli.formats.fills import Mark, Number
 from bncli.formats.hdf5.types import type_of
+from bncli.numerics.arrays import DType
 
 MOST = 64  # values in an attribute that lists fill values
 SCALING = ("scale_factor", "add_offset", "_Unsigned")  # the stored values are not the real ones
@@ -36,7 +36,7 @@ def scaling(item: h5d.DatasetID) -> list[str]:
     return [name for name in SCALING if h5a.exists(item, name.encode())]
 
 
-def marks_of(item: h5d.DatasetID, dtype: np.dtype[Any]) -> tuple[Mark, ...]:
+def marks_of(item: h5d.DatasetID, dtype: DType) -> tuple[Mark, ...]:
     """Return what a dataset of this type declares not to be data: fill values, once each, and the valid range."""
     declared = [(name, value) for name in FILLS for value in _numbers(item, name)[0]]
     default = NETCDF_DEFAULTS.get(dtype.str[1:])
@@ -50,7 +50,7 @@ def marks_of(item: h5d.DatasetID, dtype: np.dtype[Any]) -> tuple[Mark, ...]:
     return (*marks.values(), *_range(item, dtype))
 
 
-def _range(item: h5d.DatasetID, dtype: np.dtype[Any]) -> list[Mark]:
+def _range(item: h5d.DatasetID, dtype: DType) -> list[Mark]:
     """The valid range, where it is one of the stored values: they may be packed, or unsigned behind a signed type."""
     (both, kind), (low, kind_of_low), (high, kind_of_high) = (_numbers(item, name) for name in RANGE)
     kinds = {k for k in (kind, kind_of_low, kind_of_high) if k is not None}
@@ -70,7 +70,7 @@ def _is_netcdf(item: h5d.DatasetID) -> bool:
     )
 
 
-def _numbers(item: h5d.DatasetID, name: str) -> tuple[list[Number], np.dtype[Any] | None]:
+def _numbers(item: h5d.DatasetID, name: str) -> tuple[list[Number], DType | None]:
     """The numbers of an attribute and their type; none where it is missing, of another type, or long."""
     if not h5a.exists(item, name.encode()):
         return [], None

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from h5py import h5d, h5i, h5s, h5z
 
 from bncli.errors import InputError
@@ -15,6 +14,7 @@ from bncli.formats.hdf5.chunks import ChunkCache, ChunkTable, Decoder
 from bncli.formats.hdf5.file import Layout, Watched, hdf5_errors
 from bncli.formats.hdf5.vetting import filters_of
 from bncli.formats.source import RegularFile
+from bncli.numerics.arrays import Array, Bytes, DType
 from bncli.numerics.kernels import Place
 
 AT_ONCE = 1 << 16  # references to strings
@@ -29,7 +29,7 @@ class Reader:
 
     files: Sequence[str] = ()
 
-    def read(self, first: int, out: npt.NDArray[Any]) -> None:
+    def read(self, first: int, out: Array) -> None:
         """Fill `out` (1-D, native byte order) with the values from flat position `first` on."""
         raise NotImplementedError
 
@@ -47,7 +47,7 @@ class Constant(Reader):
     def __init__(self, fill: Any) -> None:
         self._fill = fill
 
-    def read(self, first: int, out: npt.NDArray[Any]) -> None:
+    def read(self, first: int, out: Array) -> None:
         """Fill `out` with the fill value."""
         out[...] = self._fill
 
@@ -55,10 +55,10 @@ class Constant(Reader):
 class Memory(Reader):
     """Compact layout: at most 64 KB, in the header."""
 
-    def __init__(self, values: npt.NDArray[Any]) -> None:
+    def __init__(self, values: Array) -> None:
         self._values = values
 
-    def read(self, first: int, out: npt.NDArray[Any]) -> None:
+    def read(self, first: int, out: Array) -> None:
         """Fill `out` from memory."""
         out[...] = self._values[first : first + out.size]
 
@@ -66,10 +66,10 @@ class Memory(Reader):
 class Contiguous(Reader):
     """One run of bytes in the file."""
 
-    def __init__(self, raw: RegularFile, offset: int, stored: np.dtype[Any]) -> None:
+    def __init__(self, raw: RegularFile, offset: int, stored: DType) -> None:
         self._raw, self._offset, self._stored = raw, offset, stored
 
-    def read(self, first: int, out: npt.NDArray[Any]) -> None:
+    def read(self, first: int, out: Array) -> None:
         """Fill `out` from the file."""
         self._raw.pread_into(out.view(np.uint8).data, self._offset + first * out.itemsize)
         if not self._stored.isnative:
@@ -107,7 +107,7 @@ class Chunked(Reader):
         item: h5d.DatasetID,
         table: ChunkTable,
         shape: tuple[int, ...],
-        stored: np.dtype[Any],
+        stored: DType,
         fill: Any,
         budget: int,
     ) -> None:
@@ -123,7 +123,7 @@ class Chunked(Reader):
         runs = not filters and not table.missing and self._by_offset
         self._cache = ChunkCache(table, shape, self._load, self._load_part if runs else None, budget)
 
-    def read(self, first: int, out: npt.NDArray[Any]) -> None:
+    def read(self, first: int, out: Array) -> None:
         """Fill `out` from decoded chunks."""
         self._cache.read(first, out)
 
@@ -143,7 +143,7 @@ class Chunked(Reader):
     def _at(self, number: int) -> str:
         return f"{self._where}: chunk at {self._table.start(number)}"
 
-    def _load(self, number: int, out: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+    def _load(self, number: int, out: Array | None) -> Array:
         """Return the values of a chunk in native byte order, of shape `chunks` or less at the edge; `out` if they are there."""
         index = self._table.find(number)
         if index < 0:
@@ -171,7 +171,7 @@ class Chunked(Reader):
         ends = zip(self._table.start(number), self._table.chunks, self._shape, strict=True)
         return any(start + count > end for start, count, end in ends)
 
-    def _load_by_h5py(self, number: int) -> npt.NDArray[Any]:
+    def _load_by_h5py(self, number: int) -> Array:
         start = self._table.start(number)
         extent = tuple(min(c, n - s) for s, c, n in zip(start, self._table.chunks, self._shape, strict=True))
         values = np.empty(extent, self._stored.newbyteorder("="))
@@ -193,7 +193,7 @@ class Chunked(Reader):
         if any(claim != values for claim in claims):
             raise InputError(f"{self._at(number)} claims {max(claims)} values instead of {values}; the file is damaged")
 
-    def _stored_bytes(self, number: int, index: int) -> npt.NDArray[np.uint8]:
+    def _stored_bytes(self, number: int, index: int) -> Bytes:
         if self._by_offset:
             data = np.empty(int(self._table.size[index]), np.uint8)
             self._raw.pread_into(data.data, int(self._table.offset[index]))
@@ -201,7 +201,7 @@ class Chunked(Reader):
         with hdf5_errors(self._at(number), "cannot be read"):
             return np.frombuffer(self._id.read_direct_chunk(self._table.start(number))[1], np.uint8)
 
-    def _load_part(self, number: int, first: int, out: npt.NDArray[Any]) -> None:
+    def _load_part(self, number: int, first: int, out: Array) -> None:
         offset = int(self._table.offset[self._table.find(number)]) + first * out.itemsize
         Contiguous(self._raw, offset, self._stored).read(0, out)
 

@@ -12,7 +12,6 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from h5py import h5d, h5g, h5p, h5s, h5t
 
 from bncli.errors import BnError, printable
@@ -24,6 +23,7 @@ from bncli.formats.hdf5.source import Hdf5Source
 from bncli.formats.hdf5.vetting import UNREADABLE, filters_of, name_bytes, open_dataset
 from bncli.formats.hdf5.writing import Disk, copy_objects, fitting_chunks, keep_filters, new_file
 from bncli.formats.source import Source
+from bncli.numerics.arrays import Array, DType
 
 WRITE_BYTES = 8 << 20
 
@@ -61,7 +61,7 @@ class Hdf5Sink:
         temp: str,
         dataset: str,
         shape: tuple[int, ...],
-        dtype: np.dtype[Any],
+        dtype: DType,
         *,
         like: Hdf5Source | None,
         budget: int,
@@ -102,7 +102,7 @@ class Hdf5Sink:
             self.abandon()
             raise
 
-    def write(self, values: npt.NDArray[Any]) -> None:
+    def write(self, values: Array) -> None:
         """Append the next values, of shape (n,): any number of them."""
         values = np.ascontiguousarray(values, self._dtype).reshape(-1)
         while values.size:
@@ -197,7 +197,7 @@ class Hdf5Sink:
         within = self._written % self._segment
         return min(self._step - within % self._step, self._segment - within)
 
-    def _store(self, values: npt.NDArray[Any]) -> None:
+    def _store(self, values: Array) -> None:
         done = 0
         for start, extent in boxes(self._shape, self._written, values.size):
             count = math.prod(extent)
@@ -213,7 +213,7 @@ class Hdf5Sink:
         self._written += values.size
         self._held = 0
 
-    def _store_chunks(self, pool: ThreadPoolExecutor, start: tuple[int, ...], part: npt.NDArray[Any]) -> None:
+    def _store_chunks(self, pool: ThreadPoolExecutor, start: tuple[int, ...], part: Array) -> None:
         """Compress whole chunks in the pool, each by itself, and write them as they are; HDF5 would do it one by one."""
         assert self._chunks is not None
         chunks = self._chunks

@@ -12,7 +12,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 from h5py import h5d, h5g, h5i, h5s, h5t
 
 from bncli.errors import InputError, printable
@@ -31,6 +30,7 @@ from bncli.formats.hdf5.vetting import (
 from bncli.formats.hdf5.virtual import Virtual, mappings
 from bncli.formats.reading import ReadOptions
 from bncli.formats.source import Source, check_shape, memory_that_fits
+from bncli.numerics.arrays import Array
 from bncli.numerics.kernels import Place
 
 NAME_ATTRIBUTES = ("feature_names", "columns")
@@ -89,7 +89,7 @@ class Hdf5Source(Source):
             self.marks = marks_of(self._id, self.dtype)
             self._opened = opened.pop_all()
 
-    def read(self, first: int, out: npt.NDArray[Any]) -> None:
+    def read(self, first: int, out: Array) -> None:
         """Fill `out` with the values from position `first` on, in C order; see `Source.read`."""
         self._reader.read(first, out)
         if self.dtype.kind == "b" and out.view(np.uint8).max(initial=0) > 1:

@@ -8,6 +8,7 @@ import numpy as np
 from h5py import h5t
 
 from bncli.formats.source import REAL_KINDS
+from bncli.numerics.arrays import DType
 
 COMPOUND = "compound"
 # IEEE 754: size -> (sign, exponent's position and bits, mantissa's position and bits), exponent bias
@@ -25,7 +26,7 @@ _CLASS_NAMES = {
 }
 
 
-def type_of(kind: Any) -> tuple[np.dtype[Any] | None, str]:
+def type_of(kind: Any) -> tuple[DType | None, str]:
     """Return the type as stored (None unless bn reads it), and its name for people.
 
     Only what is laid out exactly as NumPy's own bool, integers and IEEE floats of 16, 32 or 64 bits counts: h5py would
@@ -46,10 +47,10 @@ def type_of(kind: Any) -> tuple[np.dtype[Any] | None, str]:
     return dtype, dtype.name if dtype.isnative else f"{'big' if dtype.str[0] == '>' else 'little'}-endian {dtype.name}"
 
 
-def _dtype(kind: Any) -> np.dtype[Any] | None:
+def _dtype(kind: Any) -> DType | None:
     """Return the NumPy type that h5py reads a type as; None where there is none, as for HDF5's times and what holds them."""
     try:
-        found: np.dtype[Any] = kind.dtype
+        found: DType = kind.dtype
     except (TypeError, ValueError, NotImplementedError):
         return None
     return found

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import h5py
-import numpy as np
 from h5py import h5d, h5g, h5l, h5o, h5p, h5s, h5z
 
 from bncli.errors import InputError, UsageError, printable
@@ -22,6 +21,7 @@ from bncli.formats.hdf5.matlab import mark_of_empty
 from bncli.formats.hdf5.sparse import MAIN, is_sparse, parts_marked, refusal, sparse_groups
 from bncli.formats.hdf5.types import COMPOUND, type_of
 from bncli.formats.source import check_shape
+from bncli.numerics.arrays import DType
 
 UNREADABLE = "cannot be opened; the file is damaged or the disk failed to read it"
 MOST_LINKS = 40  # as many soft links in a row as Linux follows
@@ -336,7 +336,7 @@ def _extent(item: h5d.DatasetID, plist: Any) -> tuple[int, tuple[int, ...]]:
     return extent, tuple(space.get_simple_extent_dims()) if extent == h5s.SIMPLE else ()
 
 
-def vet(item: h5d.DatasetID, at: str, where: str, allow_virtual: bool = False) -> tuple[DatasetInfo, np.dtype[Any]]:
+def vet(item: h5d.DatasetID, at: str, where: str, allow_virtual: bool = False) -> tuple[DatasetInfo, DType]:
     """Return what a dataset is and its type as stored, or refuse it; no value is read.
 
     Raises

@@ -21,6 +21,7 @@ from bncli.errors import BnError, InputError, printable
 from bncli.formats.hdf5.chunks import boxes
 from bncli.formats.hdf5.layouts import Reader
 from bncli.formats.source import Source
+from bncli.numerics.arrays import Array, Bools, DType
 
 Open = Callable[[str, str], Source]
 
@@ -134,7 +135,7 @@ class Virtual(Reader):
         self,
         where: str,
         shape: tuple[int, ...],
-        dtype: np.dtype[Any],
+        dtype: DType,
         parts: list[Mapping],
         open_source: Open,
         fill: Any,
@@ -149,7 +150,7 @@ class Virtual(Reader):
         rows = [part.target[0] for part in parts]
         self._first, self._stop = np.array([(p.start, p.at(p.size - 1, p.size)[0] + 1) for p in rows]).reshape(-1, 2).T
 
-    def read(self, first: int, out: npt.NDArray[Any]) -> None:
+    def read(self, first: int, out: Array) -> None:
         """Fill `out` from the sources."""
         if self._fill is not None:
             out[...] = self._fill
@@ -196,7 +197,7 @@ class Virtual(Reader):
                 raise InputError(f"{self._where}: of its sources, {error}") from None
         return self._source[1]
 
-    def _copy(self, part: Mapping, start: tuple[int, ...], target: Any, mapped: npt.NDArray[np.bool_]) -> None:
+    def _copy(self, part: Mapping, start: tuple[int, ...], target: Any, mapped: Bools) -> None:
         """Copy what a mapping has of a box that begins at `start`."""
         axes = list(zip(part.target, start, target.shape, strict=True))
         ranges = [(p.before(s), p.before(s + n)) for p, s, n in axes]
@@ -210,9 +211,7 @@ class Virtual(Reader):
         mapped[place] = True
 
 
-def _gathered(
-    source: Source, shape: tuple[int, ...], indices: list[npt.NDArray[np.intp]], dtype: np.dtype[Any]
-) -> npt.NDArray[Any]:
+def _gathered(source: Source, shape: tuple[int, ...], indices: list[npt.NDArray[np.intp]], dtype: DType) -> Array:
     """Return the values at all combinations of indices, in C order, read in runs as long as they lie together."""
     axis = len(shape)
     while axis and indices[axis - 1].size == shape[axis - 1]:

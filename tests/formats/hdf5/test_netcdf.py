@@ -156,7 +156,7 @@ def test_a_dimension_is_not_shortened_under_other_variables(nc: Any) -> None:
     climate(nc)
     good("fit", "in.nc::/time", "-o", "s.bn.h5", "-q")
     args = ["apply", "s.bn.h5", "in.nc::/time", "--rows", "0:4", "--copy-others", "-o", "out.nc"]
-    check_refused(2, args, "is a dimension of other datasets", "leave out --rows or --copy-others")
+    check_refused(2, args, "is a dimension scale", "leave out --rows or --copy-others")
     assert not Path("out.nc").exists()
     for left_out in (["--rows", "0:4"], ["--copy-others"]):
         good(*[a for a in args if a not in left_out])

@@ -1,4 +1,4 @@
-"""The names that options choose from, each list once; without NumPy, so that help and completion start fast."""
+"""The names that options choose from, each list once, and defaults; without NumPy, so that help starts fast."""
 
 from __future__ import annotations
 
@@ -21,3 +21,5 @@ FLOAT_TYPES: tuple[FloatType, ...] = get_args(FloatType)
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
+
+DEFAULT_MEMORY = 128 << 20  # bytes of buffers

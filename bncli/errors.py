@@ -17,8 +17,6 @@ hold nothing else, so that they pickle: one raised in a worker process arrives a
 
 from __future__ import annotations
 
-import json
-
 
 class BnError(Exception):
     """An error whose message is written for the person who typed the command.
@@ -86,6 +84,8 @@ def reason_of(error: object) -> str:
 
 def literal(text: str) -> str:
     """A text as a Python literal, for code in a message: in double quotes where possible, which stay readable in a shell."""
+    import json
+
     return json.dumps(text, ensure_ascii=False) if text.isprintable() else repr(text)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import importlib
 import io
+import keyword
 import os
 import sys
 import warnings
@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from bncli.cli.options import Running
+from bncli.cli.running import Running
 from bncli.errors import BnError, InputError, UsageError, WriteError, printable
 from bncli.system import shutdown
 from bncli.version import __version__
@@ -34,14 +34,22 @@ class Commands(click.Group):
         """Import one command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"bncli.cli.{COMMANDS[cmd_name]}"), COMMANDS[cmd_name])
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        command: click.Command = getattr(importlib.import_module(f"bncli.cli.{name}"), name)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Suggest a command when there is none of that name."""
         if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            import difflib
+
             close = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f"did you mean 'bn {close[0]}'?" if close else f"there are {', '.join(COMMANDS)}"
             raise UsageError(f"no command {args[0]!r}; {hint}")
@@ -133,6 +141,8 @@ def _in_words(error: click.ClickException) -> str:
     context = error.ctx if isinstance(error, click.UsageError) else None
     see = f"; see '{context.command_path} --help'" if context else ""
     if isinstance(error, click.NoSuchOption):
+        import difflib
+
         close = difflib.get_close_matches(error.option_name, error.possibilities or (), n=1)
         return f"no option {error.option_name}" + (f"; did you mean {close[0]}?" if close else see)
     if isinstance(error, click.MissingParameter) and error.param:
@@ -193,7 +203,14 @@ def _quiet() -> bool:
     return bool(context and context.params.get("quiet"))
 
 
-COMMANDS = {  # name -> module and function, in the order of work
-    name: {"import": "import_"}.get(name, name)
-    for name in ("fit", "inspect", "apply", "merge", "export", "import", "ls", "doctor", "completion")
+COMMANDS = {  # in the order of work
+    "fit": "Compute normalization statistics in one pass.",
+    "inspect": "Show the statistics in a stats file.",
+    "apply": "Normalize data with stored statistics.",
+    "merge": "Combine several stats files into one.",
+    "export": "Write statistics for a framework.",
+    "import": "Read statistics of a framework.",
+    "ls": "List the arrays in a file.",
+    "doctor": "Show environment information.",
+    "completion": "Print a script that completes commands in a shell.",
 }

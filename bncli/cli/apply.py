@@ -8,7 +8,7 @@ from bncli.cli import options as opt
 from bncli.engine.options import ApplySpec
 
 
-@opt.command("apply", short_help="Normalize data with stored statistics.")
+@opt.command("apply")
 @opt.argument("stats", "STATS")
 @opt.arguments("inputs", "INPUT...")
 @opt.output("Output file, or folder (it exists, or ends in /) for several.", "OUT")

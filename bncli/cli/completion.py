@@ -84,7 +84,7 @@ def answer(group: click.Group, asked: str) -> None:
         raise UsageError(f"{ASKED}={printable(asked)} is not one of {known}")
 
 
-@opt.command("completion", short_help="Print a script that completes commands in a shell.")
+@opt.command("completion")
 @click.argument("shell", type=click.Choice(SHELLS), metavar="SHELL")
 @opt.debug
 def completion(shell: str) -> None:

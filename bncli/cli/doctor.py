@@ -7,7 +7,7 @@ import click
 from bncli.cli import options as opt
 
 
-@opt.command("doctor", short_help="Show environment information.")
+@opt.command("doctor")
 @opt.as_json
 @opt.plugins
 @opt.debug

@@ -13,7 +13,7 @@ from bncli.engine.options import CHOICE, FLAG, PATH, TEXT, WHOLE, named
 from bncli.exchange import formats
 
 
-@opt.command("export", short_help="Write statistics for a framework.", epilog=opt.format_list("write"))
+@opt.command("export", epilog=opt.format_list("write"))
 @opt.argument("stats", "STATS")
 @opt.output("The file to write.", "OUT")
 @opt.only_here(

@@ -10,7 +10,7 @@ from bncli.engine.options import FLAG, FitOptions
 from bncli.errors import UsageError
 
 
-@opt.command("fit", short_help="Compute normalization statistics in one pass.")
+@opt.command("fit")
 @opt.arguments("inputs", "INPUT...")
 @opt.output("Stats file.  [default: first input's name with .bn.h5, here]", required=False)
 @opt.declared_by(FitOptions)

@@ -12,7 +12,7 @@ from bncli.engine.options import CHOICE, MOMENTUM, NUMBER, TEXT
 from bncli.exchange import formats
 
 
-@opt.command("import", short_help="Read statistics of a framework.", epilog=opt.format_list("read"))
+@opt.command("import", epilog=opt.format_list("read"))
 @opt.argument("file", "FILE")
 @opt.only_here(
     "format",

@@ -7,7 +7,7 @@ from bncli.engine.declare import OUTPUT, STATISTICS, Option
 from bncli.engine.options import FLAG, TEXT, WHOLE, at_least
 
 
-@opt.command("inspect", short_help="Show what a stats file holds.")
+@opt.command("inspect")
 @opt.argument("stats", "STATS")
 @opt.only_here(
     "features",

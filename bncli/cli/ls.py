@@ -7,7 +7,7 @@ import click
 from bncli.cli import options as opt
 
 
-@opt.command("ls", short_help="List the datasets of a file.")
+@opt.command("ls")
 @opt.argument("file", "FILE")
 @opt.as_json
 @opt.debug

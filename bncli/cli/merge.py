@@ -8,7 +8,7 @@ from bncli.cli import options as opt
 from bncli.engine.options import MergeSpec
 
 
-@opt.command("merge", short_help="Combine several stats files into one.")
+@opt.command("merge")
 @opt.arguments("stats", "STATS...")
 @opt.output("Stats file.")
 @opt.declared_by(MergeSpec)

@@ -7,26 +7,18 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
+from bncli.cli.running import Running
 from bncli.engine.declare import ADVANCED, GROUPS, OUTPUT, RUNNING, Option, flag, options_of
 from bncli.engine.options import FLAG, PATH, named
 
 F = TypeVar("F", bound=Callable[..., Any])
 SEPARATOR = "::"
 TERM_WIDTH = 25  # of an option in the help; a longer one has a line to itself
-
-
-@dataclass
-class Running:
-    """What the options that every command has say about the run; the object of the root context."""
-
-    debug: bool = False
-    plugins: bool = False
 
 
 class Grouped(click.Option):

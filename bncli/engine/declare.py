@@ -18,7 +18,7 @@ INPUT, STATISTICS, LEARNING, OUTPUT, RUNNING, ADVANCED = GROUPS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Kind:
     """The values that an option takes.
 
@@ -43,7 +43,7 @@ class Kind:
     file: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Option:
     """An option; its name is that of the field that holds it.
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from bncli.choices import Activation, Init, Loss, Nan, Optimizer, PresetName
+from bncli.choices import DEFAULT_MEMORY, Activation, Init, Loss, Nan, Optimizer, PresetName
 from bncli.engine.accumulate import Fold, finish, fold_segment, folds
 from bncli.engine.checkpoint import Checkpointer
 from bncli.engine.learning.setup import open_target
@@ -28,7 +28,7 @@ from bncli.formats.dataset import DataSet, Input, Joined
 from bncli.formats.fills import remarks
 from bncli.formats.memory import ArraySource
 from bncli.formats.permuted import Drawn
-from bncli.formats.reading import DEFAULT_MEMORY, ReadOptions
+from bncli.formats.reading import ReadOptions
 from bncli.numerics import compiled
 from bncli.numerics.arrays import Array, Floats
 from bncli.numerics.kernels import Missing

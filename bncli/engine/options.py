@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bncli import choices
+from bncli.choices import DEFAULT_MEMORY
 from bncli.engine.declare import ADVANCED, INPUT, LEARNING, OUTPUT, RUNNING, STATISTICS, Declared, Kind, option
 from bncli.errors import UsageError
-from bncli.formats.reading import DEFAULT_MEMORY
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,7 +120,7 @@ ROWS = Kind("a slice A:B of samples, such as 0:1000, 1000: or :-100", parse_rows
 SIZE = Kind("a size such as 128M or 1G", parse_size, (int,), text=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Reading(Declared):
     """How inputs are read.
 
@@ -176,7 +176,7 @@ class Reading(Declared):
         object.__setattr__(self, "rows", _row_range(self.rows))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class FitOptions(Reading):
     """Options of a fit, named as on the command line. None means: from the preset or `like`, else bn's default.
 
@@ -360,7 +360,7 @@ class FitOptions(Reading):
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ApplySpec(Reading):
     """Options of `bn apply`, named as on the command line."""
 
@@ -374,7 +374,7 @@ class ApplySpec(Reading):
     force: bool = option(False, "Replace an output that exists.", OUTPUT, FLAG, short="-f")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class MergeSpec(Declared):
     """Options of `bn merge`, named as on the command line; see `merge`."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-DEFAULT_MEMORY = 128 << 20
+from bncli.choices import DEFAULT_MEMORY
+
 Rows = tuple[int | None, int | None]
 
 

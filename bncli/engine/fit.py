@@ -27,7 +27,7 @@ from bncli.formats.address import SEPARATOR, address_of, expand, split
 from bncli.formats.dataset import DataSet, Input, Joined
 from bncli.formats.fills import remarks
 from bncli.formats.memory import ArraySource
-from bncli.formats.permuted import Drawn
+from bncli.formats.permuted import Permuted
 from bncli.formats.reading import ReadOptions
 from bncli.numerics import compiled
 from bncli.numerics.arrays import Array, Floats
@@ -139,7 +139,7 @@ def fit(
     if nested or hasattr(source, "__array__") or isinstance(source, memoryview):
         array = ArraySource(cast("npt.ArrayLike", source)).array
         data = Joined(array, ReadOptions.of(spec))
-        return _fitted(Task.of(drawn(data, spec), spec), progress)
+        return _fitted(Task.of(permuted(data, spec), spec), progress)
     if isinstance(source, Iterable):
         return _fit_batches(cast("Iterable[Array]", source), spec, progress)
     raise UsageError(f"cannot fit a {type(source).__name__}: give an address, an array or an iterable of batches")
@@ -158,15 +158,15 @@ def open_inputs(addresses: Sequence[str], spec: FitSpec) -> DataSet:
     data = Joined(expand(addresses), ReadOptions.of(spec))
     if isinstance(spec.target, str) and spec.target.startswith(SEPARATOR):  # the target was not passed over
         data.inputs = [replace(i, passed_over=max(0, i.passed_over - 1)) for i in data.inputs]
-    return drawn(data, spec)
+    return permuted(data, spec)
 
 
-def drawn(data: Joined, spec: FitSpec) -> DataSet:
+def permuted(data: Joined, spec: FitSpec) -> DataSet:
     """Draw the samples in a seeded order under --shuffle; learning draws its own orders, a new one each epoch."""
     if not spec.shuffle or spec.target is not None:
         return data
     order = Order(data.shape[0], data.sample_size, spec.seed, shuffled=True)
-    return Drawn(data, order.indices, order.count, order.window, spec.max_memory)
+    return Permuted(data, order.indices, order.count, order.window, spec.max_memory)
 
 
 def fit_files(addresses: Sequence[str], spec: FitSpec, *, progress: Progress | None = None) -> Stats:

@@ -19,7 +19,7 @@ from bncli.formats.memory import ArraySource
 from bncli.formats.reading import ReadOptions
 from bncli.formats.source import Identity, Source
 from bncli.numerics.arrays import Array, DType
-from bncli.numerics.kernels import Place
+from bncli.numerics.kernels import FileRange
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -86,7 +86,7 @@ class DataSet(Protocol):
     def read(self, first: int, count: int) -> Array:
         """Values at positions first to first + count in C order; overwritten by the next read."""
 
-    def stored(self, first: int, count: int) -> Place | None:
+    def stored(self, first: int, count: int) -> FileRange | None:
         """Where these values lie in one file, just as `read` gives them; else None."""
 
     def locate(self, position: int) -> tuple[str, int]:
@@ -148,7 +148,7 @@ class Joined:
         self.names: tuple[str, ...] | None = None
         self.notes: list[str] = []
         self.rows_together = 1
-        whole = self._look_at_all()
+        whole = self._open_all()
         self.addresses, self.lengths = [i.address for i in whole], [i.stop for i in whole]
         self.inputs = self._select(whole, options.rows)
         self.shape = (sum(i.stop - i.start for i in self.inputs), *self.inputs[0].shape[1:])
@@ -186,7 +186,7 @@ class Joined:
             done += length
         return out
 
-    def stored(self, first: int, count: int) -> Place | None:
+    def stored(self, first: int, count: int) -> FileRange | None:
         """Where these values lie in one file, in the type of `dtype`, just as `read` gives them; else None."""
         sample = first // self.sample_size
         index = bisect.bisect_right(self._offsets, sample) - 1
@@ -279,7 +279,7 @@ class Joined:
             raise InputError(f"{printable(path)}: cannot be read any more: {error.strerror}") from None
         before.check(now, path)
 
-    def _look_at_all(self) -> list[Input]:
+    def _open_all(self) -> list[Input]:
         inputs: list[Input] = []
         for address in self._addresses:
             with self._array or self._opened(address) as source:

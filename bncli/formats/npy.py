@@ -21,7 +21,7 @@ from bncli.formats import Format, Listed, Output
 from bncli.formats.reading import ReadOptions
 from bncli.formats.source import RegularFile, Source, check_shape, memory_that_fits
 from bncli.numerics.arrays import Array, DType
-from bncli.numerics.kernels import Place
+from bncli.numerics.kernels import FileRange
 from bncli.system import atomic, parsing
 
 MAGIC = b"\x93NUMPY"
@@ -77,11 +77,11 @@ class NpySource(Source):
             out[done : done + len(values)] = values
             done += len(values)
 
-    def stored(self, first: int) -> Place | None:
+    def stored(self, first: int) -> FileRange | None:
         """See `Source.stored`; bools are looked at first, since a byte may be neither 0 nor 1."""
         if self.fortran or not self._stored.isnative or self._stored.kind == "b":
             return None
-        return Place(self._file.fd, self._start + first * self._stored.itemsize, self.dtype)
+        return FileRange(self._file.fd, self._start + first * self._stored.itemsize, self.dtype)
 
     def check_unchanged(self) -> None:
         """Raise InputError when the file is not what it was when it was opened."""

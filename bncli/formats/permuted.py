@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from bncli.formats.dataset import Input, Joined
 from bncli.numerics.arrays import Array
-from bncli.numerics.kernels import Place
+from bncli.numerics.kernels import FileRange
 
 SPAN_VALUES = 1 << 18  # read at a time
 GAP_VALUES = 1 << 12  # reading so many that are not wanted costs less than another read
@@ -22,7 +22,7 @@ MOST_PLACES = 1024  # of one read (Linux's IOV_MAX)
 Indices = Callable[[int, int], npt.NDArray[np.int64]]  # (first position, count) -> samples of the data set
 
 
-class Drawn:
+class Permuted:
     """A data set read by drawn position: it has what `Joined` has, and reads from one.
 
     A window of positions is gathered at once, in the order of the file, so that neighbours are read together and every
@@ -88,7 +88,7 @@ class Drawn:
                 return out
             values = self._values(first + done, count - done)
 
-    def stored(self, first: int, count: int) -> Place | None:
+    def stored(self, first: int, count: int) -> FileRange | None:
         """None: drawn samples do not lie in a file one after the other."""
         return None
 
@@ -107,9 +107,9 @@ class Drawn:
         window_bytes = self._window * self.sample_size * self.dtype.itemsize
         return max(1, min(self._data.most_readers // 2, self._budget // (2 * window_bytes)))
 
-    def reader(self, share: int) -> Drawn:
+    def reader(self, share: int) -> Permuted:
         """The same samples for one of `share` workers; see `Joined.reader`."""
-        return Drawn(self._data.reader(2 * share), self._indices, self.shape[0], self._window, self._budget // share)
+        return Permuted(self._data.reader(2 * share), self._indices, self.shape[0], self._window, self._budget // share)
 
     def __getstate__(self) -> dict[str, Any]:
         """Plain values, without the buffers: a copy gathers its own windows."""
@@ -125,7 +125,7 @@ class Drawn:
         """Let go of the open input."""
         self._data.close()
 
-    def __enter__(self) -> Drawn:
+    def __enter__(self) -> Permuted:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from bncli.errors import InputError, printable
 from bncli.formats.fills import Mark
 from bncli.numerics.arrays import Array, DType
-from bncli.numerics.kernels import Place
+from bncli.numerics.kernels import FileRange
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -77,7 +77,7 @@ class Source:
         """
         raise NotImplementedError
 
-    def stored(self, first: int) -> Place | None:
+    def stored(self, first: int) -> FileRange | None:
         """Where the values from position `first` on lie in the file, when they lie there just as `read` gives them."""
         return None
 

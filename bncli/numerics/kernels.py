@@ -38,7 +38,7 @@ class Blocks(NamedTuple):
     m2: Floats  # not finite where values are not, or where squares overflow or underflow
 
 
-class Place(NamedTuple):
+class FileRange(NamedTuple):
     """Location of values in C order and native byte order in a file: descriptor, byte offset and type."""
 
     fd: int
@@ -96,7 +96,7 @@ def block_moments(x: Array, missing: Missing) -> Blocks:
     return out
 
 
-def stored_runs(place: Place, shape: tuple[int, int, int, int], missing: Missing) -> list[Floats] | None:
+def stored_runs(stored: FileRange, shape: tuple[int, int, int, int], missing: Missing) -> list[Floats] | None:
     """Count, mean and m2 (the last two as high and low) of values of shape (runs, blocks, r, C) in a file.
 
     One compiled call reads, sums and merges them. Returns five arrays of shape (runs, C), or None if that is not
@@ -104,7 +104,7 @@ def stored_runs(place: Place, shape: tuple[int, int, int, int], missing: Missing
     """
     if not compiled.AVAILABLE or missing.fill is not None:
         return None
-    found = compiled.read_runs(place.fd, place.offset, place.dtype, shape)
+    found = compiled.read_runs(stored.fd, stored.offset, stored.dtype, shape)
     return None if found is None or (missing.omit and not np.isfinite(found[3]).all()) else found
 
 

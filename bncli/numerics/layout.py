@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from bncli.errors import UsageError
 from bncli.numerics import compiled
 from bncli.numerics.arrays import Array
-from bncli.numerics.kernels import BLOCK_ROWS, Missing, Place, block_moments, stored_runs
+from bncli.numerics.kernels import BLOCK_ROWS, FileRange, Missing, block_moments, stored_runs
 from bncli.numerics.moments import Moments
 
 PIECE_VALUES = 1 << 18 if compiled.AVAILABLE else 1 << 20  # values read at a time; NumPy has more overhead per call
@@ -33,13 +33,13 @@ class Values:
     Attributes
     ----------
     read : function (first, count) -> array of shape (count,)
-    stored : function (first, count) -> Place or None
-        The place in a file where these values are stored unencoded; None if they are not.
+    stored : function (first, count) -> FileRange or None
+        The range of a file where these values are stored unencoded; None if they are not.
     start : int
     """
 
     read: Read
-    stored: Callable[[int, int], Place | None] = lambda first, count: None
+    stored: Callable[[int, int], FileRange | None] = lambda first, count: None
     start: int = 0
 
     def __call__(self, first: int, count: int) -> Array:
@@ -243,8 +243,8 @@ def _even_run_moments(values: Values, runs: int, blocks: int, block: int, column
 def _merged_blocks(values: Values, runs: int, blocks: int, block: int, columns: int, missing: Missing) -> Moments:
     """`_even_run_moments` with a single merge, directly from the file if possible."""
     size = block * columns
-    place = values.stored(values.start, runs * blocks * size)
-    found = stored_runs(place, (runs, blocks, block, columns), missing) if place else None
+    stored = values.stored(values.start, runs * blocks * size)
+    found = stored_runs(stored, (runs, blocks, block, columns), missing) if stored else None
     if found is not None:
         return Moments(*found)
     at_once = max(1, PIECE_VALUES // size)  # blocks per call of the kernel

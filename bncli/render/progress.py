@@ -24,9 +24,9 @@ def progress(label: str, quiet: bool) -> Iterator[Progress]:
         yield lambda done, total, size, note="": None
     elif sys.stderr.isatty():
         with _Bar(label) as bar:
-            yield bar.told
+            yield bar.update
     else:
-        yield _Lines(label).told
+        yield _Lines(label).update
 
 
 class _Clock:
@@ -48,7 +48,7 @@ class _Lines(_Clock):
         super().__init__(label)
         self._next = APPEARS_AFTER
 
-    def told(self, done: int, total: int | None, size: int, note: str = "", /) -> None:
+    def update(self, done: int, total: int | None, size: int, note: str = "", /) -> None:
         elapsed = self._elapsed(done, size)
         if elapsed < self._next:
             return
@@ -72,7 +72,7 @@ class _Bar(_Clock):
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
-    def told(self, done: int, total: int | None, size: int, note: str = "", /) -> None:
+    def update(self, done: int, total: int | None, size: int, note: str = "", /) -> None:
         elapsed = self._elapsed(done, size)
         if elapsed < APPEARS_AFTER:
             return

@@ -148,10 +148,10 @@ def learned_in_words(learned: Learned) -> str:
     if not settings["holdout"]:
         return lines[0] + "; no sample was held out, so nothing says how it does on others (--holdout 0.2)"
     found, fixed = float(learned.holdout_loss[-1]), learned.holdout_loss_fixed
-    told = f"held-out loss {found:.4g}{_accuracy(learned, held_out=True)}; "
+    text = f"held-out loss {found:.4g}{_accuracy(learned, held_out=True)}; "
     if not len(learned.fixed):
-        return "\n".join([*lines, told + "the run before held nothing out, so there is nothing to compare with"])
-    lines.append(told + f"with gamma 1, beta 0 and a head trained for as long {fixed:.4g}")
+        return "\n".join([*lines, text + "the run before held nothing out, so there is nothing to compare with"])
+    lines.append(text + f"with gamma 1, beta 0 and a head trained for as long {fixed:.4g}")
     if fixed <= found:
         lines.append(
             "learning gamma and beta did not help: on the samples held out it is no better than gamma 1, beta 0"

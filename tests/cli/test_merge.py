@@ -107,9 +107,9 @@ def test_other_features_are_refused(here: Path) -> None:
     save(here / "wide.npy", table(600, 4))
     good("fit", "wide.npy")
     with untouched(here):
-        for way_out in ([], ["--population-only"]):
+        for option in ([], ["--population-only"]):
             check_refused(
-                4, ["merge", "x.bn.h5", "wide.bn.h5", "-o", "n.bn.h5", *way_out], "x.bn.h5 and wide.bn.h5", "3 and 4"
+                4, ["merge", "x.bn.h5", "wide.bn.h5", "-o", "n.bn.h5", *option], "x.bn.h5 and wide.bn.h5", "3 and 4"
             )
 
 

@@ -18,7 +18,7 @@ from bncli.engine.executors import in_order, in_threads
 from bncli.engine.order import Order
 from bncli.errors import InputError
 from bncli.formats.dataset import Joined
-from bncli.formats.permuted import Drawn
+from bncli.formats.permuted import Permuted
 from bncli.formats.reading import ReadOptions
 from bncli.numerics import layout
 
@@ -72,7 +72,7 @@ def test_a_data_set_pickles_without_its_open_files(tmp_path: Path, kind: str, sh
     paths = {"npy": save_npy(tmp_path / "x.npy", x), "h5": save_h5(tmp_path / "x.h5", x, chunks=(70, 4))}
     joined = Joined([paths[kind]] if kind in paths else x, ReadOptions(rows=(3, None), max_memory=1 << 20))
     order = Order(joined.shape[0], joined.sample_size, seed=5, shuffled=True)
-    data = Drawn(joined, order.indices, order.count, order.window, 1 << 20) if shuffled else joined
+    data = Permuted(joined, order.indices, order.count, order.window, 1 << 20) if shuffled else joined
     with data:
         values = data.read(0, 600).copy()  # files are open, buffers are filled
         content = pickle.dumps(data)

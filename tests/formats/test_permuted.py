@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from bncli.errors import InputError
 from bncli.formats.dataset import Joined
-from bncli.formats.permuted import Drawn
+from bncli.formats.permuted import Permuted
 from bncli.formats.reading import ReadOptions
 
 
-def drawn_from(data: Joined, indices: Array, window: int, budget: int = 1 << 20) -> Drawn:
-    return Drawn(data, lambda first, count: indices[first : first + count], len(indices), window, budget)
+def drawn_from(data: Joined, indices: Array, window: int, budget: int = 1 << 20) -> Permuted:
+    return Permuted(data, lambda first, count: indices[first : first + count], len(indices), window, budget)
 
 
 def write(folder: Path, x: Array, cuts: list[int]) -> list[str]:
@@ -161,7 +161,7 @@ def test_a_read_that_fails_is_an_error_of_the_input(tmp_path: Path, monkeypatch:
     np.save(path, np.random.default_rng(0).standard_normal((300, 64)))
     monkeypatch.setattr("bncli.numerics.compiled.AVAILABLE", False)  # which reads by itself
     with Joined([str(path)], ReadOptions(max_memory=1 << 24)) as data:
-        source = Drawn(data, lambda first, count: np.arange(first, first + count), 300, 300, 1 << 24)
+        source = Permuted(data, lambda first, count: np.arange(first, first + count), 300, 300, 1 << 24)
 
         def fails(fd: int, buffers: Any, offset: int) -> int:
             raise OSError(errno.EIO, "Input/output error")

@@ -18,7 +18,7 @@ from bncli.engine.plan import Segment
 from bncli.errors import InputError, printable
 from bncli.formats.dataset import Joined
 from bncli.formats.fills import Tally
-from bncli.formats.permuted import Drawn
+from bncli.formats.permuted import Permuted
 from bncli.numerics.arrays import Array, Floats
 from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Values
@@ -86,7 +86,7 @@ class BatchReader:
 
         self._count = order.held if epoch is None else order.count
         self._x, self._targets = (
-            Drawn(source, indices, self._count, order.window, budget // 2) for source in (data, targets)
+            Permuted(source, indices, self._count, order.window, budget // 2) for source in (data, targets)
         )
         self._conventions, self._epoch, self._fold = conventions, epoch, fold
         self._budget, self._threads = budget, threads
@@ -173,7 +173,7 @@ class BatchReader:
         return self._fold
 
 
-def _check_finite(targets: Drawn, values: Array, first: int) -> None:
+def _check_finite(targets: Permuted, values: Array, first: int) -> None:
     if values.dtype.kind != "f" or np.isfinite(values).all():
         return
     place = int(np.flatnonzero(~np.isfinite(values.reshape(-1)))[0])

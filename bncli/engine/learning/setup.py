@@ -13,7 +13,7 @@ from bncli.errors import InputError, MismatchError, UsageError, printable
 from bncli.formats.address import SEPARATOR, expand, split
 from bncli.formats.dataset import Joined
 from bncli.formats.memory import ArraySource
-from bncli.formats.permuted import Drawn
+from bncli.formats.permuted import Permuted
 from bncli.formats.reading import ReadOptions
 from bncli.numerics.arrays import Array, Floats
 from bncli.numerics.kernels import Missing
@@ -329,7 +329,7 @@ def _first_targets(plan: Plan, model: Model, targets: Joined, budget: int) -> tu
     """Mean and variance of the targets of the first batch, of shape (K,), or (C,) in distillation."""
     count = min(plan.batch_size, plan.order.count)
     layout = model.layout if not model.outputs else Layout(1, model.outputs, 1)
-    first = Drawn(targets, plan.order.indices, count, plan.order.window, budget)
+    first = Permuted(targets, plan.order.indices, count, plan.order.window, budget)
     moments = layout.moments(Values(first.read), 1, count, Missing())
     return moments.mean[0], moments.variance()[0]
 

@@ -11,7 +11,7 @@ import numpy as np
 from h5py import h5, h5a, h5d, h5ds, h5g, h5s, h5t
 
 from bncli.formats.hdf5.chunks import boxes
-from bncli.formats.hdf5.file import Watched, check_variable
+from bncli.formats.hdf5.file import CheckedFile, check_variable
 from bncli.formats.hdf5.vetting import text_of
 from bncli.numerics.arrays import Array, Bools, Bytes
 
@@ -46,7 +46,7 @@ def dimensions_of(item: h5d.DatasetID) -> tuple[str, ...]:
 
 
 def copy_attributes(
-    source: Any, target: Any, watched: Watched, skip: tuple[str, ...] = (), moved: Moved | None = None
+    source: Any, target: Any, checked: CheckedFile, skip: tuple[str, ...] = (), moved: Moved | None = None
 ) -> list[str]:
     """Copy attributes in their own types, byte for byte; return the names of those that are left out.
 
@@ -56,7 +56,7 @@ def copy_attributes(
     lost = []
     for attribute in attributes_of(source):
         name = bytes(attribute.name)
-        if text_of(name) not in skip and not h5a.exists(target, name) and not _copy(attribute, target, watched, moved):
+        if text_of(name) not in skip and not h5a.exists(target, name) and not _copy(attribute, target, checked, moved):
             lost.append(text_of(name))
     for number in NETCDF_DIMENSIONS if SCALES_OF_AXES in lost else ():
         if h5a.exists(target, number.encode()):
@@ -65,7 +65,7 @@ def copy_attributes(
     return lost
 
 
-def _copy(attribute: h5a.AttrID, target: Any, watched: Watched, moved: Moved | None) -> bool:
+def _copy(attribute: h5a.AttrID, target: Any, checked: CheckedFile, moved: Moved | None) -> bool:
     """Copy one attribute; False when it holds references that cannot point to a copy."""
     name, kind, space = bytes(attribute.name), attribute.get_type(), attribute.get_space()
     if refers(kind) and (moved is None or not _plain_references(kind)):
@@ -73,7 +73,7 @@ def _copy(attribute: h5a.AttrID, target: Any, watched: Watched, moved: Moved | N
     check_variable(kind)
     values = None
     if space.get_simple_extent_type() != h5s.NULL:
-        watched.check_attribute(attribute)
+        checked.check_attribute(attribute)
         # in its own type, so that HDF5 converts nothing: NumPy's texts would lose the last letter of one that fills its
         # type. What is of variable length is a pointer here, and `write` frees what `read` allocated
         values = np.zeros(attribute.shape, f"V{kind.get_size()}")

@@ -35,7 +35,7 @@ STRUCTURES = 1 << 16  # most reads of structures to remember
 STRING_LIMIT = 64 << 20  # bytes of strings, or of references to them
 
 
-class Watched(io.RawIOBase):
+class CheckedFile(io.RawIOBase):
     """The file as HDF5 sees it: read-only, by pread, and no heap of texts (GCOL) over which HDF5 would loop for ever.
 
     HDF5 asks for a heap only when a text of variable length is read, wherever that lies; so each heap is checked when
@@ -215,7 +215,7 @@ def check_variable(kind: Any) -> None:
 
 
 @contextmanager
-def open_file(path: str) -> Iterator[tuple[h5py.File, Watched]]:
+def open_file(path: str) -> Iterator[tuple[h5py.File, CheckedFile]]:
     """Open an HDF5 file for reading, locked against writers and without HDF5's chunk cache.
 
     Raises
@@ -227,15 +227,15 @@ def open_file(path: str) -> Iterator[tuple[h5py.File, Watched]]:
     try:
         _lock(raw)
         _check_unmarked(raw)
-        watched = Watched(raw)
+        checked = CheckedFile(raw)
         try:
-            file, failed = h5py.File(watched, "r", rdcc_nbytes=0), ""
+            file, failed = h5py.File(checked, "r", rdcc_nbytes=0), ""
         except (OSError, RuntimeError, KeyError, ValueError) as error:
-            failed = _unopened(path, watched.failure or error)
-        if failed:  # raised here, without what h5py raised and its frames; see `Watched.readinto`
+            failed = _unopened(path, checked.failure or error)
+        if failed:  # raised here, without what h5py raised and its frames; see `CheckedFile.readinto`
             raise InputError(failed)
         with file:
-            yield file, watched
+            yield file, checked
     finally:
         raw.close()
 

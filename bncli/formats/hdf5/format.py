@@ -124,7 +124,7 @@ def read_strings(path: str, dataset: str) -> tuple[str, ...]:
         When it is missing or something else.
     """
     where = f"{printable(path)}::{printable(dataset)}"
-    with hdf5_errors(where, UNREADABLE), open_file(path) as (file, watched):
+    with hdf5_errors(where, UNREADABLE), open_file(path) as (file, checked):
         item = open_dataset(file, path, dataset)
         info = describe(item, dataset, where)
         kind = item.get_type()
@@ -137,7 +137,7 @@ def read_strings(path: str, dataset: str) -> tuple[str, ...]:
         if size > STRING_LIMIT or (stored < size if info.chunks is None else bool(size) > bool(stored)):
             raise InputError(f"{where}: {info.shape[0]} strings are too many, or were never written")
         with hdf5_errors(where, "cannot be read as UTF-8 strings"):
-            check_strings(item, watched, where, STRING_LIMIT)
+            check_strings(item, checked, where, STRING_LIMIT)
             values = h5py.Dataset(item)[:]
             pad = " " if not kind.is_variable_str() and kind.get_strpad() == h5t.STR_SPACEPAD else ""
             return tuple(v.decode("utf-8").rstrip(pad) if pad else v.decode("utf-8") for v in values.tolist())

@@ -11,11 +11,11 @@ from h5py import h5d, h5i, h5s, h5z
 
 from bncli.errors import InputError
 from bncli.formats.hdf5.chunks import ChunkCache, ChunkTable, Decoder
-from bncli.formats.hdf5.file import Layout, Watched, hdf5_errors
+from bncli.formats.hdf5.file import CheckedFile, Layout, hdf5_errors
 from bncli.formats.hdf5.vetting import filters_of
 from bncli.formats.source import RegularFile
 from bncli.numerics.arrays import Array, Bytes, DType
-from bncli.numerics.kernels import Place
+from bncli.numerics.kernels import FileRange
 
 AT_ONCE = 1 << 16  # references to strings
 SZIP, COUNTING = (
@@ -33,7 +33,7 @@ class Reader:
         """Fill `out` (1-D, native byte order) with the values from flat position `first` on."""
         raise NotImplementedError
 
-    def stored(self, first: int) -> Place | None:
+    def stored(self, first: int) -> FileRange | None:
         """See `Source.stored`."""
         return None
 
@@ -75,11 +75,11 @@ class Contiguous(Reader):
         if not self._stored.isnative:
             out.byteswap(inplace=True)
 
-    def stored(self, first: int) -> Place | None:
+    def stored(self, first: int) -> FileRange | None:
         """See `Source.stored`; bools are looked at first, since a byte may be neither 0 nor 1."""
         if not self._stored.isnative or self._stored.kind == "b":
             return None
-        return Place(self._raw.fd, self._offset + first * self._stored.itemsize, self._stored)
+        return FileRange(self._raw.fd, self._offset + first * self._stored.itemsize, self._stored)
 
 
 class Chunked(Reader):
@@ -206,8 +206,8 @@ class Chunked(Reader):
         Contiguous(self._raw, offset, self._stored).read(0, out)
 
 
-def check_strings(item: h5d.DatasetID, watched: Watched, where: str, budget: int) -> None:
-    """Raise ValueError when strings of variable length claim more than there can be: see `Watched.check_texts`.
+def check_strings(item: h5d.DatasetID, checked: CheckedFile, where: str, budget: int) -> None:
+    """Raise ValueError when strings of variable length claim more than there can be: see `CheckedFile.check_texts`.
 
     The references are read as any values are, with the same checks; a compact dataset has them in its header, and few.
     """
@@ -220,11 +220,11 @@ def check_strings(item: h5d.DatasetID, watched: Watched, where: str, budget: int
     reader: Reader | None = None
     if plist.get_layout() == h5d.CHUNKED:
         table = ChunkTable(item, shape, tuple(plist.get_chunk()))
-        reader = Chunked(where, watched.raw, item, table, shape, stored, np.zeros((), stored), budget)
+        reader = Chunked(where, checked.raw, item, table, shape, stored, np.zeros((), stored), budget)
     elif (offset := item.get_offset()) is not None:
-        reader = Contiguous(watched.raw, offset, stored)
+        reader = Contiguous(checked.raw, offset, stored)
     if reader is not None:
         for first in range(0, math.prod(shape), AT_ONCE):
             references = np.empty(min(AT_ONCE, math.prod(shape) - first), stored)
             reader.read(first, references)
-            watched.check_texts(references.tobytes(), layout)
+            checked.check_texts(references.tobytes(), layout)

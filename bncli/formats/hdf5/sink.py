@@ -130,10 +130,10 @@ class Hdf5Sink:
         """
         assert isinstance(source, Hdf5Source)
         unreadable = hdf5_errors(printable(source.path), UNREADABLE)
-        with self.writing(), unreadable, open_file(source.path) as (file, watched):
+        with self.writing(), unreadable, open_file(source.path) as (file, checked):
             main = open_dataset(file, source.path, source.dataset)
             root, target = h5g.open(file.id, b"/"), h5g.open(self.file.id, b"/")
-            return copy_objects(root, target, main, self.dataset, watched, OF_STORED)
+            return copy_objects(root, target, main, self.dataset, checked, OF_STORED)
 
     def finish(self) -> None:
         """Close the file, which is complete."""
@@ -175,7 +175,7 @@ class Hdf5Sink:
     def _take_attributes(self, like: Hdf5Source) -> list[str]:
         """Copy what does not speak of other objects; return the names (/path@name) of what does."""
         item = like.dataset_id()
-        lost = copy_attributes(item, self._id, like.watched, skip=(*OF_STORED, *dimensions_of(item)))
+        lost = copy_attributes(item, self._id, like.checked, skip=(*OF_STORED, *dimensions_of(item)))
         lost += [name for name in dimensions_of(item) if name in like.attributes]
         return [f"{self.dataset}@{name}" for name in lost]
 

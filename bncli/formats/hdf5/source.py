@@ -31,7 +31,7 @@ from bncli.formats.hdf5.virtual import Virtual, mappings
 from bncli.formats.reading import ReadOptions
 from bncli.formats.source import Source, check_shape, memory_that_fits
 from bncli.numerics.arrays import Array
-from bncli.numerics.kernels import Place
+from bncli.numerics.kernels import FileRange
 
 NAME_ATTRIBUTES = ("feature_names", "columns")
 
@@ -73,8 +73,8 @@ class Hdf5Source(Source):
         self.address = f"{path}::{self.dataset}"
         self._where = printable(self.address)
         with contextlib.ExitStack() as opened, hdf5_errors(self._where, UNREADABLE):
-            file, self.watched = opened.enter_context(open_file(path))
-            self._raw = self.watched.raw
+            file, self.checked = opened.enter_context(open_file(path))
+            self._raw = self.checked.raw
             self._id = open_dataset(file, path, self.dataset)
             info, self._stored = vet(self._id, self.dataset, self._where, options.allow_virtual)
             self.file_shape, self.chunks = info.shape, info.chunks
@@ -95,7 +95,7 @@ class Hdf5Source(Source):
         if self.dtype.kind == "b" and out.view(np.uint8).max(initial=0) > 1:
             raise InputError(f"{self._where}: holds bytes other than 0 and 1 in an array of bool")
 
-    def stored(self, first: int) -> Place | None:
+    def stored(self, first: int) -> FileRange | None:
         """See `Source.stored`."""
         return self._reader.stored(first)
 
@@ -196,7 +196,7 @@ class Hdf5Source(Source):
         for name in NAME_ATTRIBUTES:
             if name in self.attributes:
                 attribute = self.attributes.get_id(name)
-                self.watched.check_attribute(attribute)
+                self.checked.check_attribute(attribute)
                 values = self.attributes[name] if attribute.get_type().get_class() == h5t.STRING else None
                 if isinstance(values, np.ndarray) and values.ndim == 1:
                     return tuple(_utf8(v) for v in values.tolist())

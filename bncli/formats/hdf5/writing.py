@@ -22,7 +22,7 @@ from bncli.formats.hdf5.attributes import (
     place_of,
 )
 from bncli.formats.hdf5.chunks import Filter
-from bncli.formats.hdf5.file import STRING_LIMIT, Watched, check_variable, hdf5_errors
+from bncli.formats.hdf5.file import STRING_LIMIT, CheckedFile, check_variable, hdf5_errors
 from bncli.formats.hdf5.layouts import check_strings
 from bncli.formats.hdf5.vetting import (
     identity,
@@ -161,7 +161,12 @@ def keep_filters(layout: Any, filters: list[Filter], address: str) -> None:
 
 
 def copy_objects(
-    root: h5g.GroupID, target: h5g.GroupID, main: h5d.DatasetID, copied: str, watched: Watched, skip: tuple[str, ...]
+    root: h5g.GroupID,
+    target: h5g.GroupID,
+    main: h5d.DatasetID,
+    copied: str,
+    checked: CheckedFile,
+    skip: tuple[str, ...],
 ) -> tuple[list[str], list[str]]:
     """Copy all that hangs under `root` by hard links, and every attribute; aliases stay aliases, soft links too.
 
@@ -175,7 +180,7 @@ def copy_objects(
         copy: links, datasets of references, and attributes (/path@name).
     """
     left: list[str] = []
-    where = printable(watched.raw.path)
+    where = printable(checked.raw.path)
     moved = {place_of(root): place_of(target)}
     dropped = _copy_links(root, target, "/", where)
     new = h5o.open(target, name_bytes(copied))
@@ -192,7 +197,7 @@ def copy_objects(
                 (left if isinstance(why, str) else dropped).append(path)
                 continue
             else:
-                _copy_object(root, target, item, path, watched)
+                _copy_object(root, target, item, path, checked)
             moved[place_of(item)] = place_of(h5o.open(target, name_bytes(path)))
             if isinstance(item, h5g.GroupID):
                 dropped += _copy_links(item, target, f"{path}/", where)
@@ -201,8 +206,8 @@ def copy_objects(
         gone = (SCALES_OF_AXES, AXES_OF_SCALE, *dimensions_of(main))
         dropped += [f"{copied}@{name}" for name in gone if h5a.exists(main, name.encode())]
         skip += gone
-    dropped += [f"/@{name}" for name in copy_attributes(root, target, watched, moved=moved)]
-    return left, dropped + _complete(root, target, main, copied, watched, skip, moved)
+    dropped += [f"/@{name}" for name in copy_attributes(root, target, checked, moved=moved)]
+    return left, dropped + _complete(root, target, main, copied, checked, skip, moved)
 
 
 def _complete(
@@ -210,20 +215,20 @@ def _complete(
     target: h5g.GroupID,
     main: h5d.DatasetID,
     copied: str,
-    watched: Watched,
+    checked: CheckedFile,
     skip: tuple[str, ...],
     moved: Moved,
 ) -> list[str]:
     """Give every copy its attributes, and values that refer; return what refers to what has no copy."""
     dropped = []
-    where = printable(watched.raw.path)
+    where = printable(checked.raw.path)
     for path, item, first in walk(root, where, natural_order=False):
         is_main = identity(item) == identity(main)
         if path != (copied if is_main else first) or not target.links.exists(name_bytes(path)):
             continue
         with hdf5_errors(where, f"{printable(path)} cannot be copied"):
             copy = h5o.open(target, name_bytes(path))
-            lost = copy_attributes(item, copy, watched, skip if is_main else (), moved)
+            lost = copy_attributes(item, copy, checked, skip if is_main else (), moved)
             dropped += [f"{path}@{name}" for name in lost]
             if not is_main and isinstance(item, h5d.DatasetID) and copied_by_value(item):
                 count = copy_values(item, copy, moved)
@@ -262,7 +267,7 @@ def _copy_links(group: h5g.GroupID, target: h5g.GroupID, prefix: str, where: str
     return dropped
 
 
-def _copy_object(root: h5g.GroupID, target: h5g.GroupID, item: Any, path: str, watched: Watched) -> None:
+def _copy_object(root: h5g.GroupID, target: h5g.GroupID, item: Any, path: str, checked: CheckedFile) -> None:
     """Copy one object without its attributes."""
     name = name_bytes(path)
     if target.links.exists(name):  # a group on the way to the dataset
@@ -275,7 +280,7 @@ def _copy_object(root: h5g.GroupID, target: h5g.GroupID, item: Any, path: str, w
         item.copy().commit(target, name)
         return
     if item.get_space().get_simple_extent_type() == h5s.SIMPLE:
-        check_strings(item, watched, printable(path), STRING_LIMIT)
+        check_strings(item, checked, printable(path), STRING_LIMIT)
     if copied_by_value(item):
         h5d.create(target, name, item.get_type().copy(), item.get_space(), item.get_create_plist())
     else:

@@ -19,7 +19,7 @@ import numpy as np
 from bncli.errors import InputError, UsageError, printable
 from bncli.formats import Format, Listed, Output
 from bncli.formats.reading import ReadOptions
-from bncli.formats.source import RegularFile, Source, check_shape, memory_that_fits
+from bncli.formats.source import ContiguousValues, RegularFile, Source, check_bools, check_shape, memory_that_fits
 from bncli.numerics.arrays import Array, DType
 from bncli.numerics.kernels import FileRange
 from bncli.system import atomic, parsing
@@ -50,13 +50,14 @@ class NpySource(Source):
         self.notes, self.files = [], [path]
         self._file = RegularFile(path)
         try:
-            self._start, self._stored, self.fortran, self.file_shape = _read_header(self._file)
+            start, stored, self.fortran, self.file_shape = _read_header(self._file)
             self.shape = check_shape(self.file_shape, printable(path))
-            self._check_size()
+            self._check_size(start, stored)
         except BaseException:
             self._file.close()
             raise
-        self.dtype = self._stored.newbyteorder("=")
+        self._values = ContiguousValues(self._file, start, stored)
+        self.dtype = stored.newbyteorder("=")
         # an array with one axis longer than 1 lies in memory alike in both orders
         self.fortran = self.fortran and sum(n > 1 for n in self.shape) > 1
         self._options = options
@@ -67,7 +68,8 @@ class NpySource(Source):
     def read(self, first: int, out: Array) -> None:
         """Fill `out` with the values from position `first` on, in C order; see `Source.read`."""
         if not self.fortran:
-            self._read_stored(first, out)
+            self._values.read(first, out)
+            check_bools(out, self.address)
             return
         done = 0
         while done < len(out):
@@ -78,10 +80,8 @@ class NpySource(Source):
             done += len(values)
 
     def stored(self, first: int) -> FileRange | None:
-        """See `Source.stored`; bools are looked at first, since a byte may be neither 0 nor 1."""
-        if self.fortran or not self._stored.isnative or self._stored.kind == "b":
-            return None
-        return FileRange(self._file.fd, self._start + first * self._stored.itemsize, self.dtype)
+        """See `Source.stored`."""
+        return None if self.fortran else self._values.stored(first)
 
     def check_unchanged(self) -> None:
         """Raise InputError when the file is not what it was when it was opened."""
@@ -90,14 +90,6 @@ class NpySource(Source):
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def _read_stored(self, first: int, out: Array) -> None:
-        """Values as they lie in the file, in native byte order."""
-        self._file.pread_into(out.view(np.uint8).data, self._start + first * self._stored.itemsize)
-        if not self._stored.isnative:
-            out.byteswap(inplace=True)
-        if self._stored.kind == "b":
-            _check_bools(out, self.address)
 
     def _band_of(self, sample: int) -> tuple[int, Array]:
         """Samples around `sample`, read feature by feature from Fortran order; the last band is kept."""
@@ -114,7 +106,8 @@ class NpySource(Source):
             count = min(count, self.shape[0] - start)
             columns = np.empty((self.sample_size, count), self.dtype)
             for i in range(self.sample_size):
-                self._read_stored(i * self.shape[0] + start, columns[i])
+                self._values.read(i * self.shape[0] + start, columns[i])
+            check_bools(columns, self.address)
             band = np.ascontiguousarray(columns.reshape(*self.shape[:0:-1], count).T)
             self._band = start, band
         return start, band
@@ -123,18 +116,18 @@ class NpySource(Source):
         """Samples that fit the budget twice: as they lie in the file, and turned round."""
         return min(self.shape[0], self._options.max_memory // 2 // (self.sample_size * self.dtype.itemsize))
 
-    def _check_size(self) -> None:
+    def _check_size(self, start: int, stored: DType) -> None:
         """Compare what the header promises with the file's size, in Python's unbounded integers."""
-        expected = self._start + math.prod(self.shape) * self._stored.itemsize
+        expected = start + math.prod(self.shape) * stored.itemsize
         where, found = printable(self.address), self._file.size
         if found < expected:
             raise InputError(
-                f"{where}: cut short: shape {self.shape} of {self._stored} needs {expected} bytes, the file has {found}; "
+                f"{where}: cut short: shape {self.shape} of {stored} needs {expected} bytes, the file has {found}; "
                 "write or copy it again"
             )
         if found > expected:
             raise InputError(
-                f"{where}: {found - expected} bytes follow the data: shape {self.shape} of {self._stored} ends at byte "
+                f"{where}: {found - expected} bytes follow the data: shape {self.shape} of {stored} ends at byte "
                 f"{expected}, the file at {found}; it is not one .npy array"
             )
 
@@ -268,12 +261,6 @@ def _stored_type(descr: object, where: str) -> DType:
     elif isinstance(descr, str) and descr[1:2] == "O":
         name += " (Python objects: a pickle, which bn never opens)"
     raise InputError(f"{where}: values of type {name} are refused; bn takes bool, integers and float16, 32 and 64")
-
-
-def _check_bools(values: Array, address: str) -> None:
-    """A byte other than 0 and 1 is no bool: numpy would compute with it in undefined ways."""
-    if values.view(np.uint8).max(initial=0) > 1:
-        raise InputError(f"{printable(address)}: holds bytes other than 0 and 1 in an array of bool")
 
 
 class NpyFormat(Format):

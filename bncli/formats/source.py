@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from bncli.errors import InputError, printable
 from bncli.formats.fills import Mark
 from bncli.numerics.arrays import Array, DType
@@ -96,6 +98,40 @@ class Source:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class ContiguousValues:
+    """Values stored one after the other in a file, without a filter: a .npy file, a contiguous HDF5 dataset.
+
+    Parameters
+    ----------
+    file : RegularFile
+    offset : int
+        Of the first value, in bytes.
+    dtype : numpy.dtype
+        As stored, in either byte order.
+    """
+
+    def __init__(self, file: RegularFile, offset: int, dtype: DType) -> None:
+        self._file, self._offset, self._dtype = file, offset, dtype
+
+    def read(self, first: int, out: Array) -> None:
+        """Fill `out` (1-D, native byte order) with the values from index `first` on; raises InputError."""
+        self._file.pread_into(out.view(np.uint8).data, self._offset + first * out.itemsize)
+        if not self._dtype.isnative:
+            out.byteswap(inplace=True)
+
+    def stored(self, first: int) -> FileRange | None:
+        """See `Source.stored`. Bools are read first, so that `check_bools` sees them."""
+        if not self._dtype.isnative or self._dtype.kind == "b":
+            return None
+        return FileRange(self._file.fd, self._offset + first * self._dtype.itemsize, self._dtype)
+
+
+def check_bools(values: Array, address: str) -> None:
+    """Raise InputError for bools stored as other bytes than 0 and 1, with which NumPy computes in undefined ways."""
+    if values.dtype.kind == "b" and values.view(np.uint8).max(initial=0) > 1:
+        raise InputError(f"{printable(address)}: holds bytes other than 0 and 1 in an array of bool")
 
 
 def check_shape(shape: tuple[int, ...], where: str) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from bncli.formats.hdf5 import chunks as hdf5_chunks
+from bncli.formats.hdf5 import filters as hdf5_filters
 from bncli.numerics import compiled
 from bncli.numerics.batchnorm import Affine
 from bncli.numerics.moments import Moments, Running, reduce_pairs
@@ -113,7 +113,7 @@ def test_lzf_decoders_agree_on_valid_and_damaged_data(tmp_path: Path, kind: str)
         mask, content = item.id.read_direct_chunk((0,))
     assert mask == 0
     stored = np.frombuffer(content, np.uint8)
-    for undo in (compiled.unlzf, hdf5_chunks._unlzf):
+    for undo in (compiled.unlzf, hdf5_filters._unlzf):
         np.testing.assert_array_equal(undo(stored, values.size), values)
     outcomes = set()
     for _ in range(500):
@@ -121,7 +121,7 @@ def test_lzf_decoders_agree_on_valid_and_damaged_data(tmp_path: Path, kind: str)
         if damaged.size:
             damaged[rng.integers(damaged.size, size=2)] = rng.integers(0, 256, 2)
         found = []
-        for undo in (compiled.unlzf, hdf5_chunks._unlzf):
+        for undo in (compiled.unlzf, hdf5_filters._unlzf):
             try:
                 found.append(undo(damaged, values.size).tobytes())
             except ValueError as error:

@@ -10,10 +10,11 @@ import numpy as np
 from h5py import h5d, h5i, h5s, h5z
 
 from bncli.errors import InputError
-from bncli.formats.hdf5.chunks import ChunkCache, ChunkTable, Decoder
+from bncli.formats.hdf5.chunks import ChunkCache, ChunkTable
 from bncli.formats.hdf5.file import CheckedFile, Layout, hdf5_errors
+from bncli.formats.hdf5.filters import Decoder
 from bncli.formats.hdf5.vetting import filters_of
-from bncli.formats.source import RegularFile
+from bncli.formats.source import ContiguousValues, RegularFile
 from bncli.numerics.arrays import Array, Bytes, DType
 from bncli.numerics.kernels import FileRange
 
@@ -63,23 +64,8 @@ class Memory(Reader):
         out[...] = self._values[first : first + out.size]
 
 
-class Contiguous(Reader):
-    """One run of bytes in the file."""
-
-    def __init__(self, raw: RegularFile, offset: int, stored: DType) -> None:
-        self._raw, self._offset, self._stored = raw, offset, stored
-
-    def read(self, first: int, out: Array) -> None:
-        """Fill `out` from the file."""
-        self._raw.pread_into(out.view(np.uint8).data, self._offset + first * out.itemsize)
-        if not self._stored.isnative:
-            out.byteswap(inplace=True)
-
-    def stored(self, first: int) -> FileRange | None:
-        """See `Source.stored`; bools are looked at first, since a byte may be neither 0 nor 1."""
-        if not self._stored.isnative or self._stored.kind == "b":
-            return None
-        return FileRange(self._raw.fd, self._offset + first * self._stored.itemsize, self._stored)
+class Contiguous(ContiguousValues, Reader):
+    """Contiguous layout: one run of bytes in the file."""
 
 
 class Chunked(Reader):
@@ -203,7 +189,7 @@ class Chunked(Reader):
 
     def _load_part(self, number: int, first: int, out: Array) -> None:
         offset = int(self._table.offset[self._table.find(number)]) + first * out.itemsize
-        Contiguous(self._raw, offset, self._stored).read(0, out)
+        ContiguousValues(self._raw, offset, self._stored).read(0, out)
 
 
 def check_strings(item: h5d.DatasetID, checked: CheckedFile, where: str, budget: int) -> None:

@@ -16,9 +16,10 @@ from h5py import h5d, h5g, h5p, h5s, h5t
 
 from bncli.errors import BnError, printable
 from bncli.formats.hdf5.attributes import copy_attributes, dimensions_of
-from bncli.formats.hdf5.chunks import boxes, encode, encodes
+from bncli.formats.hdf5.chunks import boxes
 from bncli.formats.hdf5.file import hdf5_errors, open_file, reason
 from bncli.formats.hdf5.fills import OF_STORED
+from bncli.formats.hdf5.filters import encode, encodes
 from bncli.formats.hdf5.source import Hdf5Source
 from bncli.formats.hdf5.vetting import UNREADABLE, filters_of, name_bytes, open_dataset
 from bncli.formats.hdf5.writing import Disk, copy_objects, fitting_chunks, keep_filters, new_file

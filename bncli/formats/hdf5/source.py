@@ -29,7 +29,7 @@ from bncli.formats.hdf5.vetting import (
 )
 from bncli.formats.hdf5.virtual import Virtual, mappings
 from bncli.formats.reading import ReadOptions
-from bncli.formats.source import Source, check_shape, memory_that_fits
+from bncli.formats.source import Source, check_bools, check_shape, memory_that_fits
 from bncli.numerics.arrays import Array
 from bncli.numerics.kernels import FileRange
 
@@ -92,8 +92,7 @@ class Hdf5Source(Source):
     def read(self, first: int, out: Array) -> None:
         """Fill `out` with the values from position `first` on, in C order; see `Source.read`."""
         self._reader.read(first, out)
-        if self.dtype.kind == "b" and out.view(np.uint8).max(initial=0) > 1:
-            raise InputError(f"{self._where}: holds bytes other than 0 and 1 in an array of bool")
+        check_bools(out, self.address)
 
     def stored(self, first: int) -> FileRange | None:
         """See `Source.stored`."""

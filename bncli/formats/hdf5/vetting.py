@@ -15,8 +15,8 @@ from h5py import h5d, h5g, h5l, h5o, h5p, h5s, h5z
 
 from bncli.errors import InputError, UsageError, printable
 from bncli.formats.address import natural_key
-from bncli.formats.hdf5.chunks import Filter
 from bncli.formats.hdf5.file import hdf5_errors, open_file
+from bncli.formats.hdf5.filters import Filter
 from bncli.formats.hdf5.matlab import mark_of_empty
 from bncli.formats.hdf5.sparse import MAIN, is_sparse, parts_marked, refusal, sparse_groups
 from bncli.formats.hdf5.types import COMPOUND, type_of

@@ -21,8 +21,8 @@ from bncli.formats.hdf5.attributes import (
     dimensions_of,
     place_of,
 )
-from bncli.formats.hdf5.chunks import Filter
 from bncli.formats.hdf5.file import STRING_LIMIT, CheckedFile, check_variable, hdf5_errors
+from bncli.formats.hdf5.filters import Filter
 from bncli.formats.hdf5.layouts import check_strings
 from bncli.formats.hdf5.vetting import (
     identity,

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from bncli.errors import InputError, UsageError
 from bncli.formats.address import natural_key
 from bncli.formats.hdf5 import chunks as hdf5_chunks
+from bncli.formats.hdf5 import filters as hdf5_filters
 from bncli.formats.hdf5 import vetting as hdf5_vetting
 from bncli.formats.hdf5.format import other_datasets, read_strings
 from bncli.formats.hdf5.sink import Hdf5Sink
@@ -208,7 +209,7 @@ def test_filter_mask_of_single_chunks_is_honoured(tmp_path: Path) -> None:
 def test_fletcher32_is_that_of_hdf5(size: int, kind: str) -> None:
     fill = {"ones": 1, "zeros": 0, "full": 255}
     data = np.full(size, fill[kind], np.uint8) if kind in fill else table((size,), "u1")
-    assert hdf5_chunks.fletcher32(data) == reference_fletcher32(data.tobytes())
+    assert hdf5_filters.fletcher32(data) == reference_fletcher32(data.tobytes())
 
 
 def reference_fletcher32(data: bytes) -> int:
@@ -266,13 +267,13 @@ def test_threads_with_their_own_sources(tmp_path: Path) -> None:
 def inflated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the chunks inflated so far."""
     sizes: list[int] = []
-    inflate = hdf5_chunks._inflate
+    inflate = hdf5_filters._inflate
 
     def count(data: Any, size: int) -> Any:
         sizes.append(size)
         return inflate(data, size)
 
-    monkeypatch.setattr(hdf5_chunks, "_inflate", count)
+    monkeypatch.setattr(hdf5_filters, "_inflate", count)
     return sizes
 
 

@@ -7,8 +7,8 @@ import zlib
 import numpy as np
 import pytest
 
-from bncli.formats.hdf5 import chunks as hdf5_chunks
-from bncli.formats.hdf5.chunks import DEFLATE, FLETCHER32, SHUFFLE, Decoder, Filter, encode, shuffle, unshuffle
+from bncli.formats.hdf5 import filters as hdf5_filters
+from bncli.formats.hdf5.filters import DEFLATE, FLETCHER32, SHUFFLE, Decoder, Filter, encode, shuffle, unshuffle
 from bncli.numerics import compiled
 from tests import helpers
 
@@ -17,7 +17,7 @@ from tests import helpers
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which library inflates."""
     name: str = request.param
-    monkeypatch.setattr(hdf5_chunks, "libdeflate", helpers.peer(name) if name == "deflate" else None)
+    monkeypatch.setattr(hdf5_filters, "libdeflate", helpers.peer(name) if name == "deflate" else None)
     return name
 
 

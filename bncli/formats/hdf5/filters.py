@@ -144,7 +144,7 @@ def _inflate(data: Bytes, size: int) -> Bytes:
                 return found
     plain, done, complete = np.empty(size + 1, np.uint8), 0, False
     try:
-        for part, complete in _inflated(data):
+        for part, complete in _inflated(data):  # noqa: B007
             plain[done : done + len(part)] = np.frombuffer(part, np.uint8)[: size + 1 - done]
             done += len(part)
             if done > size:
@@ -179,7 +179,9 @@ def unlzf(data: Bytes, size: int) -> Bytes:
 
 
 def _unlzf(data: Bytes, room: int) -> Bytes:
-    """`unlzf` where the C library is missing. An LZF stream is a sequence of literal runs and back references:
+    """`unlzf` where the C library is missing.
+
+    An LZF stream is a sequence of literal runs and back references:
 
     - 000LLLLL, then L + 1 bytes: a literal run of these bytes
     - LLLOOOOO OOOOOOOO (L < 7): L + 2 bytes, from O + 1 bytes back in the output

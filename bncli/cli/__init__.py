@@ -17,6 +17,7 @@ import click
 
 from bncli.cli.running import Running
 from bncli.errors import BnError, InputError, UsageError, WriteError, printable
+from bncli.stats.provenance import COMMAND
 from bncli.system import shutdown
 from bncli.version import __version__
 
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _run(args: list[str]) -> int:
     """Turn everything that can go wrong into one or two lines and an exit code."""
     running = Running()
+    typed = COMMAND.set(("bn", *args))
     try:
         try:
             if asked := os.environ.get("_BN_COMPLETE"):
@@ -103,6 +105,7 @@ def _run(args: list[str]) -> int:
             with cli.make_context("bn", args, obj=running) as context:
                 cli.invoke(context)
         finally:
+            COMMAND.reset(typed)
             sys.stdout.flush()
     except click.exceptions.Exit as done:
         return done.exit_code

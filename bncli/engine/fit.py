@@ -35,7 +35,8 @@ from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Layout
 from bncli.stats.conventions import Conventions
 from bncli.stats.learned import Learned
-from bncli.stats.record import Stats, provenance
+from bncli.stats.provenance import provenance
+from bncli.stats.record import Stats
 from bncli.system import atomic
 from bncli.version import __version__
 

@@ -22,7 +22,8 @@ from bncli.numerics.arrays import Floats
 from bncli.numerics.layout import feature_axis
 from bncli.numerics.moments import Moments, Running
 from bncli.stats.conventions import Conventions
-from bncli.stats.record import Stats, load, provenance
+from bncli.stats.provenance import provenance
+from bncli.stats.record import Stats, load
 from bncli.system import atomic
 
 CONVENTIONS = ("momentum", "eps", "ddof", "init")

@@ -21,7 +21,8 @@ from bncli.numerics.moments import Moments
 from bncli.stats import container
 from bncli.stats.columns import assumed as columns_assumed
 from bncli.stats.conventions import DEFAULTS, PRESETS, check_conventions
-from bncli.stats.record import Stats, provenance
+from bncli.stats.provenance import provenance
+from bncli.stats.record import Stats
 from bncli.stats.warnings import momentum_advice
 
 FLOAT32 = np.finfo(np.float32)

@@ -11,7 +11,8 @@ from bncli.errors import BnWarning, MismatchError
 from bncli.exchange.common import channels, package
 from bncli.numerics.batchnorm import deviation
 from bncli.numerics.moments import Moments
-from bncli.stats.record import EPS_SHARE, Stats, provenance
+from bncli.stats.provenance import provenance
+from bncli.stats.record import EPS_SHARE, Stats
 
 if TYPE_CHECKING:
     from sklearn.preprocessing import StandardScaler

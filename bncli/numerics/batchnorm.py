@@ -230,7 +230,7 @@ def normalize(
     [[1.0], [11.0]]
     """
     x = real_array(x)
-    return _applied(x, mean, var, gamma, beta, eps, axis, dtype, inverse=False)
+    return _checked(x, x, _affine(x.shape, mean, var, gamma, beta, eps, axis), dtype)
 
 
 def denormalize(
@@ -260,7 +260,7 @@ def denormalize(
     [[3.0], [5.0]]
     """
     y = real_array(y)
-    return _applied(y, mean, var, gamma, beta, eps, axis, dtype, inverse=True)
+    return _checked(y, y, _affine(y.shape, mean, var, gamma, beta, eps, axis, inverse=True), dtype)
 
 
 def output_type(dtype: DType) -> DType:
@@ -319,25 +319,23 @@ def _shape(rank: int, axis: int) -> tuple[int, ...]:
     return tuple(-1 if i == axis % rank else 1 for i in range(rank))
 
 
-def _applied(
-    x: Array,
+def _affine(
+    shape: tuple[int, ...],
     mean: npt.ArrayLike,
     var: npt.ArrayLike,
     gamma: npt.ArrayLike,
     beta: npt.ArrayLike,
     eps: float,
     axis: int,
-    dtype: npt.DTypeLike | None,
-    *,
-    inverse: bool,
-) -> Array:
-    """Test mode or its inverse with statistics along the feature axis of x; raises as `normalize`."""
-    axis = feature_axis(x.ndim, axis)
+    inverse: bool = False,
+) -> Affine:
+    """Test mode or its inverse for arrays of this shape, with statistics along the feature axis; raises as `normalize`."""
+    axis = feature_axis(len(shape), axis)
     named = {"mean": mean, "var": var, "gamma": gamma, "beta": beta}
     m, v, g, b = (
-        per_feature(a, x.shape[axis], name).reshape(_shape(x.ndim, axis)) for name, a in named.items()
+        per_feature(a, shape[axis], name).reshape(_shape(len(shape), axis)) for name, a in named.items()
     )  # (1, .., C, .., 1)
-    return _checked(x, x, Affine.of(m, v, g, b, eps, inverse=inverse), dtype)
+    return Affine.of(m, v, g, b, eps, inverse=inverse)
 
 
 def _checked(given: Array, x: Array, affine: Affine, dtype: npt.DTypeLike | None) -> Array:

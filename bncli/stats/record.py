@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
 import os
-import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,8 +21,8 @@ from bncli.numerics.moments import Moments, Running
 from bncli.stats import columns, container
 from bncli.stats.conventions import check_conventions
 from bncli.stats.learned import Learned
+from bncli.stats.provenance import written_by
 from bncli.system import atomic
-from bncli.version import __version__
 
 FORMAT = "bncli-stats"
 FORMAT_VERSION = 1
@@ -49,7 +46,7 @@ class Stats:
     running_mean, running_var : shape (C,)
         Folded batch by batch with the momentum; NaN where no batch gave two values.
     gamma, beta : shape (C,)
-        Scale and shift of the normalised values.
+        Scale and shift of the normalized values.
     population : Moments of shape (C,)
         Count, mean and m2 of every value seen.
     running : Running or None
@@ -363,9 +360,9 @@ class Stats:
             raise InputError(f"{printable(where)}: an HDF5 file, but not a stats file; make one with 'bn fit'")
         version = attributes.get("format_version")
         if version != FORMAT_VERSION:
-            written_by = _written_by(attributes)
+            writer = written_by(attributes)
             raise InputError(
-                f"{printable(where)}: stats format {version}{written_by}; this bn reads format {FORMAT_VERSION}: upgrade bn"
+                f"{printable(where)}: stats format {version}{writer}; this bn reads format {FORMAT_VERSION}: upgrade bn"
             )
         try:
             return cls._from_parts(arrays, attributes)
@@ -443,25 +440,3 @@ def check_storable(names: Sequence[str]) -> None:
             raise MismatchError(f"the name of feature {i}, {printable(name)!r}, ends in a NUL character; take it out")
         if not name.isascii() and name.encode(errors="replace").decode() != name:
             raise MismatchError(f"the name of feature {i}, {printable(name)!r}, holds half a character")
-
-
-def command_line() -> list[str]:
-    """The command that was typed, where this process is one of `bn`; else nothing."""
-    return ["bn", *sys.argv[1:]] if os.path.basename(sys.argv[0] or "") == "bn" else []
-
-
-def provenance(sources: list[dict[str, Any]], command: Sequence[str] | None = None) -> dict[str, Any]:
-    """Where a record comes from: versions, command line (None: that of this process), sources and time."""
-    return {
-        "versions": {"bncli": __version__, "numpy": np.__version__, "python": platform.python_version()},
-        "command": command_line() if command is None else list(command),
-        "sources": sources,
-        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def _written_by(attributes: dict[str, Any]) -> str:
-    try:
-        return f", written by bn {printable(json.loads(attributes['provenance'])['versions']['bncli'])}"
-    except (KeyError, TypeError, ValueError):
-        return ""

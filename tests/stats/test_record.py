@@ -22,7 +22,7 @@ from bncli.errors import BnWarning, InputError, MismatchError, OutputExistsError
 from bncli.numerics.moments import Moments, Running
 from bncli.stats import container
 from bncli.stats.conventions import DEFAULTS, PRESETS, check_conventions
-from bncli.stats.record import Stats, load, provenance
+from bncli.stats.record import Stats, load
 
 
 def example(features: int = 3, **changes: Any) -> Stats:
@@ -314,8 +314,3 @@ def test_what_data_must_be_like() -> None:
 def test_presets() -> None:
     assert {name: tuple(preset.plain().values()) for name, preset in PRESETS.items()} == helpers.PRESETS
     assert tuple(DEFAULTS.plain().values()) == (0.9, 1e-5, 0, "debias", -1)
-
-
-def test_the_command_line_is_handed_in() -> None:
-    assert provenance([], ["bn", "fit", "x.npy"])["command"] == ["bn", "fit", "x.npy"]
-    assert provenance([])["command"] == []  # of pytest

@@ -92,17 +92,17 @@ def _copy(attribute: h5a.AttrID, target: Any, checked: CheckedFile, moved: Moved
     return True
 
 
-def refers(kind: Any) -> bool:
+def refers(kind: h5t.TypeID) -> bool:
     """Tell whether values of a type are references, or hold some."""
     return any(True for _ in _references(kind))
 
 
-def _plain_references(kind: Any) -> bool:
+def _plain_references(kind: h5t.TypeID) -> bool:
     """Tell whether all references in a type are to whole objects, as the place of its header: those of HDF5 before 1.12."""
     return all(reference.equal(h5t.STD_REF_OBJ) for reference in _references(kind))
 
 
-def _references(kind: Any) -> Iterator[Any]:
+def _references(kind: h5t.TypeID) -> Iterator[h5t.TypeID]:
     """The types of reference that a type is, or holds."""
     group = kind.get_class()
     if group in (h5t.VLEN, h5t.ARRAY):
@@ -114,7 +114,7 @@ def _references(kind: Any) -> Iterator[Any]:
         yield kind
 
 
-def translate(kind: Any, values: Array, moved: Moved) -> Bools:
+def translate(kind: h5t.TypeID, values: Array, moved: Moved) -> Bools:
     """Let the references in values (as `read` leaves them in memory) point to the copies; tell for each whether all do.
 
     What has no copy becomes the null reference.
@@ -125,7 +125,7 @@ def translate(kind: Any, values: Array, moved: Moved) -> Bools:
     return found.reshape(values.shape)
 
 
-def _translate(kind: Any, content: Bytes, moved: Moved, found: Bools) -> None:
+def _translate(kind: h5t.TypeID, content: Bytes, moved: Moved, found: Bools) -> None:
     """Translate values of a type, a row of bytes each, in place; `found` of a value becomes False where it fails."""
     group = kind.get_class()
     if group == h5t.REFERENCE:
@@ -146,7 +146,7 @@ def _translate(kind: Any, content: Bytes, moved: Moved, found: Bools) -> None:
                 _translate(member, content[:, at : at + member.get_size()], moved, found)
 
 
-def _members(kind: Any) -> list[tuple[Any, int]]:
+def _members(kind: h5t.TypeID) -> list[tuple[h5t.TypeID, int]]:
     """Return the parts of a compound or array type, and where each begins."""
     if kind.get_class() == h5t.COMPOUND:
         return [(kind.get_member_type(i), kind.get_member_offset(i)) for i in range(kind.get_nmembers())]
@@ -170,7 +170,7 @@ def can_be_copied(item: h5d.DatasetID) -> bool:
     return not refers(kind) or (_plain_references(kind) and not _lists_references(kind))
 
 
-def _lists_references(kind: Any) -> bool:
+def _lists_references(kind: h5t.TypeID) -> bool:
     """Tell whether values of a type hold lists, of variable length, of references."""
     group = kind.get_class()
     if group == h5t.COMPOUND:
@@ -191,7 +191,7 @@ def copied_by_value(item: h5d.DatasetID) -> bool:
     return refers(kind) or (filled and _varies(kind))
 
 
-def _varies(kind: Any) -> bool:
+def _varies(kind: h5t.TypeID) -> bool:
     """Tell whether values of a type are of variable length, or hold such."""
     group = kind.get_class()
     if group == h5t.COMPOUND:

@@ -139,7 +139,7 @@ class CheckedFile(io.RawIOBase):
             check_heap(os.pread(self.raw.fd, min(size, self.raw.size - place), place))
 
 
-def _may_be(flags: int, coded: bytes, kind: Any, space: bytes, shape: tuple[int, ...], word: int) -> bool:
+def _may_be(flags: int, coded: bytes, kind: h5t.TypeID, space: bytes, shape: tuple[int, ...], word: int) -> bool:
     """Tell whether type and dataspace of an attribute's message are of this class and shape.
 
     What is shared with other messages (so its flags say) lies elsewhere, and is not compared. Layout: HDF5 file format
@@ -171,7 +171,7 @@ class Layout:
     claims: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def of(cls, kind: Any, width: int) -> Layout:
+    def of(cls, kind: h5t.TypeID, width: int) -> Layout:
         """Return the layout of a type, of which a reference into a heap takes `width` bytes in the file."""
         unit, group = element_bytes(kind), kind.get_class()
         if unit:
@@ -192,13 +192,13 @@ class Layout:
         return cls(kind.get_size() + longer, tuple(claims))
 
 
-def element_bytes(kind: Any) -> int:
+def element_bytes(kind: h5t.TypeID) -> int:
     """Return the size of an element of a type of variable length, one byte of a text; 0 for other types."""
     variable = kind.get_class() == h5t.VLEN or (kind.get_class() == h5t.STRING and kind.is_variable_str())
     return int(kind.get_super().get_size()) if variable else 0
 
 
-def check_variable(kind: Any) -> None:
+def check_variable(kind: h5t.TypeID) -> None:
     """Raise ValueError where a type of variable length, at any depth, is neither a sequence nor a text.
 
     HDF5 takes such a type, and copies its values through a null pointer. Layout: HDF5 file format specification, IV.A.2.d (the datatype message, class 9), behind two bytes of `H5Tencode`.

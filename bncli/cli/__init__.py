@@ -140,7 +140,7 @@ def _run(args: list[str]) -> int:
 
 
 def _in_words(error: click.ClickException) -> str:
-    """What Click says of a command line, as bn says it."""
+    """A usage error of Click in the words of bn."""
     context = error.ctx if isinstance(error, click.UsageError) else None
     see = f"; see '{context.command_path} --help'" if context else ""
     if isinstance(error, click.NoSuchOption):

@@ -35,7 +35,7 @@ def fit(
 
     \b
     running    = M * running + (1 - M) * batch     batch by batch, M = --momentum
-    population = mean and variance of every value  always stored beside it
+    population = mean and variance of every value  always stored as well
 
     M is the weight of the OLD value, as in CS231n, Keras and ONNX; PyTorch's momentum is 1 - M.
     With --momentum none the running statistics are the population's, the

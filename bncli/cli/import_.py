@@ -49,7 +49,7 @@ from bncli.exchange import formats
 def import_(file: str, output: str, force: bool, as_json: bool, quiet: bool, **given: Any) -> None:
     """Read one normalization layer of FILE and store it as a stats file, for bn apply and bn inspect.
 
-    What FILE does not hold (eps, momentum, …) is the framework's default, and a note on stderr says so. Files of
+    What FILE does not hold (eps, momentum, …) is the framework's default, with a note on stderr. Files of
     frameworks hold no population statistics.
 
     \b

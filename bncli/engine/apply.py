@@ -137,9 +137,9 @@ def apply(
             report.outputs.append(job.output)
             report.passed_over |= {job.address: job.passed_over} if job.passed_over else {}
         if report.overflowed:
-            cure = "Give a wider --dtype" if jobs[0].dtype.itemsize < 8 else "Rescale the data or gamma"
+            remedy = "Give a wider --dtype" if jobs[0].dtype.itemsize < 8 else "Rescale the data or gamma"
             raise MismatchError(
-                f"{report.overflowed:,} values do not fit {jobs[0].dtype.name}; nothing was written. {cure}"
+                f"{report.overflowed:,} values do not fit {jobs[0].dtype.name}; nothing was written. {remedy}"
             )
         if report.varied_where_constant:
             warnings.warn(_varied(report.varied_where_constant), BnWarning, stacklevel=2)

@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a long computation, saved beside its output, so that a stopped or killed run can be resumed.
+"""Checkpoints: the state of a long computation, saved next to its output, so that a stopped or killed run can be resumed.
 
 A loop uses a Checkpointer as follows and does not have to handle signals:
 

@@ -187,7 +187,7 @@ def fit_to_file(
 ) -> tuple[Stats, str]:
     """Fit files and store the result; return the Stats and the path of their file.
 
-    A checkpoint beside the output holds what was folded so far; `resume` continues from it.
+    A checkpoint next to the output holds what was folded so far; `resume` continues from it.
 
     Raises
     ------

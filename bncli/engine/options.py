@@ -257,7 +257,7 @@ class FitOptions(Reading):
     )
     preset: choices.PresetName | None = option(
         None,
-        "Momentum, eps, ddof, init and axis of a framework; options given beside it win.",
+        "Momentum, eps, ddof, init and axis of a framework; options given with it take precedence.",
         STATISTICS,
         CHOICE,
         choices=choices.PRESET_NAMES,
@@ -347,7 +347,7 @@ class FitOptions(Reading):
         """Raise UsageError where options exclude or need each other."""
         if self.like is not None and self.preset is not None:
             raise UsageError(
-                "--preset and --like each set momentum, eps, ddof, init and axis; give one of them, and beside it the options "
+                "--preset and --like each set momentum, eps, ddof, init and axis; give one of them, and with it the options "
                 "that are to differ"
             )
         for name in ("loss", "activation", "optimizer", "lr", "epochs", "holdout"):
@@ -418,7 +418,7 @@ def _row_range(rows: object) -> tuple[int | None, int | None]:
 
 
 def _texts(names: Any) -> tuple[str, ...]:
-    """Feature names as texts, whatever sequence they come in."""
+    """Feature names as strings, from any sequence."""
     try:
         if isinstance(names, bytes) or any(name is None for name in names):
             raise TypeError

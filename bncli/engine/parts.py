@@ -236,7 +236,7 @@ class Rounded(Part):
         if not any(i.dtype.kind in "iu" and i.dtype.itemsize == 8 for i in batches.data.inputs):
             return cls()
         with np.errstate(invalid="ignore"):
-            reach = np.abs(batches.population.mean) + np.sqrt(batches.population.m2)  # no value lies farther from 0
+            reach = np.abs(batches.population.mean) + np.sqrt(batches.population.m2)  # no value is farther from 0
         if not (reach >= EXACT_INTEGERS).any():  # so the values need not be read again
             return cls()
         found = (

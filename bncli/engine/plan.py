@@ -164,7 +164,7 @@ def segments(layout: Layout, samples: int, batch_size: int) -> Iterator[Segment]
 
 
 def options_record(spec: FitSpec) -> dict[str, Any]:
-    """The options that are kept in the stats file beside the conventions."""
+    """The options that are stored in the stats file with the conventions."""
     kept: dict[str, Any] = {"nan": spec.nan}
     if spec.fill_value is not None:
         kept["fill_value"] = spec.fill_value

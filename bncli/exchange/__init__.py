@@ -34,7 +34,7 @@ class Format:
     verbs : tuple of str
         "write" where the module has `encode`, "read" where it has `decode`.
     options : tuple of str
-        Fields of ExportOptions that `encode` takes, beside `use`.
+        Fields of ExportOptions that `encode` takes, besides `use`.
     has_layers : bool
         Whether a file can hold several layers.
     limit : int
@@ -64,7 +64,7 @@ def write(
     force: bool = True,
     inputs: Sequence[str] = (),
 ) -> Exported:
-    """Write statistics in a framework's format; without `format` the path's suffix says it.
+    """Write statistics in a framework's format; without `format` the path's suffix decides.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def read(
     eps: float | None = None,
     momentum: Momentum = None,
 ) -> Stats:
-    """Read statistics from a framework's file; without `format` the path's suffix says it.
+    """Read statistics from a framework's file; without `format` the path's suffix decides.
 
     Parameters
     ----------

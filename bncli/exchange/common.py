@@ -1,4 +1,4 @@
-"""What the formats share: what to say about an export, which layer of a model is meant, and Stats from what a file holds."""
+"""Shared by the formats: notes about an export, the choice of a model's layer, and Stats from what a file holds."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def checksum(columns: Mapping[str, Any], held: Mapping[str, Any], names: Sequenc
     It is of the values, not of the bytes, and so holds where another tool writes the same values in its own way.
     """
     arrays = {name: np.asarray(values, np.float64) for name, values in columns.items()}
-    plain = {name: np.where(np.isnan(a), np.nan, a) for name, a in arrays.items()}  # one NaN, whatever its bits
+    plain = {name: np.where(np.isnan(a), np.nan, a) for name, a in arrays.items()}  # every NaN has the same bits
     return container.digest(plain, {"held": json.dumps([held, names], sort_keys=True)})
 
 
@@ -137,7 +137,7 @@ def pick(
     what: str,
     also: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> str:
-    """The name of the layer that is meant: the one asked for, by its whole name or its last parts, else the only one.
+    """The name of the chosen layer: the one asked for, by its whole name or its last parts, else the only one.
 
     A name may be followed by a dot or by one of the layer's keys ("bn1.weight"), as state_dict has it.
 
@@ -156,24 +156,24 @@ def pick(
     InputError
         When the file holds no layer at all.
     UsageError
-        When the layer asked for is not there, or several are meant, which are listed.
+        When the layer asked for is not there, or several match, which are listed.
     """
     where = printable(path)
     if not layers:
         raise InputError(f"{where}: holds no batch-normalization layer ({what}); give another file")
-    meant = list(layers) if layer is None else _meant(layers, layer, also)
-    if len(meant) == 1:
-        return meant[0]
-    said = f"holds {len(layers)} layers"
+    chosen = list(layers) if layer is None else _matching(layers, layer, also)
+    if len(chosen) == 1:
+        return chosen[0]
+    message = f"holds {len(layers)} layers"
     if layer is not None:
-        said = f"{len(meant)} layers go by {printable(layer)!r}" if meant else f"has no layer {printable(layer)!r}"
-    layers = {name: layers[name] for name in meant or layers}
+        message = f"{len(chosen)} layers match {printable(layer)!r}" if chosen else f"has no layer {printable(layer)!r}"
+    layers = {name: layers[name] for name in chosen or layers}
     listed = [f"  --layer {printable(name) or repr(name)}: {c:,} features" for name, c in layers.items()]
     more = [f"  and {len(listed) - LISTED:,} more"] if len(listed) > LISTED else []
-    raise UsageError("\n".join([f"{where}: {said}; choose one with --layer:", *listed[:LISTED], *more]))
+    raise UsageError("\n".join([f"{where}: {message}; choose one with --layer:", *listed[:LISTED], *more]))
 
 
-def _meant(layers: Iterable[str], layer: str, also: Mapping[str, Collection[str]]) -> list[str]:
+def _matching(layers: Iterable[str], layer: str, also: Mapping[str, Collection[str]]) -> list[str]:
     """Layers of exactly this name, else of exactly this other name, else those whose name ends in it."""
     names = {name: (name, *also.get(name, ())) for name in layers}
     for asked in (layer, *_shortened(layer)):
@@ -220,7 +220,7 @@ def to_stats(
     weight = None if momentum == "none" else momentum
     check_conventions(weight, DEFAULTS.eps if eps is None else eps, 0, "debias")
     given = (("eps", eps, eps), ("momentum", momentum, weight))
-    options = {name: value for name, said, value in given if said is not None}
+    options = {name: value for name, stated, value in given if stated is not None}
     if advice := momentum_advice(weight, format):
         warnings.warn(advice, BnWarning, stacklevel=4)
     known = {**held, **options}
@@ -278,7 +278,7 @@ def _check_values(arrays: Mapping[str, Floats], names: Sequence[Any] | None, whe
 
 
 def _warn(stats: Stats, tracked: int | None, where: str) -> None:
-    """Warn about statistics that are there and cannot be meant."""
+    """Warn about statistics that are present but implausible."""
     missing = np.isnan(stats.running_mean)
     if missing.any():
         warnings.warn(
@@ -290,12 +290,12 @@ def _warn(stats: Stats, tracked: int | None, where: str) -> None:
     seen = stats.population.count.any()
     if not seen and (stats.running_mean == 0).all() and (stats.running_var == 1).all():
         saw = "" if tracked is None else f", num_batches_tracked {tracked}"
-        said = f"are as a new layer has them (mean 0 and variance 1 in every channel{saw}): they were never trained, or not saved"
+        found = f"are as a new layer has them (mean 0 and variance 1 in every channel{saw}): they were never trained, or not saved"
     elif tracked == 0:
-        said = "are of a layer that saw no batch (num_batches_tracked is 0): make sure that they were set on purpose"
+        found = "are of a layer that saw no batch (num_batches_tracked is 0): make sure that they were set on purpose"
     else:
         return
-    warnings.warn(f"{where}: the running statistics {said}", BnWarning, stacklevel=4)
+    warnings.warn(f"{where}: the running statistics {found}", BnWarning, stacklevel=4)
 
 
 def channels(where: Bools, names: Sequence[Any] | None = None) -> str:
@@ -353,7 +353,7 @@ def _population(arrays: Mapping[str, Floats], features: int) -> Moments:
         return Moments.empty(features)
     count = arrays["count"]
     if (count < 0).any() or (count != np.floor(count)).any() or (count > 2**53).any():
-        raise MismatchError("count holds what is no number of values")
+        raise MismatchError("count must contain non-negative integers")
     seen = count > 0
     mean, var = (np.where(seen, arrays[f"population_{name}"], 0.0) for name in ("mean", "var"))
     if not np.isfinite(mean + var).all():

@@ -81,7 +81,7 @@ class Layer:
     checksum : str or None
         The checksum that the file bears, of columns, conventions and names.
     tracked : int or None
-        Batches that the layer says it saw.
+        Number of batches that the layer counted.
     """
 
     columns: Mapping[str, Any]
@@ -110,7 +110,7 @@ class Layers:
     what : str
         What makes a layer, for the message when there is none.
     likely : str or None
-        The layer that is meant when none is named; None: the only one.
+        The layer used when none is named; None: the only one.
     check : function
         Raises an error for a layer that was asked for (None: none was) and cannot be read.
     keeps_asked : bool
@@ -140,12 +140,12 @@ class Layers:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What an export is asked for; a format declares which of these it takes beside `use`.
+    """What an export is asked for; a format declares which of these it takes besides `use`.
 
     Attributes
     ----------
     output : str
-        The path that is written, for formats whose suffix says the container.
+        The path that is written, for formats whose suffix selects the container.
     use : "running" or "population"
     rank : int or None
         Dimensions of a model's input.

@@ -86,10 +86,10 @@ def _columns(text: str) -> dict[str, list[str]]:
 
 
 def _check_whole(columns: dict[str, list[str]], text: str) -> None:
-    """Where the file says how many features there are and in which order, they must be there."""
+    """Raise ValueError where the file declares a number and order of features that it does not have."""
     rows = len(columns["running_mean"])
     if COUNT in columns and (set(columns[COUNT]) != {str(rows)} or not text.endswith("\n")):
-        raise ValueError(f"it holds {rows} rows, or less than the last of them; {COUNT} says otherwise")
+        raise ValueError(f"it holds {rows} rows, fewer than {COUNT} declares")
     if columns.get(INDEX, [str(i) for i in range(rows)]) != [str(i) for i in range(rows)]:
         raise ValueError("its rows are not in the order of their index, or not all there")
 

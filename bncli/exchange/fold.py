@@ -1,6 +1,6 @@
 """Normalization as one `y = scale · x + shift`, by itself or folded into the layer before it. A format to write only.
 
-Both containers are read and written here, byte for byte: what is not folded is carried as it is, whatever its type.
+Both containers are read and written here, byte for byte: what is not folded is copied as it is, for every type.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _container(path: str) -> Container:
 
 
 def _fold(weights: Weights, stats: Stats, options: ExportOptions, layer: str, where: str) -> list[str]:
-    """Replace weight and bias of a layer by those that give the normalised values; returns what to say about it."""
+    """Replace weight and bias of a layer by those that give the normalized values; returns notes about it."""
     weight_key, bias_key = (f"{layer}.{name}" if layer else name for name in ("weight", "bias"))
     shape, features = weights.shapes[weight_key], stats.num_features
     groups = _groups(f"{where}: {printable(weight_key)}", shape, features, options.transposed)
@@ -167,7 +167,7 @@ def _scaled(weight: Array, scaling: Affine, groups: int | None) -> Array:
 def _groups(where: str, shape: tuple[int, ...], features: int, transposed: bool | None) -> int | None:
     """Groups of the transposed convolution that a weight is of; None where its output channels are on axis 0.
 
-    A transposed convolution has the shape (in, C / groups, ...), so that C says how many groups there are. Where there are
+    A transposed convolution has the shape (in, C / groups, ...), so that C gives the number of groups. Where there are
     C of them and C inputs, each has one input and one output, and both kinds come out the same.
 
     Raises
@@ -250,7 +250,7 @@ def _read_safetensors(data: bytes, content: Content) -> Weights:
             (begin, stop), kind, shape = entry["data_offsets"], entry["dtype"], tuple(entry["shape"])
             whole = min(shape, default=1) >= 0 and (stop - begin) * 8 in (math.prod(shape) * bits for bits in BITS)
             if not end == begin <= stop <= len(tensors) or not whole:
-                raise ValueError(f"tensor {key} does not lie where its shape and type need it")
+                raise ValueError(f"tensor {key} is not at the offset that its shape and type need")
             found = np.frombuffer(tensors[begin:stop], FLOATS.get(kind, "u1"))
             found = found.reshape(shape) if kind in FLOATS else found
             weights.arrays[key], weights.types[key], weights.shapes[key], end = found, kind, shape, stop

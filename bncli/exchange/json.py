@@ -18,7 +18,7 @@ KEYS = {"format", "version", *KINDS, "num_features", "num_parameters", "sources"
 
 
 def encode(stats: Stats, options: ExportOptions) -> Encoded:
-    """Write the record that `bn inspect --json` prints, and beside it the SHA-256 of it."""
+    """Write the record that `bn inspect --json` prints, and its SHA-256."""
     record = stats.as_dict()
     made = json.dumps(record | {CHECKSUM: _checksum(record)}, allow_nan=False).encode()
     return Encoded(made, conventions(stats), fields.use_notes(options.use))
@@ -51,7 +51,7 @@ def decode(content: Content) -> Layers:
 
 
 def _checksum(record: Any) -> str:
-    """Of everything in the record, whatever the order of its keys and the space between them."""
+    """SHA-256 of everything in the record, independent of the order of keys and of white space."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
@@ -63,7 +63,7 @@ def _features(record: Any) -> list[Any]:
         raise ValueError(f"its format is {record['format']!r} {record['version']!r}, not {FORMAT!r} {FORMAT_VERSION}")
     features, claimed = record["features"], record["num_features"]
     if claimed != len(features):  # before a list of as many is made
-        raise ValueError(f"it holds {len(features)} features, and says that there are {str(claimed)[:20]}")
+        raise ValueError(f"it holds {len(features)} features, but declares {str(claimed)[:20]}")
     if [feature["index"] for feature in features] != list(range(len(features))):
         raise ValueError(f"its features are not 0 to {len(features) - 1}, all of them and in order")
     return list(features)

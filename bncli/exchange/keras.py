@@ -114,9 +114,9 @@ def _layers(
     full = {at: "/".join(names[p] for p in _ancestors(at) if p in names) for at in groups}
     chosen = {at: next((n[at] for n in (own, full) if list(n.values()).count(n[at]) == 1), at) for at in groups}
     for ends in ((), (f"/{asked}",)) if asked else ():  # the whole name goes before the end of one
-        meant = [at for at in groups if any(n == asked or n.endswith(ends) for n in (own[at], full[at], at))]
-        if len(meant) == 1:
-            chosen[meant[0]] = str(asked)
+        matching = [at for at in groups if any(n == asked or n.endswith(ends) for n in (own[at], full[at], at))]
+        if len(matching) == 1:
+            chosen[matching[0]] = str(asked)
             break
     also = {chosen[at]: {own[at], full[at], at} for at in groups}
     return {chosen[at]: group for at, group in groups.items()}, also
@@ -131,19 +131,19 @@ def _attribute(item: h5py.Dataset | h5py.Group, name: str, content: bytes) -> An
 
 
 def _ancestors(path: str) -> list[str]:
-    """The path and what it lies in, outermost first, without the root."""
+    """The path and its parents, outermost first, without the root."""
     parts = path.split("/")
     return ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
 def _refuse_incomplete(layers: dict[str, h5py.Group], layer: str | None, others: int, path: str) -> None:
     """Refuse layers of three variables: one of gamma and beta is missing, and the file does not say which."""
-    meant = [name for name in layers if layer is not None and (name == layer or name.endswith(f"/{layer}"))]
-    if not layers or (layer is not None and not meant) or (layer is None and others > 1):  # then those are listed
+    matching = [name for name in layers if layer is not None and (name == layer or name.endswith(f"/{layer}"))]
+    if not layers or (layer is not None and not matching) or (layer is None and others > 1):  # then those are listed
         return
-    named = ", ".join(printable(name) for name in (meant or layers))
+    named = ", ".join(printable(name) for name in (matching or layers))
     reason = "gamma or beta is not in the file (scale=False or center=False), and it does not say which"
-    if meant or not others:
+    if matching or not others:
         raise InputError(f"{printable(path)}: {named}: {reason}; save the layer with both, as 1 or 0")
     raise UsageError(f"{printable(path)}: holds several layers; say which with --layer. Of {named} {reason}")
 

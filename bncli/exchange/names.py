@@ -31,10 +31,10 @@ PAIRS = (
     ("mean_", "scale_"),  # which is sqrt(var_), or 1 for a constant
 )
 PLAIN = {"mean", "mean_"}  # a layer's, or those of any data
-# the first that is there; scale and shift are also what bn writes beside gamma and beta, of y = scale * x + shift
+# the first that is there; scale and shift are also what bn writes besides gamma and beta, of y = scale * x + shift
 AFFINE = {"gamma": ("weight", "gamma", "scale"), "beta": ("bias", "beta", "offset", "shift")}
 KNOWN = {TRACKED, *chain.from_iterable((*PAIRS, *AFFINE.values()))}
-# two names for one thing, so that nobody can say which is meant
+# two names for one thing, so that the choice is ambiguous
 RIVALS = (("weight", "gamma"), ("weight", "scale"), ("bias", "beta"), ("bias", "offset"), ("bias", "shift"))
 STATE, PARAMETERS = "batch_stats", "params"  # Flax keeps the statistics apart from scale and bias
 

@@ -24,7 +24,7 @@ from bncli.system import parsing
 
 POPULATION = ("count", "population_mean", "population_var")
 FIELDS = {*POPULATION, fields.NAMES, fields.NAMES + container.ENDS, *KINDS}
-INFLATED, RATIO = 16 << 20, 4  # bytes of all fields, and beside them times the file's; a real file has half its RATIO
+INFLATED, RATIO = 16 << 20, 4  # bytes of all fields, and a factor of the file's size; a real file has half its RATIO
 DAMAGED = (  # what zipfile and NumPy's reader of headers raise over damaged or hostile bytes
     *(ValueError, LookupError, TypeError, SyntaxError, EOFError, OSError, RuntimeError, ArithmeticError, MemoryError),
     *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
@@ -112,7 +112,7 @@ def read_arrays(
         if len(set(keys)) < len(keys):
             raise ValueError("it holds the same name twice")
         if int.from_bytes(content[-12:-10], "little") != len(members):  # zipfile lists what it finds and does not count
-            raise ValueError(f"it holds {len(members)} members, and says otherwise at its end")
+            raise ValueError(f"it holds {len(members)} members, but its directory lists another number")
         if any(info.compress_type not in COMPRESSIONS for info in archive.infolist()):
             raise ValueError("a member is compressed in a way that NumPy does not use")
         if bad := archive.testzip():
@@ -147,7 +147,7 @@ def _header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, DType]:
 
 
 def _array(content: bytes, member: str) -> Array:
-    """One array, which stays where it lies in the content; the header is text, never a pickle."""
+    """One array, a view of the content; the header is text, never a pickle."""
     stream = io.BytesIO(content)
     shape, by_column, dtype = _header(stream)
     start = stream.tell()

@@ -41,7 +41,7 @@ def encode(stats: Stats, options: ExportOptions) -> Encoded:
     onnx = package("onnx", "onnx")
     rank = options.rank if options.rank is not None else len(stats.sample_shape) + 1 if stats.sample_shape else 2
     if not 2 <= rank <= HIGHEST_RANK:
-        raise UsageError(f"--rank {rank} is not in 2 to {HIGHEST_RANK}: samples, channels, and what lies behind them")
+        raise UsageError(f"--rank {rank} is outside 2 to {HIGHEST_RANK}: samples, channels and spatial axes")
     arrays = {name: _float32(getattr(stats, name), name) for name in INPUTS}
     _check_inference(stats)
     attributes = {"epsilon": _attribute(stats.eps, "eps")}
@@ -216,7 +216,7 @@ def _check_inference_form(node: Any, opset: int, where: str) -> None:
 def _array(onnx: Any, tensor: Any, path: str) -> Array:
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         raise InputError(
-            f"{printable(path)}: the values of {printable(tensor.name)} lie in another file, which bn does not open; "
+            f"{printable(path)}: the values of {printable(tensor.name)} are in another file, which bn does not open; "
             "save the model in one file"
         )
     array: Array = onnx.numpy_helper.to_array(tensor)

@@ -61,7 +61,7 @@ def decode(content: Content) -> Layers:
     def layer(found: state_dict.Found) -> Layer:
         ours = _ours(metadata, path)
         held = {name: ours[name] for name in HELD if name in ours} | {"num_batches": found.tracked or 0}
-        tracked = None if ours else found.tracked  # bn's own file says 0 of statistics that were not folded
+        tracked = None if ours else found.tracked  # bn's own file has 0 for statistics that were not folded
         return Layer(found.columns, held, ours.get("names"), checksum=ours.get(CHECKSUM), tracked=tracked)
 
     return state_dict.layers(shapes, get, path, layer)
@@ -87,7 +87,7 @@ def header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, str], int]:
 
 
 def _bfloat16(path: str, key: str) -> npt.NDArray[np.float32]:
-    """A tensor of the type that NumPy has not. The package has checked where it lies."""
+    """A tensor of a type that NumPy lacks. The package has checked its offset."""
     with open(path, "rb") as file:
         entries, _, origin = header(file)
         start, stop = entries[key]["data_offsets"]

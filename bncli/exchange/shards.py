@@ -1,7 +1,7 @@
 """A checkpoint that was saved in several files: whether this is one of them, and what of a layer the others hold.
 
-Hugging Face's form: `model-00002-of-00005.safetensors` (or `.bin`), and beside them `model.safetensors.index.json`, whose
-`weight_map` says in which file each tensor is. No file that an index names is opened.
+Hugging Face's form: `model-00002-of-00005.safetensors` (or `.bin`), and next to them `model.safetensors.index.json`, whose
+`weight_map` names the file of each tensor. No file that an index names is opened.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ NAMED = 4  # keys in a message
 
 
 class Shards(NamedTuple):
-    """What lies beside a file: the file of every key in the indexes there, and whether this one is a shard at all."""
+    """The shards next to a file: the file of every key in the indexes there, and whether this one is a shard at all."""
 
     files: dict[str, str]
     numbered: bool
 
     def missing(self, keys: Collection[str]) -> dict[str, str]:
-        """Those of a layer's keys that other files hold, or may hold where no index says: key -> file."""
+        """Those of a layer's keys that other files hold, or may hold where no index lists it: key -> file."""
         known = {key: self.files[key] for key in keys if key in self.files}
         return known if self.files or not self.numbered else dict.fromkeys(keys, "")
 
@@ -38,8 +38,8 @@ class Shards(NamedTuple):
         return "; it is one of several files of a checkpoint, so that it may be in another" if self.numbered else ""
 
 
-def beside(path: str) -> Shards:
-    """Read the indexes beside a file. One that cannot be read says nothing, nor does a folder that cannot be listed."""
+def next_to(path: str) -> Shards:
+    """Read the indexes next to a file. One that cannot be read is ignored, and so is a folder that cannot be listed."""
     folder, name = os.path.split(path)
     found: dict[str, str] = {}
     try:

@@ -24,7 +24,7 @@ def write(stats: Stats) -> StandardScaler:
     """A fitted StandardScaler with the population statistics.
 
     `scaler.transform(x)` is `stats.normalize(x, use="population")` with an eps of 0: scikit-learn divides by sqrt(var),
-    and by 1 where that is 0, so eps is not part of it (a warning tells where that shows). It works on (samples, C).
+    and by 1 where that is 0, so eps is not part of it (a warning counts the features where that shows). It works on (samples, C).
 
     Parameters
     ----------

@@ -62,7 +62,7 @@ class Found(NamedTuple):
     columns : name -> array
         running_mean and running_var; gamma and beta where the file has them.
     tracked : int or None
-        Batches that the layer says it saw; None where it says nothing (PyTorch before 0.4.1, other frameworks).
+        Number of batches that the layer counted; None where it has no count (PyTorch before 0.4.1, other frameworks).
     keys : name -> key
         Everything that the file holds under the layer's name, by the last part of its key.
     """
@@ -93,9 +93,9 @@ def layers(
         p: k for p, (k, _) in halves.items()
     }
     prefixes = {prefix[:-1]: prefix for prefix in first}
-    what = "no running_mean and running_var" + ("" if first else shards.beside(path).hint)
+    what = "no running_mean and running_var" + ("" if first else shards.next_to(path).hint)
     proper = [prefix for prefix, pair in pairs.items() if pair[0] not in names.PLAIN or names.affine(prefix, groups)]
-    # mean and std of the data are beside many a model's layers
+    # many models also store the mean and std of the data
     likely = proper[0][:-1] if len(proper) == 1 and not halves else None
 
     def read(name: str) -> Layer:
@@ -140,7 +140,7 @@ def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _column(get: Callable[[str], Any], key: str, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-    """The array of a key, without axes of length 1 beside its features."""
+    """The array of a key, without axes of length 1 other than the features."""
     array, shape = get(key), shapes[key]
     return array if len(shape) < 2 else np.reshape(array, _flat(shape))
 
@@ -154,8 +154,8 @@ def _halves(groups: Mapping[str, Mapping[str, str]], path: str) -> dict[str, tup
             here = next(name for name in open_pairs[0] if name in group)
             others = dict.fromkeys(prefix + name for pair in open_pairs for name in pair if name not in group)
             found[prefix] = (group[here], list(others))
-    beside = shards.beside(path) if found else None
-    known = {prefix: (key, beside.missing(others)) for prefix, (key, others) in found.items() if beside}
+    others_of = shards.next_to(path) if found else None
+    known = {prefix: (key, others_of.missing(others)) for prefix, (key, others) in found.items() if others_of}
     return {prefix: half for prefix, half in known.items() if half[1]}
 
 
@@ -175,7 +175,7 @@ def _affine(
     absent = [column for column in names.AFFINE if column not in found]
     places = dict.fromkeys((prefix, names.parameters(prefix)))
     wanted = [place + name for column in absent for place in places for name in names.AFFINE[column]]
-    if absent and (missing := shards.beside(path).missing(wanted)):
+    if absent and (missing := shards.next_to(path).missing(wanted)):
         raise shards.refusal(path, prefix[:-1], missing)
     others = [
         printable(key)

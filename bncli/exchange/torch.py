@@ -35,7 +35,7 @@ PROGRAMS = {  # kind: a member that only it has, and Python that loads it, and t
 # of what `weights_only` allows, those that make as much memory as the file claims; by their line in a pickle
 SWELLING = (b"\nbytearray\n", b"\n_rebuild_device_tensor_from_cpu_tensor\n")
 PIECE = 1 << 20  # bytes of a file to search at a time
-ROOM, VISIT = 64 << 20, 64  # bytes for the keys in them, and beside each: a million of usual length
+ROOM, VISIT = 64 << 20, 64  # bytes for the keys in them, and for each: a million of usual length
 
 
 def encode(stats: Stats, options: ExportOptions) -> Encoded:
@@ -129,7 +129,7 @@ def _check_kind(members: list[str], path: str) -> None:
 
 
 def _check_calls(path: str) -> None:
-    """Raise ValueError where a pickle calls what makes memory of any size. Members of a zip are stored, so they lie open."""
+    """Raise ValueError where a pickle calls what makes memory of any size. Members of the zip are stored uncompressed, so they can be searched."""
     with open(path, "rb") as file:
         tail = b""
         while piece := file.read(PIECE):
@@ -175,7 +175,7 @@ def _tensors(torch: Any, content: Any) -> dict[str, Any]:
         for key, value in items:
             room -= len(key) + VISIT
             if room < 0:
-                raise ValueError("its dictionaries lie in each other too often")
+                raise ValueError("its dictionaries are nested too deeply")
             if not isinstance(value, torch.Tensor):
                 level.append((f"{key}.", value))
             elif found.setdefault(key, value) is not value:

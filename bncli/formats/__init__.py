@@ -81,7 +81,7 @@ class Sink(Protocol):
         """Append the next values, of shape (n,)."""
 
     def copy_others(self, source: Source) -> tuple[list[str], list[str]]:
-        """Copy what lies beside the source in its file; returns what was left and what was dropped, as paths."""
+        """Copy the other contents of the source's file; returns what was not copied and what was dropped, as paths."""
 
     def finish(self) -> None:
         """Close what is complete."""
@@ -144,7 +144,7 @@ class Format:
         )
 
     def others(self, path: str, array: str) -> list[str]:
-        """Names of the arrays of a file beside this one."""
+        """Names of the other arrays of a file."""
         return []
 
     def names(self, path: str, array: str) -> tuple[str, ...]:
@@ -233,7 +233,7 @@ def format_of(path: str) -> Format:
         if (not store or known.stores) and known.knows(path):
             return known
     if store:
-        RegularFile(path).close()  # which says what it is instead of a file
+        RegularFile(path).close()  # which reports what it is instead of a file
     for known in formats():
         if known.claims(path):
             return known

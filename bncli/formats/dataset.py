@@ -87,13 +87,13 @@ class DataSet(Protocol):
         """Values at positions first to first + count in C order; overwritten by the next read."""
 
     def stored(self, first: int, count: int) -> FileRange | None:
-        """Where these values lie in one file, just as `read` gives them; else None."""
+        """The range of one file that holds these values just as `read` gives them; else None."""
 
     def locate(self, position: int) -> tuple[str, int]:
         """Address and sample (counted in that input) of a value."""
 
     def inputs_of(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Which of `inputs` these samples, in ascending order, lie in."""
+        """Which of `inputs` hold these samples, given in ascending order."""
 
     @property
     def most_readers(self) -> int:
@@ -187,7 +187,7 @@ class Joined:
         return out
 
     def stored(self, first: int, count: int) -> FileRange | None:
-        """Where these values lie in one file, in the type of `dtype`, just as `read` gives them; else None."""
+        """The range of one file that holds these values in the type of `dtype`, just as `read` gives them; else None."""
         sample = first // self.sample_size
         index = bisect.bisect_right(self._offsets, sample) - 1
         source = self._source(index)
@@ -202,7 +202,7 @@ class Joined:
         return self.inputs[index].address, self.inputs[index].start + sample - self._offsets[index]
 
     def inputs_of(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Which of `inputs` these samples lie in."""
+        """Which of `inputs` hold these samples."""
         return np.searchsorted(self._offsets, samples, side="right") - 1
 
     @property

@@ -1,4 +1,4 @@
-"""Values that a dataset declares not to be data: its fill values, and what lies outside its valid range."""
+"""Values that a dataset declares not to be data: its fill values, and values outside its valid range."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Mark:
 
     @classmethod
     def of_fill(cls, name: str, value: Number, dtype: DType) -> Mark | None:
-        """Mark a fill value, declared in whatever type; None for NaN (`--nan` is for those), and where `dtype` cannot hold it."""
+        """Mark a fill value, declared in any type; None for NaN (`--nan` is for those), and where `dtype` cannot hold it."""
         fill = fill_in(dtype, value)
         if fill is None or not math.isfinite(fill):
             return None
@@ -69,7 +69,7 @@ class Mark:
 
 
 class Tally:
-    """Reads from a data set, and counts how many values are marked by the input that they lie in: each value once.
+    """Reads from a data set, and counts how many values are marked per input: each value once.
 
     Attributes
     ----------
@@ -122,20 +122,20 @@ def remarks(data: DataSet, counts: Sequence[int], *, fill: Number | None, verb: 
         by_place: dict[str, list[str]] = {}
         for mark, count in fills:
             by_place.setdefault(_where(data, mark), []).append(f"{_values(count)} {mark.text} ({mark.name})")
-        said = ", ".join(f"{place}: {' and '.join(words)}" for place, words in by_place.items())
-        texts.append(f"{said} {_taken(fills)}; {_cure(data, fills, fill, verb)}")
+        listed = ", ".join(f"{place}: {' and '.join(words)}" for place, words in by_place.items())
+        texts.append(f"{listed} {_taken(fills)}; {_remedy(data, fills, fill, verb)}")
     copy = "" if data.dtype.kind == "f" else "in a copy of type float "
     how = {"fit": f"{copy}make them NaN and give --nan omit", "learn": "leave those samples out"}
     how["apply"] = f"{copy}make them NaN"
     for mark, count in found:
         if mark.fill is None:
-            said = f"{count:,} value{' lies' if count == 1 else 's lie'} outside {mark.text} ({mark.name})"
-            texts.append(f"{_where(data, mark)}: {said} {_taken([(mark, count)])}; where they are none, {how[verb]}")
+            counted = f"{count:,} value{' is' if count == 1 else 's are'} outside {mark.text} ({mark.name})"
+            texts.append(f"{_where(data, mark)}: {counted} {_taken([(mark, count)])}; where they are none, {how[verb]}")
     return texts
 
 
-def _cure(data: DataSet, fills: list[tuple[Mark, int]], fill: Number | None, verb: str) -> str:
-    """What works: the option takes one value, whatever is declared."""
+def _remedy(data: DataSet, fills: list[tuple[Mark, int]], fill: Number | None, verb: str) -> str:
+    """What to do: the option takes one value, however many are declared."""
     if verb == "learn":
         return "learning needs every value: leave out samples that hold one"
     kept, option = fills[0][0].text, "--fill-value"

@@ -42,7 +42,7 @@ class NpySource(Source):
     Raises
     ------
     InputError
-        When the file is not a .npy file of real numbers, or does not hold what its header says.
+        When the file is not a .npy file of real numbers, or does not hold what its header declares.
     """
 
     def __init__(self, path: str, options: ReadOptions) -> None:
@@ -58,7 +58,7 @@ class NpySource(Source):
             raise
         self._values = ContiguousValues(self._file, start, stored)
         self.dtype = stored.newbyteorder("=")
-        # an array with one axis longer than 1 lies in memory alike in both orders
+        # an array with one axis longer than 1 is the same in memory in both orders
         self.fortran = self.fortran and sum(n > 1 for n in self.shape) > 1
         self._options = options
         if self.fortran:
@@ -113,7 +113,7 @@ class NpySource(Source):
         return start, band
 
     def _band_rows(self) -> int:
-        """Samples that fit the budget twice: as they lie in the file, and turned round."""
+        """Samples that fit the budget twice: in the order of the file, and transposed."""
         return min(self.shape[0], self._options.max_memory // 2 // (self.sample_size * self.dtype.itemsize))
 
     def _check_size(self, start: int, stored: DType) -> None:

@@ -16,7 +16,7 @@ from bncli.numerics.kernels import FileRange
 SPAN_VALUES = 1 << 18  # read at a time
 GAP_VALUES = 1 << 12  # reading so many that are not wanted costs less than another read
 
-SCATTERED_BYTES = 256  # a sample of fewer is not worth a place of its own in a read
+SCATTERED_BYTES = 256  # a sample of fewer does not get an entry of its own in a read
 MOST_PLACES = 1024  # of one read (Linux's IOV_MAX)
 
 Indices = Callable[[int, int], npt.NDArray[np.int64]]  # (first position, count) -> samples of the data set
@@ -25,7 +25,7 @@ Indices = Callable[[int, int], npt.NDArray[np.int64]]  # (first position, count)
 class Permuted:
     """A data set read by drawn position: it has what `Joined` has, and reads from one.
 
-    A window of positions is gathered at once, in the order of the file, so that neighbours are read together and every
+    A window of positions is gathered at once, in the order of the file, so that neighbors are read together and every
     chunk is decoded once for it. Where a window does not fit half of the buffers, as much of it as fits is.
 
     Parameters
@@ -89,7 +89,7 @@ class Permuted:
             values = self._values(first + done, count - done)
 
     def stored(self, first: int, count: int) -> FileRange | None:
-        """None: drawn samples do not lie in a file one after the other."""
+        """None: permuted samples are not contiguous in a file."""
         return None
 
     def locate(self, position: int) -> tuple[str, int]:
@@ -97,7 +97,7 @@ class Permuted:
         return self._data.locate(self._position_in_data(position))
 
     def inputs_of(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Which of `inputs` these samples, in ascending order, lie in."""
+        """Which of `inputs` hold these samples, given in ascending order."""
         first, last = int(samples[0]), int(samples[-1])
         return self._data.inputs_of(self._indices(first, last + 1 - first)[samples - first])
 
@@ -132,7 +132,7 @@ class Permuted:
         self.close()
 
     def _values(self, first: int, count: int) -> Array:
-        """Up to `count` values from position `first` on, as many as lie together."""
+        """Up to `count` values from position `first` on, as many as are contiguous."""
         sample, offset = divmod(first, self.sample_size)
         if not self._piece:
             return self._data.read(self._position_in_data(first), min(count, self.sample_size - offset))
@@ -167,7 +167,7 @@ class Permuted:
         self._stop = stop
 
     def _places(self, order: npt.NDArray[np.intp]) -> list[memoryview]:
-        """These rows of the buffer, to be read into one by one; none where they are too short to be worth it."""
+        """These rows of the buffer, to be read into one by one; none where they are too short for it to pay."""
         row_bytes = self.sample_size * self.dtype.itemsize
         if row_bytes < SCATTERED_BYTES:
             return []
@@ -190,7 +190,7 @@ class Permuted:
             size = sum(map(len, some))
             try:
                 if os.preadv(place.fd, some, offset) != size:
-                    return False  # the usual way says what is wrong
+                    return False  # the usual path reports what is wrong
             except OSError:
                 return False  # so it does here
             offset += size

@@ -39,7 +39,7 @@ class Source:
     dtype : numpy.dtype
         Native byte order: what `read` delivers, and what a fill value is compared in.
     names : tuple of str or None
-        Feature names kept beside the data.
+        Feature names stored with the data.
     notes : list of str
         Things a person should know about the stored values (a scale factor, say).
     files : list of str
@@ -80,7 +80,7 @@ class Source:
         raise NotImplementedError
 
     def stored(self, first: int) -> FileRange | None:
-        """Where the values from position `first` on lie in the file, when they lie there just as `read` gives them."""
+        """The range of the file that starts with the value at position `first`, if the file holds values just as `read` gives them."""
         return None
 
     def is_dimension(self) -> bool:

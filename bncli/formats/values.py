@@ -23,7 +23,7 @@ def read_vector(address: str, features: int, name: str, budget: int) -> Floats:
     Raises
     ------
     MismatchError
-        When the array does not hold `features` values. `name` says what they are for.
+        When the array does not hold `features` values. `name` is for the message.
     InputError, UsageError
         As `open_source`.
     """

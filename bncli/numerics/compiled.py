@@ -71,7 +71,7 @@ def _library_of(package: str) -> tuple[ctypes.CDLL | None, str]:
     suffixes = sorted(EXTENSION_SUFFIXES, key=lambda suffix: ".abi3" not in suffix)  # prefer what setup.py builds
     built = [p for suffix in suffixes if os.path.exists(p := os.path.join(package, f"_blocks{suffix}"))]
     folder = os.path.dirname(os.path.dirname(package))
-    if not built and os.path.exists(os.path.join(folder, "setup.py")):  # a checkout, perhaps beside an installation
+    if not built and os.path.exists(os.path.join(folder, "setup.py")):  # a checkout, perhaps next to an installation
         return None, (
             f"the compiled kernel was not built in this folder, {printable(folder)}: run 'pip install -e .' there, or run "
             "an installed bn from another folder"

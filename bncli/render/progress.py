@@ -36,7 +36,7 @@ class _Clock:
         self._label, self._start, self._before = label, time.monotonic(), 0
 
     def _elapsed(self, done: int, size: int) -> float:
-        if not size:  # a resumed run says first where it begins
+        if not size:  # a resumed run first reports where it starts
             self._before = done
         return time.monotonic() - self._start
 
@@ -99,7 +99,7 @@ class _Bar(_Clock):
 
 
 def _status(done: int, total: int | None, size: int, elapsed: float, before: int = 0, note: str = "") -> str:
-    """ "12,000 of 90,000 samples, 1.2 GB/s, 8 s left"; the note, where there is one, says how far it is."""
+    """ "12,000 of 90,000 samples, 1.2 GB/s, 8 s left"; and the note, if there is one."""
     parts = [note or f"{done:,}" + (f" of {total:,}" if total else "") + " samples"]
     if size and not note:
         parts.append(f"{size / elapsed / 1e9:.2f} GB/s")

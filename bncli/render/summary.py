@@ -146,7 +146,7 @@ def learned_in_words(learned: Learned) -> str:
         f"training loss {learned.train_loss[-1]:.4g}" + _accuracy(learned, held_out=False)
     ]
     if not settings["holdout"]:
-        return lines[0] + "; no sample was held out, so nothing says how it does on others (--holdout 0.2)"
+        return lines[0] + "; no sample was held out, so its loss on new data is unknown (--holdout 0.2)"
     found, fixed = float(learned.holdout_loss[-1]), learned.holdout_loss_fixed
     text = f"held-out loss {found:.4g}{_accuracy(learned, held_out=True)}; "
     if not len(learned.fixed):
@@ -203,7 +203,7 @@ def apply_record(report: Applied) -> dict[str, Any]:
 
 
 def apply_summary(report: Applied, spec: ApplySpec) -> str:
-    """What was written, then a line for each thing worth knowing."""
+    """What was written, then a line for each remark."""
     verb = "denormalized" if spec.inverse else "normalized"
     shown = printable(report.outputs[0]) + (f" and {len(report.outputs) - 1} more" if len(report.outputs) > 1 else "")
     lines = [f"{_count(report.samples, 'sample')} {verb} with the {spec.use} statistics: {shown}"]
@@ -221,7 +221,7 @@ def apply_summary(report: Applied, spec: ApplySpec) -> str:
     elif report.others:
         lines.append(f"{_count(len(report.others) - len(report.left), 'other dataset')} copied")
     if report.left:
-        lines.append(f"not copied, since their values lie in other files: {_list(report.left)}")
+        lines.append(f"not copied, since their values are in other files: {_list(report.left)}")
     if report.dropped:
         lines.append(f"not kept, since they refer to other objects or files: {_list(report.dropped)}")
     return "\n".join(lines)

@@ -26,7 +26,7 @@ GLANCE = "glance"  # a column that is drawn: title, and ranks as in `columns`
 GLANCE_TITLE, GLANCE_READING, GLANCE_ROOM = "mean ± sd, all on one scale", 5, 6
 GLANCE_WIDTH = 18
 NAME_WIDTH = 24
-TERMINAL_ROWS = 100  # more are a page that nobody reads; the last line says how to see them
+TERMINAL_ROWS = 100  # the last line says how to see more
 
 
 def select(stats: Stats, *, features: str | None, sort: str | None, top: int | None) -> tuple[Row, list[Row]]:
@@ -230,7 +230,7 @@ def _footer(hidden_rows: int, hidden_columns: list[str]) -> list[str]:
 
 
 def _cells(rows: list[Row], encoding: str) -> dict[str, list[str]]:
-    """The text of every column of a terminal that says something."""
+    """The text of every column that is not empty, for a terminal."""
     cells = {}
     for name, column in COLUMNS.items():
         values = [row[name] for row in rows]

@@ -28,7 +28,7 @@ HEAD = 9  # bytes of an attribute message before its name, at most
 SEAL = b"\nbn sha256 "
 SEAL_BYTES = len(SEAL) + 64 + 1
 LARGE = 64 << 20  # bytes; a smaller file is read before it is looked at
-PADDING, SPARE = 4, 1 << 20  # texts are padded to one length up to this many times their bytes, and these beside
+PADDING, SPARE = 4, 1 << 20  # texts are padded to one length up to this many times their bytes plus this many
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 NO_HDF5 = "it is no HDF5 file; make one with 'bn fit' or 'bn import'"
 HEAP = re.compile(rb"GCOL\x01\0\0\0")  # signature and version of a heap of texts
@@ -44,7 +44,7 @@ def pack(arrays: Mapping[str, Array], attributes: Mapping[str, Value]) -> bytes:
     arrays : name -> array
         Numbers, or UTF-8 byte strings (kind S). A name may hold folders: "population/mean".
     attributes : name -> int, float, str or tuple of int
-        Kept on the root, beside `digest`.
+        Kept on the root, with `digest`.
     """
     with in_memory() as file:
         for name, array in arrays.items():
@@ -62,7 +62,7 @@ def pack(arrays: Mapping[str, Array], attributes: Mapping[str, Value]) -> bytes:
 def in_memory() -> h5py.File:
     """A new HDF5 file in memory alone.
 
-    HDF5 knows such a file by its name, of which there must be no second one open: another thread may be making one.
+    HDF5 knows such a file by its name, and no second one of that name may be open: another thread may be making one.
     """
     return h5py.File(uuid.uuid4().hex, "w", driver="core", backing_store=False)
 
@@ -135,7 +135,7 @@ def sealed(image: bytes) -> bytes:
     """An HDF5 file and a line behind it, which other tools pass over: the SHA-256 of its bytes.
 
     The digest is of the content, and survives a copy by another tool; but to check it HDF5 has to read the file, and
-    over some damaged bytes it loops for ever. The seal is checked first; a file without one is read all the same.
+    over some damaged bytes it loops forever. The seal is checked first; a file without one is read all the same.
     """
     return image + (SEAL + hashlib.sha256(image).hexdigest().encode() + b"\n")
 
@@ -174,7 +174,7 @@ def check_heaps(content: bytes) -> None:
 
 
 def check_heap(heap: bytes) -> None:
-    """Raise ValueError for a damaged heap of texts (GCOL), which makes libhdf5 2.0.0 walk on the spot for ever.
+    """Raise ValueError for a damaged heap of texts (GCOL), which makes libhdf5 2.0.0 loop forever.
 
     Layout: HDF5 file format specification, III.E: a header of 16 bytes with the size of the whole, then entries of
     index, count and size; index 0 is the space that is left, whose size counts its own header.
@@ -192,7 +192,7 @@ def check_text(content: bytes, attribute: Any) -> None:
     """Raise ValueError when an attribute (h5py's AttrID) claims more bytes than the file has: HDF5 would make room first.
 
     Layout: HDF5 file format specification, IV.A.2.m (the attribute message: 8 or 9 bytes with the sizes of what follows,
-    name, type, shape, values) and VI.B (a text among the values: the bytes that it claims, and where it lies).
+    name, type, shape, values) and VI.B (a text among the values: the bytes that it claims, and its position).
     """
     kind, count = attribute.get_type(), math.prod(attribute.shape)
     claims = [count * kind.get_size()]

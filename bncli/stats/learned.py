@@ -1,4 +1,4 @@
-"""What a fit that learned gamma and beta keeps beside them: the head, the optimizer's moments and the losses."""
+"""What a fit that learned gamma and beta stores in addition: the head, the optimizer's moments and the losses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEARNED_ARRAYS = ("weight", "bias", "first", "second", "fixed", "train_loss", "h
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """What learning left beside gamma and beta; kept under `affine/` in the file.
+    """Results of learning other than gamma and beta; kept under `affine/` in the file.
 
     Attributes
     ----------

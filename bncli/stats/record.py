@@ -69,7 +69,7 @@ class Stats:
     provenance : dict
         Versions, command line, inputs and time of the fit.
     learned : Learned or None
-        What a fit that learned gamma and beta leaves beside them.
+        What a fit that learned gamma and beta stores in addition.
 
     Raises
     ------
@@ -236,7 +236,7 @@ class Stats:
         rank = len(self.sample_shape) + 1
         if axis is None and self.sample_shape and len(shape) != rank:
             raise MismatchError(
-                f"{where} has {len(shape)} dimensions {shape}, the fitted data had {rank}; if the features lie on another "
+                f"{where} has {len(shape)} dimensions {shape}, the fitted data had {rank}; if the features are on another "
                 "axis now, say which with --axis"
             )
         axis = feature_axis(len(shape), self.axis if axis is None else axis)
@@ -259,7 +259,7 @@ class Stats:
         raise MismatchError(f"{where}: its feature names differ from those of the stats{example}")
 
     def flags(self) -> list[list[str]]:
-        """What is worth knowing of each feature: constant, drifted, missing, eps, no-population."""
+        """Flags of each feature: constant, drifted, missing, eps, no-population."""
         conditions = {
             "constant": self.constant,
             "drifted": self.drifted,
@@ -281,7 +281,7 @@ class Stats:
 
     @property
     def drifted(self) -> Bools:
-        """Features whose running statistics lie far from the population's, shape (C,)."""
+        """Features whose running statistics are far from the population's, shape (C,)."""
         with np.errstate(over="ignore", invalid="ignore"):
             var = self.population_var
             mean_off = np.abs(self.running_mean - self.population_mean) > DRIFT_MEAN * np.sqrt(var)
@@ -428,7 +428,7 @@ def load(path: str) -> Stats:
         When the file is missing, unreadable, damaged, of a newer format, or not a stats file.
     """
     path = str(path)
-    if os.path.isfile(path) and os.access(path, os.R_OK):  # of anything else read_bytes says what it is
+    if os.path.isfile(path) and os.access(path, os.R_OK):  # for anything else, read_bytes reports what it is
         container.check_file(path)  # a data file given by mistake may be larger than memory
     return Stats.from_bytes(atomic.read_bytes(path, SIZE_LIMIT), path)
 

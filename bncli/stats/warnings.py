@@ -18,13 +18,13 @@ def advice(stats: Stats) -> list[str]:
 
 
 def momentum_advice(momentum: float | None, origin: str | None) -> str:
-    """What to say where a momentum is given beside a preset or format of PyTorch's, and may be PyTorch's own; else ""."""
+    """The warning for a momentum given with a preset or format of PyTorch's that may be PyTorch's own; else ""."""
     if origin not in ("torch", "safetensors") or momentum is None or not 0 < momentum < 0.5:
         return ""
-    meant = complement(momentum)
+    share = complement(momentum)
     return (
-        f"momentum {momentum:g} is the weight of the OLD value here, so that each batch replaces {meant:.0%} of the running "
-        f"statistics; if PyTorch's momentum={momentum:g} is meant, type --momentum {meant:g}"
+        f"momentum {momentum:g} is the weight of the OLD value here, so that each batch replaces {share:.0%} of the running "
+        f"statistics; if PyTorch's momentum={momentum:g} is meant, type --momentum {share:g}"
     )
 
 

@@ -29,7 +29,7 @@ class Outputs:
     Temporary files are created immediately, so that a folder without write permission is detected before computing.
     Outputs are unchanged until they are renamed. After an error, or when the process is stopped, the temporary files are
     removed. A killed process leaves them behind; the next run that writes the same output removes them. If another
-    program creates an output during the run, it is not replaced without `force`: the result gets another name beside it.
+    program creates an output during the run, it is not replaced without `force`: the result gets another name in the same folder.
 
     Parameters
     ----------
@@ -192,7 +192,7 @@ def _prefix(name: str) -> str:
 
 
 def _free_name(target: str, reserved: set[str]) -> str:
-    """An unused path beside `target` that no other output uses: train.bn.1.h5 for train.bn.h5."""
+    """An unused path next to `target` that no other output uses: train.bn.1.h5 for train.bn.h5."""
     stem, suffix = os.path.splitext(target)
     names = (f"{stem}.{i}{suffix}" for i in itertools.count(1))
     return next(name for name in names if name not in reserved and not os.path.lexists(name))

@@ -360,7 +360,7 @@ def test_like_is_an_input_and_excludes_presets(here: Path) -> None:
     good("fit", "x.npy")
     with untouched(here):
         check_refused(5, ["fit", "x.npy", "--like", "x.bn.h5", "-f"], "x.bn.h5", "also an input")
-        check_refused(2, ["fit", "x.npy", "--like", "x.bn.h5", "--preset", "torch"], "--preset and --like", "beside it")
+        check_refused(2, ["fit", "x.npy", "--like", "x.bn.h5", "--preset", "torch"], "--preset and --like", "with it")
         check_refused(3, ["fit", "x.npy", "--like", "none.bn.h5"], "none.bn.h5", "no such file")
         check_refused(3, ["fit", "x.npy", "--like", "x.npy"], "x.npy", "not a readable stats file")
 

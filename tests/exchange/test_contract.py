@@ -116,7 +116,7 @@ def test_counts_that_are_none(tmp_path: Path, count: float) -> None:
     one = np.ones(1)
     columns = dict.fromkeys(("running_mean", "running_var", "population_mean", "population_var"), one)
     np.savez(tmp_path / "x.npz", count=one * count, **columns)
-    with pytest.raises(InputError, match=r"x\.npz: count holds"):
+    with pytest.raises(InputError, match=r"x\.npz: count must contain non-negative integers"):
         exchange.read(str(tmp_path / "x.npz"))
 
 
@@ -261,7 +261,7 @@ def check_listed(path: Path, asked: str, layers: list[str]) -> None:
     with pytest.raises(UsageError) as error:
         exchange.read(str(path), layer=asked)
     lines = str(error.value).splitlines()
-    assert lines[0].endswith(f"{len(layers)} layers go by {asked!r}; choose one with --layer:")
+    assert lines[0].endswith(f"{len(layers)} layers match {asked!r}; choose one with --layer:")
     assert lines[1:] == [f"  --layer {layer}: 3 features" for layer in layers]
 
 

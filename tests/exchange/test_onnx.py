@@ -293,7 +293,7 @@ def test_values_in_another_file(onnx: Any, tmp_path: Path) -> None:
     path = str(tmp_path / "x.onnx")
     model = two_layers(onnx, path)
     onnx.save(model, path, save_as_external_data=True, location="x.data", size_threshold=0)
-    with pytest.raises(InputError, match="lie in another file"):
+    with pytest.raises(InputError, match="are in another file"):
         exchange.read(path, layer="one")
 
 

@@ -169,9 +169,9 @@ def test_several_values(here: Path) -> None:
 @pytest.mark.parametrize(
     ("declared", "count", "words"),
     [
-        ({"valid_range": np.array([200, 350], "f4")}, 5, "5 values lie outside 200 to 350 (valid_range)"),
-        ({"valid_min": np.float32(200)}, 2, "2 values lie outside 200 and above (valid_min)"),
-        ({"valid_max": np.array([350], "f4")}, 3, "3 values lie outside 350 and below (valid_max)"),
+        ({"valid_range": np.array([200, 350], "f4")}, 5, "5 values are outside 200 to 350 (valid_range)"),
+        ({"valid_min": np.float32(200)}, 2, "2 values are outside 200 and above (valid_min)"),
+        ({"valid_max": np.array([350], "f4")}, 3, "3 values are outside 350 and below (valid_max)"),
     ],
 )
 def test_valid_range(here: Path, declared: dict[str, Any], count: int, words: str) -> None:

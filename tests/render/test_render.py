@@ -253,7 +253,7 @@ def test_apply_summary_says_what_there_is_to_say() -> None:
     report.left = report.others[:1]
     lines = summary.apply_summary(report, ApplySpec(copy_others=True)).splitlines()
     assert lines[3] == "4 other datasets copied"
-    assert lines[4] == "not copied, since their values lie in other files: x.h5::/0\\x1b"
+    assert lines[4] == "not copied, since their values are in other files: x.h5::/0\\x1b"
 
 
 @pytest.mark.parametrize(

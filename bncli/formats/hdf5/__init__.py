@@ -1,1 +1,1 @@
-"""HDF5: datasets as sources and sinks, whatever wrote the file."""
+"""HDF5: datasets as sources and sinks."""

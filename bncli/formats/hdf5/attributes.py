@@ -15,16 +15,16 @@ from bncli.formats.hdf5.file import CheckedFile, check_variable
 from bncli.formats.hdf5.vetting import text_of
 from bncli.numerics.arrays import Array, Bools, Bytes
 
-# netCDF-4's numbers of dimensions: true only beside the dimension scales that carry the same numbers
+# netCDF-4's numbers of dimensions: true only with the dimension scales that carry the same numbers
 NETCDF_DIMENSIONS = ("_Netcdf4Dimid", "_Netcdf4Coordinates")
 SCALES_OF_AXES, AXES_OF_SCALE = "DIMENSION_LIST", "REFERENCE_LIST"  # of an array; of a scale
 AT_ONCE = 1 << 16  # values to copy
 NOWHERE = (0, 2**64 - 1)  # references to nothing
-Moved = dict[int, int]  # where an object lies in its file -> where its copy lies in the output
+Moved = dict[int, int]  # address of an object in its file -> address of its copy in the output
 
 
 def place_of(item: Any) -> int:
-    """Return where an object lies in its file, which is what a reference to it holds."""
+    """Return the address of an object in its file, which is what a reference to it holds."""
     low, high = h5g.get_objinfo(item).objno
     return int(low | high << 32)  # two numbers where HDF5's `unsigned long` has 32 bits; else the second is 0
 
@@ -50,7 +50,7 @@ def copy_attributes(
 ) -> list[str]:
     """Copy attributes in their own types, byte for byte; return the names of those that are left out.
 
-    Left out are references that cannot point to a copy, and with DIMENSION_LIST what netCDF-4 says of the same
+    Left out are references that cannot point to a copy, and with DIMENSION_LIST what netCDF-4 stores about the same
     dimensions. An attribute that the target has already stays as it is.
     """
     lost = []
@@ -115,7 +115,7 @@ def _references(kind: h5t.TypeID) -> Iterator[h5t.TypeID]:
 
 
 def translate(kind: h5t.TypeID, values: Array, moved: Moved) -> Bools:
-    """Let the references in values (as `read` leaves them in memory) point to the copies; tell for each whether all do.
+    """Let the references in values (as `read` leaves them in memory) point to the copies; return for each value whether all of them do.
 
     What has no copy becomes the null reference.
     """
@@ -164,7 +164,7 @@ class _Memory:
 def can_be_copied(item: h5d.DatasetID) -> bool:
     """Tell whether the values of a dataset mean the same in another file: none are references, or all to whole objects.
 
-    Lists of references are not copied: HDF5 does not tell what size an element claims, and makes room for it.
+    Lists of references are not copied: HDF5 does not report what size an element claims, and makes room for it.
     """
     kind = item.get_type()
     return not refers(kind) or (_plain_references(kind) and not _lists_references(kind))

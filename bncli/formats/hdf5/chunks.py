@@ -18,7 +18,7 @@ from bncli.numerics.arrays import Array
 if TYPE_CHECKING:
     from h5py import h5d
 
-ENTRY_BYTES = 512  # memory that a kept chunk takes beside its values
+ENTRY_BYTES = 512  # memory that a kept chunk takes besides its values
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # start and extent
 Slices = tuple[slice, ...]
 Cut = tuple[int, slice, slice]  # along one axis: index of a chunk, the part of the chunk, the part of the range

@@ -22,7 +22,7 @@ from bncli.errors import BnError, InputError, UsageError, printable
 from bncli.formats.source import RegularFile
 from bncli.stats.container import HEAP, SIGNATURE, check_heap
 
-OVERLAP = 7  # bytes of a heap's signature that may lie before a read
+OVERLAP = 7  # bytes of a heap's signature that may precede a read
 HEAD = 9  # bytes of an attribute message before its name, at most
 OPEN_TO_WRITE, OPEN_TO_SWMR = 1, 4  # flags of a superblock
 MARKED = (
@@ -36,9 +36,9 @@ STRING_LIMIT = 64 << 20  # bytes of strings, or of references to them
 
 
 class CheckedFile(io.RawIOBase):
-    """The file as HDF5 sees it: read-only, by pread, and no heap of texts (GCOL) over which HDF5 would loop for ever.
+    """The file as HDF5 sees it: read-only, by pread, and no heap of texts (GCOL) over which HDF5 would loop forever.
 
-    HDF5 asks for a heap only when a text of variable length is read, wherever that lies; so each heap is checked when
+    HDF5 asks for a heap only when a text of variable length is read, wherever that is; so each heap is checked when
     its signature passes by. Values do not pass by here: the readers take them from `raw` themselves, but for filters
     that only HDF5 knows.
     """
@@ -50,7 +50,7 @@ class CheckedFile(io.RawIOBase):
         self.failure: Exception | None = None
 
     def readinto(self, out: Any) -> int:
-        """Fill `out` from the present position; what went wrong is kept, since HDF5 only says that it did."""
+        """Fill `out` from the present position; the error is kept, since HDF5 only reports that there was one."""
         try:
             got = os.preadv(self.raw.fd, [out], self._place)
             before = min(OVERLAP, self._place)
@@ -142,7 +142,7 @@ class CheckedFile(io.RawIOBase):
 def _may_be(flags: int, coded: bytes, kind: h5t.TypeID, space: bytes, shape: tuple[int, ...], word: int) -> bool:
     """Tell whether type and dataspace of an attribute's message are of this class and shape.
 
-    What is shared with other messages (so its flags say) lies elsewhere, and is not compared. Layout: HDF5 file format
+    What is shared with other messages (according to its flags) is stored elsewhere, and is not compared. Layout: HDF5 file format
     specification, IV.A.2.b (dataspace, versions 1 and 2) and IV.A.2.d (datatype).
     """
     group = h5t.VLEN if element_bytes(kind) else kind.get_class()  # texts of variable length are stored as class 9
@@ -157,7 +157,7 @@ def _may_be(flags: int, coded: bytes, kind: h5t.TypeID, space: bytes, shape: tup
 
 @dataclass(frozen=True)
 class Layout:
-    """How values of a type lie in the file, as far as it matters where they refer to heaps.
+    """How values of a type are stored, as far as needed to find their references to heaps.
 
     Attributes
     ----------
@@ -246,7 +246,7 @@ def address_of(dataset: Any) -> str:
     Raises
     ------
     UsageError
-        When the dataset is closed, has no name, or lies in memory.
+        When the dataset is closed, has no name, or is in memory.
     InputError
         When its file's name leads elsewhere now: the working directory changed, or the file was replaced.
     """
@@ -287,7 +287,7 @@ def _lock(raw: RegularFile) -> None:
 
 
 def _check_unmarked(raw: RegularFile) -> None:
-    """Raise InputError where a file says of itself that it is being written.
+    """Raise InputError where a file is marked as being written.
 
     A writer that lets others read meanwhile (SWMR) holds no lock, and most of what it writes is not in the file yet.
     Layout: HDF5 file format specification, II.A (the superblock, version 3), behind a user block of 512 bytes or twice
@@ -318,7 +318,7 @@ def _unopened(path: str, error: Exception) -> str:
 
 @contextmanager
 def hdf5_errors(where: str, what: str) -> Iterator[None]:
-    """Turn whatever h5py raises inside into an InputError: '<where>: <what> (<HDF5's reason>)'."""
+    """Turn every exception of h5py inside into an InputError: '<where>: <what> (<HDF5's reason>)'."""
     try:
         yield
     except BnError:

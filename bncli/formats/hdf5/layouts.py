@@ -26,7 +26,7 @@ SZIP, COUNTING = (
 
 
 class Reader:
-    """How the values of one layout are read; `files` are those beside the dataset's own."""
+    """How the values of one layout are read; `files` are those besides the dataset's own."""
 
     files: Sequence[str] = ()
 

@@ -9,7 +9,7 @@ from h5py import h5a, h5d, h5t
 
 
 def mark_of_empty(item: h5d.DatasetID) -> str:
-    """Return the attribute by which MATLAB or Octave says that a dataset holds the shape of an empty array; "" without."""
+    """Return the attribute by which MATLAB or Octave marks a dataset that holds the shape of an empty array; "" without."""
     for name in (b"MATLAB_empty", b"OCTAVE_EMPTY_MATRIX"):
         if h5a.exists(item, name):
             attribute = h5a.open(item, name)

@@ -162,7 +162,7 @@ class Hdf5Sink:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Raise what went wrong on the disk, which HDF5 was not told of, and make OSError of what HDF5 raises."""
+        """Raise what went wrong on the disk, which was hidden from HDF5, and make OSError of what HDF5 raises."""
         try:
             yield
         except (BnError, OSError):

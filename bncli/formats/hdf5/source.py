@@ -121,7 +121,7 @@ class Hdf5Source(Source):
         return self._id
 
     def in_order(self, layout: Any) -> bool:
-        """Have a new dataset remember the order of its attributes as this one does; tell whether the file does of its members."""
+        """Have a new dataset remember the order of its attributes as this one does; return whether the file remembers that of its members."""
         layout.set_attr_creation_order(self._id.get_create_plist().get_attr_creation_order())
         return remembers_order(h5g.open(self._id, b"/"))
 
@@ -208,5 +208,5 @@ class Hdf5Source(Source):
 
 
 def _utf8(text: str | bytes) -> str:
-    """Return a string from an attribute; bytes of another encoding are replaced, not worth refusing the data for."""
+    """Return a string from an attribute; bytes of another encoding are replaced, since they are no reason to refuse the data."""
     return (text if isinstance(text, bytes) else name_bytes(text)).decode("utf-8", "replace")

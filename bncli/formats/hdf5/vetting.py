@@ -142,7 +142,7 @@ def walk(
 
 
 def identity(item: Any) -> tuple[Any, Any]:
-    """Return what tells an object from every other object of the open files."""
+    """Return what identifies an object among all objects of the open files."""
     info = h5g.get_objinfo(item)  # h5o.get_info also walks the chunk index, and crashes over a damaged one
     return info.fileno, info.objno
 
@@ -246,7 +246,7 @@ def list_datasets(path: str) -> list[DatasetInfo]:
 
 
 def choose_dataset(path: str) -> tuple[str, int]:
-    """Return the path of the only numeric dataset of two or more dimensions that has values, and how many arrays beside it.
+    """Return the path of the only numeric dataset of two or more dimensions that has values, and the number of other arrays.
 
     Raises
     ------
@@ -266,7 +266,7 @@ def choose_dataset(path: str) -> tuple[str, int]:
         raise refusal(path, MAIN if MAIN in sparse else min(sparse), rest)
     if len(tables) == 1:
         return tables[0].path, len(infos) - 1 + len(sparse)
-    if not infos and len(numeric) == 1:  # its reader says what it lacks
+    if not infos and len(numeric) == 1:  # its reader reports what it lacks
         return numeric[0].path, 0
     if not infos:
         raise InputError(f"{printable(path)}: {_nothing(everything)}; `bn ls {printable(path)}` lists what there is")
@@ -356,7 +356,7 @@ def vet(item: h5d.DatasetID, at: str, where: str, allow_virtual: bool = False) -
         raise InputError(f"{where}: is {EXTERNAL}, where bn does not look; copy the values into one dataset")
     if info.problem == VIRTUAL and not allow_virtual:
         raise InputError(
-            f"{where}: is {VIRTUAL}: its values lie in other datasets, where bn does not look unasked; copy them "
+            f"{where}: is {VIRTUAL}: its values are in other datasets, which bn does not open unasked; copy them "
             "into one dataset, or give --allow-virtual (whose sources must not be virtual themselves)"
         )
     if info.problem.startswith(EMPTY):
@@ -409,14 +409,14 @@ def missing_filter(filters: list[Filter], *, writing: bool = False) -> str:
         if available(f.code, need) or (_register_hdf5plugin() and available(f.code, need)):
             continue
         package = KNOWN_FILTERS.get(f.code, ("", ""))[1]
-        cure = (
+        remedy = (
             f"pip install {package}"
             if package == "hdf5plugin"
             else f"it comes with {package}"
             if package
             else ("a plugin on HDF5_PLUGIN_PATH may bring it, with --plugins")
         )
-        return f"needs the HDF5 filter {f.name} (id {f.code}), which is not available; {cure}"
+        return f"needs the HDF5 filter {f.name} (id {f.code}), which is not available; {remedy}"
     return ""
 
 

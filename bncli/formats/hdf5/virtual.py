@@ -45,7 +45,7 @@ class Picked:
         return self.count * self.block
 
     def before(self, index: int) -> int:
-        """Return how many of them lie before an index."""
+        """Return how many of them precede an index."""
         blocks, rest = divmod(max(0, index - self.start), max(self.stride, self.block))
         return min(self.size, blocks * self.block + min(rest, self.block))
 
@@ -67,7 +67,7 @@ class Mapping:
 
 
 def mappings(item: h5d.DatasetID, path: str, where: str) -> list[Mapping]:
-    """Return the mappings of a virtual dataset; the files of its sources lie relative to its own.
+    """Return the mappings of a virtual dataset; the files of its sources are relative to its own.
 
     Raises
     ------
@@ -212,7 +212,7 @@ class Virtual(Reader):
 
 
 def _gathered(source: Source, shape: tuple[int, ...], indices: list[npt.NDArray[np.intp]], dtype: DType) -> Array:
-    """Return the values at all combinations of indices, in C order, read in runs as long as they lie together."""
+    """Return the values at all combinations of indices, in C order, read in contiguous runs."""
     axis = len(shape)
     while axis and indices[axis - 1].size == shape[axis - 1]:
         axis -= 1

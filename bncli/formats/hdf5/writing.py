@@ -40,7 +40,7 @@ LOSSY = {h5z.FILTER_SCALEOFFSET, 32013, 32017, 32018, 32022, 32023, 32024, 32028
 
 
 class Disk(io.RawIOBase):
-    """The file under a sink. HDF5 crashes when a write fails, so it is not told: the failure is kept for the sink."""
+    """The file under a sink. HDF5 crashes when a write fails, so the failure is hidden from it, and kept for the sink."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ def copy_objects(
     Returns
     -------
     left, dropped : list of str
-        Datasets that were left out: their values lie in other files. And what refers to other files, or to what has no
+        Datasets that were left out: their values are in other files. And what refers to other files, or to what has no
         copy: links, datasets of references, and attributes (/path@name).
     """
     left: list[str] = []

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 from bncli.version import __version__
 
 if TYPE_CHECKING:
+    from bncli.engine.apply import apply as apply
     from bncli.engine.fit import fit as fit
     from bncli.engine.merge import merge as merge
     from bncli.numerics import batchnorm as batchnorm
     from bncli.stats.record import Stats as Stats
     from bncli.stats.record import load as load
 
-__all__ = ["Stats", "__version__", "batchnorm", "fit", "load", "merge"]
+__all__ = ["Stats", "__version__", "apply", "batchnorm", "fit", "load", "merge"]
 
 _HOMES = {
+    "apply": "bncli.engine.apply",
     "fit": "bncli.engine.fit",
     "merge": "bncli.engine.merge",
     "load": "bncli.stats.record",

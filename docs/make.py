@@ -22,6 +22,7 @@ import examples
 from bncli.cli import cli
 from bncli.cli.options import Grouped
 from bncli.engine.declare import GROUPS
+from bncli.stats import columns as statistics
 
 DOCS = examples.DOCS
 WIDTH = 110  # columns of the terminal in the picture
@@ -42,7 +43,8 @@ def reference() -> str:
         command = cli.get_command(context, name)
         assert command is not None
         parts.append(_command(command, click.Context(command, info_name=name, parent=context)))
-    return "\n".join(parts)
+    head = "## Columns of statistics\n\nIn `bn inspect`, its JSON and TSV, and exported .csv and .npz files.\n\n"
+    return "\n".join([*parts, head + statistics.reference()])
 
 
 def _command(command: click.Command, context: click.Context) -> str:

@@ -241,13 +241,13 @@ def test_the_command_line_has_every_declared_option(command: str) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("function", [bncli.fit, bncli.merge])
+@pytest.mark.parametrize("function", [bncli.fit, bncli.apply, bncli.merge])
 def test_the_signature_has_every_declared_option(function: Callable[..., object]) -> None:
     """Names and defaults are those of the declarations; nothing is taken by **options."""
     parameters = inspect.signature(function).parameters
     assert all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     spec = SPECS[function.__name__]
-    assert set(options_of(spec)) == set(parameters) - {"source", "progress", "stats", "where"}
+    assert set(options_of(spec)) == set(parameters) - {"source", "output", "progress", "stats", "where"}
     for field in dataclasses.fields(spec):
         assert parameters[field.name].default in (field.default, UNSET), field.name
 
@@ -265,6 +265,34 @@ def test_choices_stand_once() -> None:
                 written = {e.value for e in node.elts if isinstance(e, ast.Constant)}
                 for name, values in lists.items():
                     assert not written or written != set(values), f"{path}: {name} is in bncli/choices.py"
+
+
+# --- small enough to be read
+
+
+def lines_of(function: ast.FunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    first = function.body[0]
+    documented = ast.get_docstring(function) is not None and first.end_lineno is not None
+    return (
+        (function.end_lineno or 0)
+        - function.lineno
+        + 1
+        - ((first.end_lineno or 0) - first.lineno + 1 if documented else 0)
+    )
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_and_functions_are_short(path: Path) -> None:
+    """450 lines, 50 lines, 8 parameters; but what declares all options of a command has as many parameters as those."""
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 450
+    declared = {"fit", "apply", "merge", "write", "read"}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and not (node.name in declared and node.col_offset == 0):
+            assert lines_of(node) <= 50, node.name
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            assert len([a for a in arguments if a.arg not in ("self", "cls")]) <= 8, node.name
 
 
 # --- starts are light

@@ -16,7 +16,7 @@ import pytest
 from helpers import Array, advised, cut, peer, save_npy
 
 import bncli
-from bncli.engine.apply import ApplySpec, apply
+from bncli.engine.apply import ApplySpec, apply_files
 from bncli.numerics import batchnorm
 
 DRIFT = "running statistics of"  # few batches from a start of 0 and 1 do differ from the population
@@ -92,7 +92,7 @@ class TestTorch:
         held_out = self.data(shape, dtype)[::-1].copy() * 1.5
         expected = module(torch.from_numpy(held_out)).detach().numpy()
         rounded_once(stats.normalize(held_out), expected)
-        apply(stats, [save_npy(tmp_path / "h.npy", held_out)], str(tmp_path / "y.npy"), ApplySpec())
+        apply_files(stats, [save_npy(tmp_path / "h.npy", held_out)], str(tmp_path / "y.npy"), ApplySpec())
         rounded_once(np.load(tmp_path / "y.npy"), expected)
 
     def test_the_preset_alone(self) -> None:

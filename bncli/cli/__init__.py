@@ -146,6 +146,8 @@ def _in_words(error: click.ClickException) -> str:
     if isinstance(error, click.NoSuchOption):
         import difflib
 
+        if context and context.command is cli and error.option_name in ("--debug", "--plugins"):
+            return f"{error.option_name} is an option of the commands; give it after one, as in 'bn ls {error.option_name}'"
         close = difflib.get_close_matches(error.option_name, error.possibilities or (), n=1)
         return f"no option {error.option_name}" + (f"; did you mean {close[0]}?" if close else see)
     if isinstance(error, click.MissingParameter) and error.param:

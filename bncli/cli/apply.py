@@ -34,13 +34,13 @@ def apply(stats: str, inputs: tuple[str, ...], output: str, options: ApplySpec, 
       bn apply train.bn.h5 'part-*.npy' -o normalized/
       bn apply train.bn.h5 heldout.norm.npy -o back.npy --inverse
     """
-    from bncli.engine.apply import apply as apply_stats
+    from bncli.engine.apply import apply_files
     from bncli.render.progress import progress
     from bncli.render.summary import apply_record, apply_summary, json_text
     from bncli.stats.record import load
 
     with progress("apply", quiet) as report:
-        applied = apply_stats(load(stats), inputs, output, options, report, stats_path=stats)
+        applied = apply_files(load(stats), inputs, output, options, report, stats_path=stats)
     if as_json:
         click.echo(json_text(apply_record(applied)))
     elif not quiet:

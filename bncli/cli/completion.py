@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 
 import click
@@ -40,39 +41,42 @@ class Bash(BashComplete):
         """The script; it needs no bash to be printed."""
         return ShellComplete.source(self)
 
-    def get_completion_args(self) -> tuple[list[str], str]:
-        """The words up to the cursor, as bn would get them, from the line itself."""
+    def complete(self) -> str:
+        """What to put in place of the last word; outside of quotes, of what follows the last break in it."""
         line = os.environ.get("BN_LINE", "")
         if not line:
-            return super().get_completion_args()
-        typed = os.fsdecode(os.fsencode(line)[: int(os.environ["BN_POINT"])])
-        words = _words(typed)
-        if typed[-1:].isspace() or not words:
-            words.append("")
-        return words[1:-1], words[-1]
-
-    def complete(self) -> str:
-        """What to put in place of the last word; of one with a break in it, of what follows the break."""
-        args, incomplete = self.get_completion_args()
-        breaks = os.environ.get("BN_WORDBREAKS", "") if os.environ.get("BN_LINE") else ""
+            return super().complete()
+        words, quote = _words(os.fsdecode(os.fsencode(line)[: int(os.environ["BN_POINT"])]))
+        incomplete = words[-1]
+        breaks = "" if quote else os.environ.get("BN_WORDBREAKS", "")
         kept = max((incomplete.rfind(mark) + 1 for mark in ":=" if mark in breaks), default=0)
         if incomplete.startswith("-"):  # Click completes the value of --option=value alone
             kept = max(0, kept - incomplete.find("=") - 1)
         lines = []
-        for item in self.get_completions(args, incomplete):
-            value = item.value[kept:] if item.type == "plain" else item.value
+        for item in self.get_completions(words[1:-1], incomplete):
+            value = _escaped(item.value[kept:], quote) if item.type == "plain" else item.value
             lines.append(f"{item.type},{value}")
         return "\n".join(lines)
 
 
-def _words(typed: str) -> list[str]:
-    """Split a line as a shell does; a quote may still be open."""
-    for closing in ("", '"', "'"):
+def _words(typed: str) -> tuple[list[str], str]:
+    """Split a line as a shell does; and the quote that is still open, "" for none. The last word may be empty."""
+    for quote in ("", '"', "'"):
         try:
-            return shlex.split(typed + closing)
+            words = shlex.split(typed + quote)
         except ValueError:
-            pass
-    return typed.split()
+            continue
+        starts_new = not quote and typed[-1:].isspace() and not typed.endswith("\\ ")
+        return words + [""] * (starts_new or not words), quote
+    return [*typed.split(), ""], ""
+
+
+def _escaped(value: str, quote: str) -> str:
+    """Text as bash reads it back, in a quote or outside of quotes."""
+    if quote == "'":
+        return value.replace("'", "'\\''")
+    special = r'(["$`\\])' if quote else r"([^\w@%+=:,./-])"
+    return re.sub(special, r"\\\1", value)
 
 
 def answer(group: click.Group, asked: str) -> None:

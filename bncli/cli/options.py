@@ -126,8 +126,12 @@ class Command(click.Command):
 
 def _refuse_repeated(ctx: click.Context, order: Sequence[click.Parameter]) -> None:
     for param, count in Counter(order).items():
-        if isinstance(param, click.Option) and count > 1 and not (param.is_flag or param.multiple):
+        if not isinstance(param, click.Option) or count == 1 or param.multiple:
+            continue
+        if not param.is_flag:
             raise click.UsageError(f"{param.opts[-1]} is given {count} times; it takes one value", ctx)
+        if param.secondary_opts:
+            raise click.UsageError(f"give {param.opts[-1]} or {param.secondary_opts[-1]} once, not both", ctx)
 
 
 def without_plugins() -> None:

@@ -21,6 +21,7 @@ from bncli.numerics.arrays import Floats
 from bncli.numerics.kernels import Missing, present
 from bncli.numerics.layout import Layout, Values
 from bncli.numerics.moments import Moments
+from bncli.stats.container import Value
 from bncli.stats.conventions import Conventions
 from bncli.stats.record import Stats
 from bncli.stats.warnings import advice
@@ -80,9 +81,20 @@ class Fold:
         return cls({name: part(name, kind) for name, kind in PARTS.items()})
 
     def pack(self) -> Packed:
-        """Return everything as named arrays and plain values, for a checkpoint."""
+        """Return everything as named arrays and plain values, for a checkpoint.
+
+        Raises
+        ------
+        TypeError
+            When two parts have a plain number of the same name, of which a checkpoint would hold one.
+        """
         arrays = {f"{name}/{key}": array for name, part in self.parts.items() for key, array in part.arrays().items()}
-        attributes = {key: value for part in self.parts.values() for key, value in part.attributes().items()}
+        attributes: dict[str, Value] = {}
+        for name, part in self.parts.items():
+            own = part.attributes()
+            if both := own.keys() & attributes.keys():
+                raise TypeError(f"the part {name} has {min(both)!r}, which another part has too; rename it")
+            attributes |= own
         return arrays, attributes
 
     def join(self, later: Fold, momentum: float | None) -> Fold:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from bncli import choices
+from bncli.engine.declare import options_of
 from bncli.engine.executors import available, mapped
 from bncli.engine.options import ApplySpec
 from bncli.engine.plan import Progress
@@ -26,7 +28,7 @@ from bncli.numerics.arrays import DType
 from bncli.numerics.batchnorm import Affine, output_type
 from bncli.numerics.kernels import Missing
 from bncli.numerics.layout import Layout
-from bncli.stats.record import Stats
+from bncli.stats.record import Stats, load
 from bncli.system import atomic, shutdown
 
 FOREIGN = {".npz", ".csv", ".tsv", ".txt", ".json", ".zarr", ".parquet", ".mat", ".pt", ".safetensors", ".onnx"}
@@ -97,6 +99,65 @@ class Job:
 
 
 def apply(
+    stats: Stats | str | os.PathLike[str],
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    axis: int | None = None,
+    inverse: bool = False,
+    use: choices.Use = "running",
+    dtype: choices.FloatType | None = None,
+    copy_others: bool = False,
+    force: bool = False,
+    dataset: str | None = None,
+    rows: tuple[int | None, int | None] | str = (None, None),
+    fill_value: float | int | None = None,
+    workers: int = 0,
+    max_memory: int | str = choices.DEFAULT_MEMORY,
+    allow_unwritten: bool = False,
+    allow_virtual: bool = False,
+    progress: Progress | None = None,
+) -> Applied:
+    """Normalize files with stored statistics (test mode), or undo it. For arrays in memory see `Stats.normalize`.
+
+    Options are named as those of `bn apply`. Outputs appear under their names only when all are complete.
+
+    Parameters
+    ----------
+    stats : Stats, or the path of a stats file
+    source : address, or list of addresses
+        FILE or FILE::/path.
+    output : path
+        A file; or a folder (one that exists, or a name that ends in "/") for one output per input, named like the input.
+    axis, inverse, use, dtype, copy_others, force, dataset, rows, fill_value, workers, max_memory : optional
+        See `bncli.engine.options.ApplySpec`.
+    allow_unwritten, allow_virtual : bool
+        Read unwritten chunks of HDF5 as the fill value; read virtual datasets.
+    progress : function, optional
+        Called with the number of samples done, samples in all, and bytes done.
+
+    Returns
+    -------
+    Applied
+        The outputs, and counts of values that may need a look.
+
+    Raises
+    ------
+    MismatchError
+        When the data does not fit the stats, or values do not fit the output's type. Nothing is written.
+    UsageError, InputError, OutputExistsError, WriteError
+        With the message that the command line would show.
+    """
+    given = dict(locals())  # first of all: only the parameters
+    options = ApplySpec(**{name: given[name] for name in options_of(ApplySpec)})
+    path = None if isinstance(stats, Stats) else os.fspath(stats)
+    addresses = [source] if isinstance(source, (str, os.PathLike)) else source
+    inputs = [os.fspath(address) for address in addresses]
+    found = stats if isinstance(stats, Stats) else load(stats)
+    return apply_files(found, inputs, os.fspath(output), options, progress, stats_path=path)
+
+
+def apply_files(
     stats: Stats,
     inputs: Sequence[str],
     out: str,
@@ -105,7 +166,7 @@ def apply(
     *,
     stats_path: str | None = None,
 ) -> Applied:
-    """Apply stats to files. Outputs appear under their names only when all are complete.
+    """Apply stats to files; see `apply`.
 
     Parameters
     ----------
@@ -317,9 +378,9 @@ def _others(job: Job, sink: Sink, spec: ApplySpec, report: Applied) -> None:
     if spec.copy_others:
         if job.format is not format:
             raise InputError(
-                f"--copy-others: {printable(job.output)} is a {job.format.name} file, which holds one array; give an .h5 output"
+                f"--copy-others: {printable(job.output)} is in the format {job.format.name}, which holds one array; give an .h5 output"
                 if not job.format.several
-                else f"--copy-others: {printable(job.output)} is a {job.format.name} file, and {printable(path)} is not; give an output of the same format"
+                else f"--copy-others: {printable(job.output)} is in the format {job.format.name}, and {printable(path)} is not; give an output of the same format"
             )
         with open_source(job.address, _alone(spec)) as source:
             left, dropped = sink.copy_others(source)

@@ -86,7 +86,7 @@ class Option:
         return self._checked(flag, value)
 
     def accept(self, flag: str, value: object) -> object:
-        """The value in its plain form; None is an option not given.
+        """The value in its plain form.
 
         Raises
         ------
@@ -99,7 +99,7 @@ class Option:
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
         if value is None:
-            return None
+            raise self._wrong(flag, value)
         return self.parse(flag, value) if isinstance(value, str) and self.kind.text else self._checked(flag, value)
 
     def _checked(self, flag: str, value: object) -> object:
@@ -120,8 +120,11 @@ class Declared:
     """Base of the dataclasses whose fields are options."""
 
     def __post_init__(self) -> None:
+        defaults = {f.name: f.default for f in fields(self)}  # type: ignore[arg-type]  # every child is a dataclass
         for name, declared in options_of(type(self)).items():
-            object.__setattr__(self, name, declared.accept(flag(name), getattr(self, name)))
+            value = getattr(self, name)
+            if value is not defaults[name]:
+                object.__setattr__(self, name, declared.accept(flag(name), value))
         self.check_together()
 
     def check_together(self) -> None:

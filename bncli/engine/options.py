@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from bncli.stats.record import Stats
+
+    Parameter = float | str | npt.NDArray[np.float64] | None
 
 
 class Unset(enum.Enum):
@@ -118,6 +120,12 @@ MOMENTUM = Kind("a number or 'none'", parse_momentum, (float, int, str), text=Tr
 FILL = Kind("a number", parse_number, (float, int))
 ROWS = Kind("a slice A:B of samples, such as 0:1000, 1000: or :-100", parse_rows, text=True)
 SIZE = Kind("a size such as 128M or 1G", parse_size, (int,), text=True)
+
+
+def _parameter(what: str, usual: str) -> Any:
+    """The option for gamma or beta."""
+    words = f"{what}: a number, an address of C values, or a stats file."
+    return option(None, words, STATISTICS, NUMBER_OR_PATH, metavar="X", usual=usual, check=named)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -270,24 +278,8 @@ class FitOptions(Reading):
         metavar="STATS",
         check=_check_like,
     )
-    gamma: float | str | npt.NDArray[np.float64] | None = option(
-        None,
-        "Scale: a number, an address of C values, or a stats file.",
-        STATISTICS,
-        NUMBER_OR_PATH,
-        metavar="X",
-        usual="1",
-        check=named,
-    )
-    beta: float | str | npt.NDArray[np.float64] | None = option(
-        None,
-        "Shift: a number, an address of C values, or a stats file.",
-        STATISTICS,
-        NUMBER_OR_PATH,
-        metavar="X",
-        usual="0",
-        check=named,
-    )
+    gamma: Parameter = _parameter("Scale", usual="1")
+    beta: Parameter = _parameter("Shift", usual="0")
     target: str | npt.NDArray[Any] | None = option(
         None,
         "Learn gamma and beta from this; ::/y is in every input.",
@@ -384,24 +376,8 @@ class MergeSpec(Declared):
         STATISTICS,
         FLAG,
     )
-    gamma: float | str | npt.NDArray[np.float64] | None = option(
-        None,
-        "Scale: a number, an address of C values, or a stats file.",
-        STATISTICS,
-        NUMBER_OR_PATH,
-        metavar="X",
-        usual="the files'",
-        check=named,
-    )
-    beta: float | str | npt.NDArray[np.float64] | None = option(
-        None,
-        "Shift: a number, an address of C values, or a stats file.",
-        STATISTICS,
-        NUMBER_OR_PATH,
-        metavar="X",
-        usual="the files'",
-        check=named,
-    )
+    gamma: Parameter = _parameter("Scale", usual="the files'")
+    beta: Parameter = _parameter("Shift", usual="the files'")
 
 
 def _row_range(rows: object) -> tuple[int | None, int | None]:
@@ -420,8 +396,8 @@ def _row_range(rows: object) -> tuple[int | None, int | None]:
 def _texts(names: Any) -> tuple[str, ...]:
     """Feature names as strings, from any sequence."""
     try:
-        if isinstance(names, bytes) or any(name is None for name in names):
-            raise TypeError
+        if isinstance(names, (bytes, Mapping, Set)) or not hasattr(names, "__len__") or any(n is None for n in names):
+            raise TypeError  # a set has no order, an iterator is used up
         return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
     except (TypeError, UnicodeDecodeError):
         raise UsageError(f"names {names!r:.60} is neither an address nor a sequence of names") from None

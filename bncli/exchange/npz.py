@@ -40,7 +40,9 @@ def encode(stats: Stats, options: ExportOptions) -> Encoded:
     single = held | {"momentum": math.nan if stats.momentum is None else stats.momentum}
     buffer = io.BytesIO()
     names = {} if stats.names is None else container.text_arrays(fields.NAMES, stats.names, "U")
-    columns = {name: values for name, values in exported(stats).items() if COLUMNS[name].npz} | names
+    columns = {
+        n: v.astype(str) if v.dtype == object else v for n, v in exported(stats).items() if COLUMNS[n].npz
+    } | names
     np.savez(buffer, allow_pickle=False, **columns, **{k: np.array(v) for k, v in single.items()})
     return Encoded(buffer.getvalue(), held, fields.use_notes(options.use))
 

@@ -9,14 +9,16 @@ packages add one under the entry point group `bncli.formats`:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from bncli.errors import InputError, UsageError, printable
+from bncli.errors import BnError, BnWarning, InputError, UsageError, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,7 +142,7 @@ class Format:
     def create(self, output: Output) -> Sink:
         """Make a file of the format."""
         raise UsageError(
-            f"{printable(output.path)}: bn does not write {self.name}; give an output that ends in .npy or .h5"
+            f"{printable(output.path)}: bn does not write {self.name}; give an output that ends in {_suffixes()}"
         )
 
     def others(self, path: str, array: str) -> list[str]:
@@ -188,25 +190,21 @@ def _instance(found: Format | type[Format]) -> Format:
 
 @functools.cache
 def plugged_in() -> tuple[Format, ...]:
-    """The formats of other packages.
-
-    Raises
-    ------
-    UsageError
-        When one cannot be loaded, naming its package.
-    """
+    """The formats of other packages; warns of those that cannot be loaded, naming their packages."""
     from importlib.metadata import entry_points
 
-    found = []
+    found: list[Format] = []
     for entry in entry_points(group=GROUP):
         try:
             found.append(_instance(entry.load()))
         except Exception as error:  # another package's import may raise anything
             package = entry.dist.name if entry.dist else entry.value
-            raise UsageError(
+            warnings.warn(
                 f"the format {printable(entry.name)} of the package {printable(package)} cannot be loaded: "
-                f"{printable(error) or type(error).__name__}; repair or uninstall {printable(package)}"
-            ) from None
+                f"{printable(error) or type(error).__name__}; repair or uninstall {printable(package)}",
+                BnWarning,
+                stacklevel=2,
+            )
     return tuple(found)
 
 
@@ -230,14 +228,40 @@ def format_of(path: str) -> Format:
     if not store:
         RegularFile(path).close()  # a FIFO or a missing file is refused before a library looks at it
     for known in formats():
-        if (not store or known.stores) and known.knows(path):
-            return known
+        if not store or known.stores:
+            with faults_named(known, path):
+                if known.knows(path):
+                    return known
     if store:
         RegularFile(path).close()  # which reports what it is instead of a file
     for known in formats():
         if known.claims(path):
             return known
-    raise InputError(f"{printable(path)}: neither a .npy nor an HDF5 file")
+    names = ", ".join(known.name for known in formats())
+    raise InputError(f"{printable(path)}: of no format that bn reads ({names})")
+
+
+@contextlib.contextmanager
+def faults_named(known: Format, path: str) -> Iterator[None]:
+    """Turn what another package raises, but for bn's own errors, into an InputError that names it and the file."""
+    try:
+        yield
+    except BnError:
+        raise
+    except Exception as error:
+        package = type(known).__module__.partition(".")[0]
+        if package == __name__.partition(".")[0]:
+            raise
+        raise InputError(
+            f"{printable(path)}: the format {known.name} of the package {package} failed: {type(error).__name__}: "
+            f"{printable(error)}"
+        ) from error
+
+
+def _suffixes() -> str:
+    """Suffixes of the formats of bn that can be written, in words."""
+    written = [known.suffixes[0] for known in built_in() if type(known).create is not Format.create]
+    return " or ".join(written)
 
 
 def format_for(output: str) -> Format | None:

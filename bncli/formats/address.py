@@ -8,9 +8,9 @@ import re
 from collections.abc import Sequence
 
 from bncli.errors import InputError, printable
-from bncli.formats import built_in, format_of
+from bncli.formats import built_in, faults_named, format_of
 from bncli.formats.reading import ReadOptions
-from bncli.formats.source import Source
+from bncli.formats.source import REAL_KINDS, Source, check_shape
 
 SEPARATOR = "::"
 
@@ -72,7 +72,27 @@ def open_source(address: str, options: ReadOptions) -> Source:
         When the file holds several datasets and none is named.
     """
     path, array = split(address)
-    return format_of(path).open(path, array, options)
+    known = format_of(path)
+    with faults_named(known, path):
+        source = known.open(path, array, options)
+        try:
+            _check(source)
+        except BaseException:
+            source.close()
+            raise
+    return source
+
+
+def _check(source: Source) -> None:
+    """Refuse what a reader should not have opened, before a value is read."""
+    where = printable(source.address)
+    if source.dtype.kind not in REAL_KINDS or source.dtype.itemsize > 8 or not source.dtype.isnative:
+        raise InputError(
+            f"{where}: values of type {source.dtype} are refused; bn takes bool, integers and floats to 64 bits"
+        )
+    if len(source.shape) < 2:
+        raise InputError(f"{where}: its reader gives the shape {source.shape}; one dimension is read as (N, 1)")
+    check_shape(source.shape, where)
 
 
 def address_of(array: object) -> str | None:

@@ -247,11 +247,13 @@ class Joined:
 
     def _read_input(self, index: int, position: int, out: Array) -> None:
         source = self._source(index)
-        if source.dtype == self.dtype:
-            source.read(position, out)
+        values = out if source.dtype == self.dtype else np.empty(len(out), source.dtype)
+        try:
+            source.read(position, values)
+        except OSError as error:  # of another package's reader: nothing is wrong with the output
+            raise InputError(f"{printable(source.address)}: cannot be read: {error.strerror or error}") from None
+        if values is out:
             return
-        values = np.empty(len(out), source.dtype)
-        source.read(position, values)
         out[...] = values
         given = self._options.fill_value
         fill = None if given is None else fill_in(source.dtype, given)

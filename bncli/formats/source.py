@@ -209,7 +209,7 @@ class RegularFile:
         if not stat.S_ISREG(mode):
             os.close(self.fd)
             kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-            raise InputError(f"{printable(path)}: is {kind}; give a .npy or HDF5 file")
+            raise InputError(f"{printable(path)}: is {kind}; give a file with an array")
         self.identity = Identity.of(os.fstat(self.fd))
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bncli.engine.executors import available
-from bncli.formats import formats
+from bncli.formats import built_in, plugged_in
 from bncli.numerics import compiled
 from bncli.version import __version__
 
@@ -31,12 +31,13 @@ def examine() -> dict[str, Any]:
         "bncli": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        **{name: version for known in formats() for name, version in known.versions().items()},
+        **{name: version for known in built_in() for name, version in known.versions().items()},
         "platform": f"{platform.system()} {platform.machine()}",
         "kernel": compiled.NAME,
         "kernel_note": compiled.NOTE,
         "cpus": available(),
-        "filters": {name: here for known in formats() for name, here in known.filters().items()},
+        "filters": {name: here for known in built_in() for name, here in known.filters().items()},
+        "formats": {known.name: known.versions() for known in plugged_in()},
         "plugins": os.environ.get("HDF5_PLUGIN_PRELOAD") != "::",
         "packages": {name: _version(name) for name in OPTIONAL},
     }
@@ -44,7 +45,8 @@ def examine() -> dict[str, Any]:
 
 def rows(found: dict[str, Any]) -> list[list[str]]:
     """What a person sees: part, what was found, and a note."""
-    plain = [[name, str(found[name]), ""] for name in ("bncli", "python", "numpy", "h5py", "hdf5", "platform")]
+    libraries = [name for known in built_in() for name in known.versions()]
+    plain = [[name, str(found[name]), ""] for name in ("bncli", "python", "numpy", *libraries, "platform")]
     here = [name for name, there in found["filters"].items() if there]
     missing = [name for name, there in found["filters"].items() if not there]
     plugins = ["on", "loaded from HDF5_PLUGIN_PATH"] if found["plugins"] else ["off", "--plugins lets HDF5 load them"]
@@ -55,6 +57,10 @@ def rows(found: dict[str, Any]) -> list[list[str]]:
         ["filters", ", ".join(here), ""],
         *([["filters", "-", f"not here: {', '.join(missing)}"]] if missing else []),
         ["plugins", *plugins],
+        *(
+            [f"format {name}", ", ".join(map(" ".join, versions.items())), "of another package"]
+            for name, versions in found["formats"].items()
+        ),
         *(
             [
                 name,

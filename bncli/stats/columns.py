@@ -93,8 +93,15 @@ def exported(stats: Stats) -> dict[str, Array]:
     """
     stats.scale_shift()
     names = sorted((n for n in COLUMNS if COLUMNS[n].exported), key=lambda n: COLUMNS[n].exported)
-    found = {name: COLUMNS[name].of(stats) for name in names if COLUMNS[name].kind != "text" or stats.names}
-    return {n: v if isinstance(v, np.ndarray) else np.array(v, object) for n, v in found.items()}
+    found = {name: COLUMNS[name].of(stats) for name in names if name != "name" or stats.names}
+    return {n: v if isinstance(v, np.ndarray) else _array(v, COLUMNS[n].kind) for n, v in found.items()}
+
+
+def _array(values: Sequence[Value], kind: str) -> Array:
+    """A list as an array that every format can hold: texts, "" where there is none; numbers, NaN where there is none."""
+    if kind == "text":
+        return np.array(["" if v is None else str(v) for v in values], object)
+    return np.array([math.nan if v is None else v for v in values])
 
 
 def read_back(version: int | None = None) -> tuple[str, ...]:

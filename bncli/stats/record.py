@@ -406,28 +406,36 @@ class Stats:
             **plain,
         )
 
-    def save(self, path: str, force: bool = True) -> None:
+    def save(self, path: str | os.PathLike[str], force: bool = True) -> None:
         """Write the stats file: whole and on disk, or not at all.
 
         Raises
         ------
+        UsageError
+            When the path is neither text nor a path, or empty.
         OutputExistsError
             When the file exists and `force` is false.
         WriteError
             When it cannot be written.
         """
-        atomic.write_bytes(str(path), self.to_bytes(), force=force)
+        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+            raise UsageError(f"{path!r} is not the path of a file")
+        atomic.write_bytes(os.fspath(path), self.to_bytes(), force=force)
 
 
-def load(path: str) -> Stats:
+def load(path: str | os.PathLike[str]) -> Stats:
     """Read a stats file.
 
     Raises
     ------
+    UsageError
+        When the path is neither text nor a path, or empty.
     InputError
         When the file is missing, unreadable, damaged, of a newer format, or not a stats file.
     """
-    path = str(path)
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise UsageError(f"{path!r} is not the path of a stats file")
+    path = os.fspath(path)
     if os.path.isfile(path) and os.access(path, os.R_OK):  # for anything else, read_bytes reports what it is
         container.check_file(path)  # a data file given by mistake may be larger than memory
     return Stats.from_bytes(atomic.read_bytes(path, SIZE_LIMIT), path)

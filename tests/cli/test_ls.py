@@ -199,7 +199,7 @@ def test_what_cannot_be_listed(here: Path) -> None:
     (here / "t.h5").write_text("text")
     check_refused(3, ["ls", "t.h5"], "t.h5", "HDF5")
     (here / "t.txt").write_text("text")
-    check_refused(3, ["ls", "t.txt"], "t.txt: neither a .npy nor an HDF5 file")
+    check_refused(3, ["ls", "t.txt"], "t.txt: of no format that bn reads (.npy, HDF5)")
     os.mkfifo("pipe.h5")
     check_refused(3, ["ls", "pipe.h5"], "pipe.h5", "not a regular file")
     check_refused(2, ["ls"], "FILE")

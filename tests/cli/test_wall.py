@@ -308,6 +308,8 @@ def test_without_arguments_there_is_the_help() -> None:
         (["fit", "x.npy", "--init", "here"], "--init 'here' is not one of debias, zeros, unit, first, like"),
         (["fit", "x.npy", "--eps"], "option '--eps' requires an argument"),
         (["ls", "x.npy", "y.npy"], "got unexpected extra argument (y.npy); see 'bn ls --help'"),
+        (["fit", "x.npy", "--shuffle", "--no-shuffle"], "give --shuffle or --no-shuffle once, not both"),
+        (["--debug", "fit", "x.npy"], "--debug is an option of the commands; give it after one, as in 'bn ls --debug'"),
         (["fit", "x.npy", "--eps", "1", "--eps", "2"], "--eps is given 2 times; it takes one value"),
         (["inspect", "s.bn.h5", "--top", "0"], "--top 0: at least 1"),
         (["completion", "tcsh"], "'tcsh' is not one of 'bash', 'zsh', 'fish'"),

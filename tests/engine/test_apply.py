@@ -15,7 +15,7 @@ from cli_helpers import contents, save, save_h5, temporaries, untouched
 import bncli
 import bncli.stats.warnings
 from bncli.engine import apply as engine
-from bncli.engine.apply import Applied, ApplySpec, apply
+from bncli.engine.apply import Applied, ApplySpec, apply_files
 from bncli.errors import BnWarning, InputError, MismatchError, UsageError
 from bncli.numerics import batchnorm
 from bncli.numerics.moments import Moments
@@ -47,7 +47,7 @@ def stats_of(features: int = 3, sample_shape: tuple[int, ...] | None = None, axi
 
 
 def run(stats: Stats, inputs: list[str], out: str, **options: Any) -> Applied:
-    return apply(stats, inputs, out, ApplySpec(**options))
+    return apply_files(stats, inputs, out, ApplySpec(**options))
 
 
 def normal(stats: Stats, x: Array, axis: int = -1, dtype: str | None = None, use: str = "running") -> Array:
@@ -182,7 +182,7 @@ def test_folder_several_inputs_and_rows() -> None:
     for i, part in enumerate(parts):
         save(Path(f"part-{i + 9}.npy"), part)
     told: list[tuple[int, int | None]] = []
-    report = apply(
+    report = apply_files(
         stats_of(),
         ["part-*.npy"],
         "out/",
@@ -305,10 +305,10 @@ def test_an_input_that_changes_before_its_turn(here: Path, how: str) -> None:
 
     if how == "shorter":
         with pytest.raises(InputError, match=r"b\.npy: changed"):
-            apply(stats_of(), ["a.npy", "b.npy"], "out/", ApplySpec(), change)
+            apply_files(stats_of(), ["a.npy", "b.npy"], "out/", ApplySpec(), change)
         assert sorted(contents(here)) == ["a.npy", "b.npy"]
     else:
-        apply(stats_of(), ["a.npy", "b.npy"], "out/", ApplySpec(), change)
+        apply_files(stats_of(), ["a.npy", "b.npy"], "out/", ApplySpec(), change)
         assert np.load("out/b.npy").shape == (5, 3)
 
 
@@ -320,7 +320,7 @@ def test_an_input_that_changes_while_it_is_read(here: Path) -> None:
 
     for out in ("y.npy", "y.h5"):
         with pytest.raises(InputError, match=r"a\.npy: changed while it was being read"):
-            apply(stats_of(), ["a.npy"], out, ApplySpec(), change)
+            apply_files(stats_of(), ["a.npy"], out, ApplySpec(), change)
     assert sorted(contents(here)) == ["a.npy"]
 
 
@@ -335,14 +335,14 @@ def test_nothing_is_left_after_any_error(here: Path, out: str, error: type[BaseE
             raise error
 
     with untouched(here), pytest.raises(error):
-        apply(stats_of(), ["a.npy", "b.npy"] if out == "out/" else ["a.npy"], out, ApplySpec(), fail)
+        apply_files(stats_of(), ["a.npy", "b.npy"] if out == "out/" else ["a.npy"], out, ApplySpec(), fail)
     assert temporaries(here) == []
 
 
 def test_an_axis_that_does_not_exist_is_a_usage_error(here: Path) -> None:
     np.save("x.npy", np.ones((5, 3)))
     with pytest.raises(UsageError, match="axis 2 does not exist"):
-        apply(stats_of(), ["x.npy"], "y.npy", ApplySpec(axis=2))
+        apply_files(stats_of(), ["x.npy"], "y.npy", ApplySpec(axis=2))
     assert not Path("y.npy").exists()
 
 
@@ -387,5 +387,5 @@ def test_a_chunk_that_fit_takes_apply_takes_too(here: Path) -> None:
 def test_a_format_that_bn_does_not_write_is_refused(here: Path, suffix: str) -> None:
     np.save("x.npy", np.ones((5, 3)))
     with pytest.raises(UsageError, match=suffix):
-        apply(stats_of(), ["x.npy"], "y" + suffix, ApplySpec())
+        apply_files(stats_of(), ["x.npy"], "y" + suffix, ApplySpec())
     assert not Path("y" + suffix).exists()

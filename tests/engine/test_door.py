@@ -16,6 +16,7 @@ from helpers import check_same_bytes
 
 import bncli
 from bncli.engine import checkpoint, executors, parts
+from bncli.engine.accumulate import Fold
 from bncli.engine.executors import TASKS_PER_WORKER, Context, R, T, in_order, open_worker, run_task
 from bncli.engine.parts import Batches, Part
 from bncli.errors import InputError
@@ -137,3 +138,24 @@ def test_a_part_reaches_checkpoints_and_survives_resume(toy: pytest.MonkeyPatch)
     for samples, zeros in kept:
         assert zeros == (x[:samples] == 0).sum(0).tolist()
     assert kept[-1][0] == len(x)
+
+
+@dataclass(frozen=True)
+class Clashing(Part):
+    """A plain number of a name that another part has too."""
+
+    samples: int = 0
+
+    @classmethod
+    def of(cls, batches: Batches) -> Clashing:
+        return cls(7)
+
+    def merge(self, later: Clashing, momentum: float | None) -> Clashing:
+        return later
+
+
+def test_two_parts_with_a_number_of_one_name_are_refused(toy: pytest.MonkeyPatch) -> None:
+    """A checkpoint would hold only one of them."""
+    toy.setitem(parts.PARTS, "clashing", Clashing)
+    with pytest.raises(TypeError, match="the part clashing has 'samples', which another part has too"):
+        Fold.empty(2).replace(parts.Samples(1000), Clashing(7)).pack()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import bncli
-from bncli.engine.apply import ApplySpec, apply
+from bncli.engine.apply import ApplySpec, apply_files
 from bncli.engine.executors import in_order, in_threads
 from bncli.engine.order import Order
 from bncli.errors import InputError
@@ -146,7 +146,7 @@ def test_apply_writes_the_same_file_with_any_number_of_workers(tmp_path: Path, s
     written = []
     for workers in (1, 2, 5):
         out = str(tmp_path / f"{workers}{suffix}")
-        report = apply(stats, [source], out, ApplySpec(workers=workers))
+        report = apply_files(stats, [source], out, ApplySpec(workers=workers))
         assert report.non_finite == 2
         if suffix == ".npy":
             written.append(np.load(out))

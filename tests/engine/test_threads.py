@@ -15,7 +15,7 @@ from helpers import check_same_bytes, save_h5, save_npy
 
 import bncli
 from bncli import exchange
-from bncli.engine.apply import ApplySpec, apply
+from bncli.engine.apply import ApplySpec, apply_files
 from bncli.stats.record import Stats
 
 THREADS, TIMES = 4, 12
@@ -60,7 +60,7 @@ def fit_npy(stats: Stats, folder: Path) -> object:
 
 def apply_hdf5(stats: Stats, folder: Path) -> object:
     path = save_h5(folder / "x.h5", X, chunks=(3, 2), compression="gzip")
-    apply(stats, [path], str(folder / "y.h5"), ApplySpec(force=True))
+    apply_files(stats, [path], str(folder / "y.h5"), ApplySpec(force=True))
     return (folder / "y.h5").read_bytes()
 
 

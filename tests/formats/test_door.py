@@ -153,7 +153,39 @@ def test_an_entry_point_of_a_package(here: Path) -> None:
 def test_an_entry_point_that_cannot_be_loaded_is_named(here: Path) -> None:
     install(here, "toyformat:Nothing")
     assert run(here, "fit", "x.npy", "-o", "y.bn.h5").returncode == 0  # a known format asks no other package
+    named = "bn: warning: the format toy of the package toyformat cannot be loaded"
     done = run(here, "fit", "x.toy", "-o", "toy.bn.h5")
-    assert done.returncode == 2
-    assert "the format toy of the package toyformat cannot be loaded" in done.stderr
+    assert done.returncode == 3
+    assert named in done.stderr
+    assert "x.toy: of no format that bn reads (.npy, HDF5)" in done.stderr
     assert "Traceback" not in done.stderr
+    done = run(here, "doctor")
+    assert (done.returncode, named in done.stderr) == (0, True)  # the command for a report of it
+
+
+FAULTS = {
+    "raise KeyError('nope')": "the format toy of the package toyformat failed: KeyError",
+    "source.dtype = np.dtype(complex)": "values of type complex128 are refused",
+    "source.shape = (5,)": "one dimension is read as (N, 1)",
+    "source.shape = (0, 3)": "no samples",
+    "source.read = lambda first, out: open('/')": "x.toy: cannot be read: Is a directory",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_another_package_is_its_own(here: Path, fault: str) -> None:
+    lines = ["import numpy as np", "from toyformat import Toy", "class Faulty(Toy):"]
+    lines += ["    def open(self, path, array, options):", "        source = super().open(path, array, options)"]
+    (here / "toyfaulty.py").write_text("\n".join([*lines, f"        {fault}", "        return source", ""]))
+    install(here, "toyfaulty:Faulty")
+    done = run(here, "fit", "x.toy", "-o", "toy.bn.h5")
+    assert done.returncode == 3, done.stderr
+    assert FAULTS[fault].replace("toyformat", "toyfaulty") in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (here / "toy.bn.h5").exists()
+
+
+def test_doctor_lists_formats_of_other_packages(here: Path) -> None:
+    install(here, "toyformat:Toy")
+    done = run(here, "doctor")
+    assert "format toy\t" in done.stdout, done.stdout

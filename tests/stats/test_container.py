@@ -199,7 +199,7 @@ def test_other_hdf5_files_are_told_apart(tmp_path: Path, build: Any, monkeypatch
 def test_other_files_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.npy"
     np.save(path, np.zeros((5, 3)))
-    words = "not a readable stats file: it is no HDF5 file; make one with 'bn fit' or 'bn import'"
+    words = "not a readable stats file: it is not an HDF5 file; make one with 'bn fit' or 'bn import'"
     with pytest.raises(InputError, match=f"s: {words}"):
         container.unpack(path.read_bytes(), "s")
     monkeypatch.setattr(container, "LARGE", 0)

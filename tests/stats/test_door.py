@@ -56,3 +56,16 @@ def test_exported_files_hold_it_and_older_ones_are_read(toy: list[float], suffix
         good("import", f"{age}.{suffix}", "-o", f"{age}.{suffix}.bn.h5", "-q")
         back = bncli.load(f"{age}.{suffix}.bn.h5")
         assert back.running_mean.tolist() == bncli.load("x.bn.h5").running_mean.tolist()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "npz", "json"])
+def test_texts_and_gaps_are_exported(toy: list[float], monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    of_text, of_gap = [str(value) for value in toy], [None, *toy[1:]]
+    monkeypatch.setitem(columns.COLUMNS, "text", Column(lambda stats: of_text, "A text.", kind="text", exported=13))
+    monkeypatch.setitem(columns.COLUMNS, "gap", Column(lambda stats: of_gap, "A gap.", exported=14))
+    good("export", "x.bn.h5", "-o", f"new.{suffix}", "-q")
+    if suffix == "npz":
+        found = np.load("new.npz")
+        assert found["text"].tolist() == of_text
+        assert np.isnan(found["gap"][0])
+        assert found["gap"][1:].tolist() == toy[1:]

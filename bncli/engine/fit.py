@@ -143,7 +143,9 @@ def fit(
         return _fitted(Task.of(permuted(data, spec), spec), progress)
     if isinstance(source, Iterable):
         return _fit_batches(cast("Iterable[Array]", source), spec, progress)
-    raise UsageError(f"cannot fit a {type(source).__name__}: give an address, an array or an iterable of batches")
+    raise UsageError(
+        f"an object of type {type(source).__name__} cannot be fitted: give an address, an array or an iterable of batches"
+    )
 
 
 def make_spec(options: dict[str, Any]) -> FitSpec:

@@ -74,6 +74,8 @@ def merge(
     >>> whole.population_mean.tolist(), whole.population_var.tolist()
     ([3.25], [3.1875])
     """
+    if isinstance(stats, Stats):
+        raise UsageError("merge takes several Stats, in a list")
     spec = MergeSpec(population_only=population_only, gamma=gamma, beta=beta)
     gamma, beta = spec.gamma, spec.beta
     parts = list(stats)

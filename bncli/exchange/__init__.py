@@ -169,7 +169,7 @@ def format_of(path: str, given: str | None, verb: str, option: str) -> str:
     names = [name for suffix, name in by_suffix.items() if path.lower().endswith(suffix)]
     if given is None and not names:
         raise UsageError(
-            f"{printable(path)}: its suffix names no format; say one with {option}: {', '.join(formats(verb))}"
+            f"{printable(path)}: the suffix does not name a format; choose one with {option}: {', '.join(formats(verb))}"
         )
     return given or names[0]
 

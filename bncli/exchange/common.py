@@ -342,7 +342,7 @@ def _convention(name: str, value: Any) -> Any:
 
 def _name(name: object) -> str:
     if not isinstance(name, str):
-        raise MismatchError(f"the feature name {str(name)[:40]!r} is no text")
+        raise MismatchError(f"the feature name {str(name)[:40]!r} is not text")
     name.encode()  # half a surrogate pair is a ValueError, and no file could hold it
     return name
 

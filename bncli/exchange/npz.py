@@ -39,10 +39,11 @@ def encode(stats: Stats, options: ExportOptions) -> Encoded:
     held = conventions(stats)
     single = held | {"momentum": math.nan if stats.momentum is None else stats.momentum}
     buffer = io.BytesIO()
-    names = {} if stats.names is None else container.text_arrays(fields.NAMES, stats.names, "U")
-    columns = {
-        n: v.astype(str) if v.dtype == object else v for n, v in exported(stats).items() if COLUMNS[n].npz
-    } | names
+    columns: dict[str, Array] = {}
+    for name, values in exported(stats).items():
+        if COLUMNS[name].npz:
+            texts = values.dtype == object
+            columns |= container.text_arrays(name, values.tolist(), "U") if texts else {name: values}
     np.savez(buffer, allow_pickle=False, **columns, **{k: np.array(v) for k, v in single.items()})
     return Encoded(buffer.getvalue(), held, fields.use_notes(options.use))
 
@@ -78,7 +79,7 @@ def _single(array: Array, name: str) -> Any:
     if array.dtype.kind not in "biufU" or array.size != 1:
         raise ValueError(f"{name} is of type {array.dtype} and shape {array.shape}, not one value")
     if array.dtype.kind == "U" and container.letters(array).max(initial=0) > sys.maxunicode:
-        raise ValueError(f"{name} holds a number that is no letter")
+        raise ValueError(f"{name} has a letter outside of Unicode")
     return array.item()
 
 

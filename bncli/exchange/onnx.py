@@ -75,7 +75,7 @@ def decode(content: Content) -> Layers:
         nodes = _named(found)
         widths = {name: int(np.prod(constants[node.input[1]].dims)) for name, node in nodes.items()}
         if not all(isinstance(name, str) for name in nodes):  # protobuf gives bytes where they are no UTF-8
-            raise ValueError("the name of a node is no text")
+            raise ValueError("the name of a node is not text")
         also = {name: {node.name, node.output[0]} for name, node in nodes.items()}
 
     def read(name: str) -> Layer:

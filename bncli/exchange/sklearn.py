@@ -93,7 +93,7 @@ def read(scaler: StandardScaler) -> Stats:
     mean, var, scale = (np.asarray(getattr(scaler, name), np.float64) for name in ("mean_", "var_", "scale_"))
     count = np.broadcast_to(np.asarray(scaler.n_samples_seen_, np.float64), mean.shape).copy()
     if (count != np.floor(count)).any():
-        raise MismatchError("the scaler was fitted with sample weights that are no counts; fit it without")
+        raise MismatchError("the scaler was fitted with sample weights that are not counts; fit it without")
     var = np.where((scale == 1) & (deviation(var, 0.0) != 1), 0.0, var)  # scikit-learn's test for constant features
     if not np.allclose(scale, deviation(var, 0.0), rtol=SAME, atol=0, equal_nan=True):
         raise MismatchError("the scaler's scale_ is not the square root of its var_; fit it again")
@@ -102,7 +102,7 @@ def read(scaler: StandardScaler) -> Stats:
     names = getattr(scaler, "feature_names_in_", None)
     if (bad := seen & ~(np.isfinite(mean) & np.isfinite(var) & (var >= 0))).any():
         raise MismatchError(
-            f"mean_ or var_ is no finite number, or negative, in {channels(bad, names)}; fit the scaler again"
+            f"mean_ or var_ is not finite, or negative, in {channels(bad, names)}; fit the scaler again"
         )
     return Stats(
         np.where(seen, mean, np.nan),

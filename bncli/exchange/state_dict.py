@@ -226,5 +226,5 @@ def _tracked(
         return None
     value = np.asarray(get(key))
     if value.size != 1 or value.dtype.kind not in "iu":
-        raise InputError(f"{printable(path)}: {printable(key)} is no number of batches")
+        raise InputError(f"{printable(path)}: {printable(key)} is not a number of batches")
     return int(value.reshape(-1)[0])

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 from bncli.errors import InputError, printable
-from bncli.formats import built_in, faults_named, format_of
+from bncli.formats import faults_named, format_of, formats
 from bncli.formats.reading import ReadOptions
 from bncli.formats.source import REAL_KINDS, Source, check_shape
 
@@ -106,4 +106,4 @@ def address_of(array: object) -> str | None:
     library = type(array).__module__.partition(".")[0]
     if library in ("builtins", "numpy"):  # by far the most; no format is loaded for them
         return None
-    return next((known.address_of(array) for known in built_in() if known.library == library), None)
+    return next((known.address_of(array) for known in formats() if known.library == library), None)

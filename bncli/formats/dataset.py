@@ -317,7 +317,7 @@ class Joined:
         total = sum(i.stop for i in inputs)
         start, stop, _ = slice(*rows).indices(total)
         if start >= stop:
-            raise UsageError(f"--rows leaves no sample of the {total} that there are")
+            raise UsageError(f"--rows selects none of the {total} samples")
         selected, offset = [], 0
         for i in inputs:
             low, high = max(start - offset, 0), min(stop - offset, i.stop)

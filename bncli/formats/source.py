@@ -205,6 +205,8 @@ class RegularFile:
             raise InputError(f"{printable(path)}: no such file{_near(path)}") from None
         except OSError as error:
             raise InputError(f"{printable(path)}: cannot be read: {error.strerror}") from None
+        except ValueError:  # a NUL character
+            raise InputError(f"{printable(path)}: this cannot be the name of a file") from None
         mode = os.fstat(self.fd).st_mode
         if not stat.S_ISREG(mode):
             os.close(self.fd)

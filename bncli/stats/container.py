@@ -245,13 +245,13 @@ def texts_of(name: str, arrays: Mapping[str, Array], count: int) -> tuple[str, .
         raise ValueError(f"there are not {count} texts in {name}")
     if ends is None:
         if values.dtype.kind not in "SU":
-            raise ValueError(f"{name} holds no texts")
+            raise ValueError(f"{name} does not hold texts")
         if values.dtype.kind == "U" and values.size and letters(values).max() > sys.maxunicode:
-            raise ValueError(f"{name} holds a number that is no letter")
+            raise ValueError(f"{name} has a letter outside of Unicode")
         return tuple(text.decode() if isinstance(text, bytes) else text for text in values.tolist())
     starts = np.concatenate([[0], ends[:-1]])
     if values.dtype != np.uint8 or values.ndim != 1 or ends.dtype != np.int64 or (starts > ends).any():
-        raise ValueError(f"{name} holds no texts")
+        raise ValueError(f"{name} does not hold texts")
     content = values.tobytes()
     if count and ends[-1] != len(content):
         raise ValueError(f"the texts in {name} are not all there")

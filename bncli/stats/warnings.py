@@ -39,7 +39,7 @@ def _drift(stats: Stats) -> str:
     return (
         f"the running statistics of {_count(drifted)} differ from the population's (by more than {DRIFT_MEAN:g} sd in the "
         f"mean or {DRIFT_VARIANCE:.0%} in the variance): {_worst(stats, distance)}. Apply with --use population, or fit with "
-        f"more batches or a larger momentum{'' if 'shuffle' in stats.options else '; data in sorted order wants --shuffle'}"
+        f"more batches or a larger momentum{'' if 'shuffle' in stats.options else '; for sorted data give --shuffle'}"
     )
 
 
@@ -60,7 +60,7 @@ def _eps(stats: Stats) -> str:
     verb, it = ("has", "it") if large.sum() == 1 else ("have", "they")
     return (
         f"{_count(large)} {verb} a variance so small that eps {stats.eps:g} is more than {EPS_SHARE:.0%} of it: "
-        f"{_worst(stats, np.where(large, share, 0))}; {it} will not come out with sd 1. Fit with a smaller --eps"
+        f"{_worst(stats, np.where(large, share, 0))}; {it} will have an sd below 1 after apply. Fit with a smaller --eps"
     )
 
 

@@ -384,7 +384,7 @@ def test_like_is_an_input_and_excludes_presets(here: Path) -> None:
         (["--batch-size", "1"], 2, ["--batch-size 1", "2 or more"]),
         (["--axis", "0"], 2, ["axis 0", "samples"]),
         (["--rows", "5"], 2, ["--rows", "A:B"]),
-        (["--rows", "9:3"], 2, ["--rows", "no sample"]),
+        (["--rows", "9:3"], 2, ["--rows", "selects none"]),
         (["--max-memory", "lots"], 2, ["lots", "128M"]),
         (["--max-memory", "10K"], 2, ["--max-memory", "1M"]),
         (["--fill-value", "x"], 2, ["--fill-value", "'x'"]),
@@ -430,7 +430,7 @@ def test_presets_and_options_beside_them(here: Path, preset: str, expected: tupl
 
 def test_sorted_data_is_shuffled_on_request(here: Path) -> None:
     save(here / "x.npy", np.repeat(np.arange(10.0), 1000)[:, None])
-    assert "data in sorted order wants --shuffle" in good("fit", "x.npy", "-o", "sorted.bn.h5").err
+    assert "for sorted data give --shuffle" in good("fit", "x.npy", "-o", "sorted.bn.h5").err
     result = good("fit", "x.npy", "--shuffle", "--seed", "4")
     assert result.err == ""
     assert "1 feature, 10,000 samples, 40 batches of 256" in result.out

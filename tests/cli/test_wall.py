@@ -32,6 +32,7 @@ from cli_helpers import (
 
 from bncli import __version__, cli, errors
 from bncli.cli import options
+from bncli.engine.declare import GROUPS
 from bncli.stats import record
 
 
@@ -440,3 +441,16 @@ def test_files_are_left_to_the_shell(shell_path: dict[str, str], tmp_path: Path)
     asked = {"COMP_WORDS": "bn fit tr", "COMP_CWORD": "2", "_BN_COMPLETE": "bash_complete"}
     done = subprocess.run(["bn"], cwd=tmp_path, env=shell_path | asked, capture_output=True, text=True, check=True)
     assert done.stdout == "file,tr\n"
+
+
+def test_help_lists_options_under_their_headings() -> None:
+    """Each option under the group that its declaration names, in the order of the groups."""
+    text = good("fit", "--help").out
+    parts = re.split(r"^(\w+):$", text, flags=re.M)
+    listed = dict(zip(parts[1::2], parts[2::2], strict=True))
+    assert [h for h in listed if h in GROUPS] == [g for g in GROUPS if g in listed]
+    for name, group in {
+        "--rows": "Input", "--momentum": "Statistics", "--optimizer": "Learning", "--output": "Output",
+        "--workers": "Running", "--allow-virtual": "Advanced",
+    }.items():  # fmt: skip
+        assert [h for h in listed if re.search(rf"^  (-\w, )?{name}\b", listed[h], re.M)] == [group], name

@@ -56,3 +56,9 @@ def test_apply_in_python_is_the_command(tmp_path: Path) -> None:
         bncli.apply(stats, source, tmp_path / "z.npy", use="both")  # type: ignore[arg-type]
     with pytest.raises(OutputExistsError):
         bncli.apply(stats, source, tmp_path / "y.npy")
+
+
+def test_true_is_no_number() -> None:
+    for name in ("eps", "batch_size", "workers", "momentum"):
+        with pytest.raises(UsageError, match="True is not a"):
+            bncli.fit(X, **{name: True})  # type: ignore[arg-type]

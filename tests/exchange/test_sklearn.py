@@ -158,5 +158,5 @@ def test_other_scalers_are_refused() -> None:
 def test_numbers_that_no_scaler_has(mean: float, var: float) -> None:
     scaler = fitted(data())
     scaler.mean_[1], scaler.var_[1], scaler.scale_[1] = mean, var, np.sqrt(var)
-    with pytest.raises(MismatchError, match=r"no finite number, or negative, in 1 of 4 channels: 1; fit the scaler"):
+    with pytest.raises(MismatchError, match=r"not finite, or negative, in 1 of 4 channels: 1; fit the scaler"):
         sklearn.read(scaler)

@@ -102,7 +102,7 @@ def test_kinds_are_told_by_content(here: Path) -> None:
     with pytest.raises(InputError, match=r"x\.h5: not an HDF5 file"):
         format_of("x.h5")
     (here / "x.csv").write_text("text")
-    with pytest.raises(InputError, match=r"x\.csv: neither"):
+    with pytest.raises(InputError, match=r"x\.csv: of no format"):
         format_of("x.csv")
 
 

@@ -45,7 +45,7 @@ def test_any_split_any_rows_any_range(tmp_path: Path, lengths: list[int], data: 
     rows = (data.draw(ends), data.draw(ends))
     expected = x[slice(*rows)]
     if not len(expected):
-        with pytest.raises(UsageError, match=f"--rows leaves no sample of the {total}"):
+        with pytest.raises(UsageError, match=f"--rows selects none of the {total} samples"):
             Joined(addresses, ReadOptions(rows=rows, max_memory=BUDGET))
         return
     with Joined(addresses, ReadOptions(rows=rows, max_memory=BUDGET)) as joined:

@@ -175,17 +175,54 @@ int bn_read_runs(int fd, int64_t offset, int code, char *buffer, double *scratch
     return 0;
 }
 
-/* Weights of two consecutive runs of k1 and k2 batches in their mean: m^k2 (1 - m^k1) and 1 - m^k2, both divided by
-   1 - m^(k1 + k2), as in moments._weights. expm1 keeps the digits of 1 - m^k where m is close to 1. log_m is NaN for
-   momentum None: then all batches have the same weight. */
-static void weights(double k1, double k2, double log_m, double *earlier, double *later)
+/* powers.multiply: a product of two numbers high + low, each of at most 1. The error of the product of the high parts
+   is exact: Dekker (1971) splits them into halves of 26 bits. Without a fused multiply-add, as in NumPy. */
+INLINE void multiply(const double a[2], const double b[2], double out[2])
 {
-    int plain = isnan(log_m);
-    double share1 = plain ? k1 : -expm1(k1 * log_m) * exp(k2 * log_m), share2 = plain ? k2 : -expm1(k2 * log_m);
-    double whole = plain ? k1 + k2 : -expm1((k1 + k2) * log_m);
-    if (!(whole > 0)) whole = 1;
-    *earlier = share1 / whole;
-    *later = share2 / whole;
+    const double splitter = 134217729.0; /* 2^27 + 1 */
+    double scaled = splitter * a[0], ah = scaled - (scaled - a[0]), al = a[0] - ah;
+    double bh, bl, product = a[0] * b[0], error;
+    scaled = splitter * b[0];
+    bh = scaled - (scaled - b[0]);
+    bl = b[0] - bh;
+    error = ((ah * bh - product) + ah * bl + al * bh) + al * bl;
+    quick_two_sum(product, error + (a[0] * b[1] + a[1] * b[0]), out, out + 1);
+}
+
+/* powers._add: the sum of two numbers high + low. */
+INLINE void add(const double a[2], const double b[2], double out[2])
+{
+    double total, error;
+    two_sum(a[0], b[0], &total, &error);
+    quick_two_sum(total, error + (a[1] + b[1]), out, out + 1);
+}
+
+/* powers.powers: m^k and 1 - m^k, each as high + low. Row j of `table` has m^(2^j) and 1 - m^(2^j). */
+static void powers(double k, const double *table, double power[2], double rest[2])
+{
+    power[0] = 1, power[1] = rest[0] = rest[1] = 0;
+    for (int64_t bits = (int64_t)k; bits; bits >>= 1, table += 4) {
+        double part[2];
+        if (!(bits & 1)) continue;
+        multiply(power, table + 2, part);
+        add(rest, part, rest);
+        multiply(power, table, power);
+    }
+}
+
+/* powers.shares: weights of two consecutive runs of k1 and k2 batches in their mean, m^k2 (1 - m^k1) and 1 - m^k2, over
+   their sum. Without a table (momentum None) all batches have the same weight. */
+static void shares(double k1, double k2, const double *table, double *earlier, double *later)
+{
+    double first[2] = {k1, 0}, second[2] = {k2, 0}, whole[2] = {k1 + k2, 0}, power[2], unused[2];
+    if (table) {
+        powers(k1, table, unused, first);
+        powers(k2, table, power, second);
+        multiply(power, first, first);
+        add(first, second, whole);
+    }
+    *earlier = first[0] / (whole[0] > 0 ? whole[0] : 1);
+    *later = second[0] / (whole[0] > 0 ? whole[0] : 1);
 }
 
 /* Running.merge of one statistic: a + (b - a) * w2, or b + (a - b) * w1, starting from the side with the larger weight.
@@ -210,7 +247,8 @@ CLONES static void merge_running(size n, double w1, double w2, int empty, double
 
 /* Running.reduce in place: rows of (2, n) statistics with k of (1, kn), where kn is 1 or n. Row i becomes the merge of
    rows 2i and 2i + 1, and a last odd row is copied, until one row is left. */
-static void reduce_running(size rows, size n, size kn, double log_m, double *k, double *a, double *low, double *first)
+static void reduce_running(size rows, size n, size kn, const double *table, double *k, double *a, double *low,
+                           double *first)
 {
     for (; rows > 1; rows = (rows + 1) / 2) {
         double last1 = NAN, last2 = NAN, w1 = 0, w2 = 0; /* most pairs have the weights of the pair before */
@@ -223,7 +261,7 @@ static void reduce_running(size rows, size n, size kn, double log_m, double *k, 
                 first[to + j] = first[one + j];
             }
             for (size f = 0; f < kn; f++) {
-                if (k1[f] != last1 || k2[f] != last2) weights(last1 = k1[f], last2 = k2[f], log_m, &w1, &w2);
+                if (k1[f] != last1 || k2[f] != last2) shares(last1 = k1[f], last2 = k2[f], table, &w1, &w2);
                 if (kn == 1)
                     merge_running(2 * n, w1, w2, k1[0] == 0, a + to, low + to, first + to, a + two, low + two,
                                   first + two);
@@ -249,10 +287,11 @@ static void reduce_running(size rows, size n, size kn, double log_m, double *k, 
 }
 
 /* Running.of and Running.reduce of the moments of `rows` batches of n features. The first rows of a, low and first, of
-   shape (rows, 2, n), and of k, of shape (rows, n), get the result. log_m is NaN for momentum None. A batch with fewer
-   than two values of a feature is not folded for that feature: it has no usable variance. */
-void bn_running(size rows, size n, double ddof, double log_m, const double *count, const double *mean, const double *m2,
-                double *k, double *a, double *low, double *first)
+   shape (rows, 2, n), and of k, of shape (rows, n), get the result. `table` has `bits` rows (see `powers`), none for
+   momentum None. A batch with fewer than two values of a feature is not folded for that feature: it has no usable
+   variance. */
+void bn_running(size rows, size n, double ddof, size bits, const double *table, const double *count, const double *mean,
+                const double *m2, double *k, double *a, double *low, double *first)
 {
     int alike = 1; /* all features have the same counts, and so the same weights: k then has one column */
     for (size r = 0; r < rows; r++)
@@ -267,7 +306,7 @@ void bn_running(size rows, size n, double ddof, double log_m, const double *coun
             a[to + n] = first[to + n] = folded ? m2[i] / (count[i] - ddof) : 0;
             low[to] = low[to + n] = 0;
         }
-    reduce_running(rows, n, alike ? 1 : n, log_m, k, a, low, first);
+    reduce_running(rows, n, alike ? 1 : n, bits ? table : 0, k, a, low, first);
     if (alike)
         for (size c = 1; c < n; c++) k[c] = k[0];
 }

@@ -9,7 +9,6 @@ through ctypes, which releases the global interpreter lock; SIGNATURES declares 
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -37,7 +36,7 @@ SIGNATURES: dict[str, tuple[type | None, list[type]]] = {  # name -> result, par
     "bn_blocks": (_INT, [_INT, _Pointer, *[_SIZE] * 3, *[_Pointer] * 3]),
     "bn_read_runs": (_INT, [_INT, _INT64, _INT, *[_Pointer] * 2, *[_SIZE] * 6, *[_Pointer] * 5]),
     "bn_reduce_moments": (None, [*[_SIZE] * 3, *[_Pointer] * 10]),
-    "bn_running": (None, [*[_SIZE] * 2, *[_DOUBLE] * 2, *[_Pointer] * 7]),
+    "bn_running": (None, [*[_SIZE] * 2, _DOUBLE, _SIZE, *[_Pointer] * 8]),
     "bn_shuffle": (_INT, [_INT, _INT, _SIZE, *[_Pointer] * 2]),
     "bn_unlzf": (_SIZE, [_Pointer, _SIZE, _Pointer, _SIZE]),
     "bn_normalize": (_INT, [*[_INT] * 2, *[_SIZE] * 3, *[_Pointer] * 5]),
@@ -133,13 +132,16 @@ def reduce_moments(arrays: list[Floats], runs: int) -> list[Floats]:
     return [a[:runs] for a in out]
 
 
-def running(count: Floats, mean: Floats, m2: Floats, ddof: int, momentum_log: float | None) -> list[Floats]:
-    """`Running.of_batches` of arrays of shape (B, C): k of shape (1, C), and a, a_low and first of shape (2, C)."""
+def running(count: Floats, mean: Floats, m2: Floats, ddof: int, table: Floats | None) -> list[Floats]:
+    """`Running.of_batches` of arrays of shape (B, C): k of shape (1, C), and a, a_low and first of shape (2, C).
+
+    `table` is `powers.table` of the momentum; None for momentum None.
+    """
     batches, features = count.shape
     k, *statistics = np.empty((batches, features)), *(np.empty((batches, 2, features)) for _ in range(3))
-    log_m = math.nan if momentum_log is None else momentum_log
+    table = np.empty(0) if table is None else table
     given = [np.ascontiguousarray(v) for v in (count, mean, m2)]
-    _call("bn_running", batches, features, ddof, log_m, *given, k, *statistics)
+    _call("bn_running", batches, features, ddof, len(table), table, *given, k, *statistics)
     return [k[:1].copy(), *(s[0].copy() for s in statistics)]
 
 

@@ -6,14 +6,13 @@ that of Chan, Golub & LeVeque (1983).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from bncli.numerics import compiled
+from bncli.numerics import compiled, powers
 from bncli.numerics.arrays import Bools, Floats
 from bncli.numerics.kernels import TINY, Blocks, quick_two_sum, two_sum
 
@@ -178,8 +177,8 @@ class Running(Parts):
     def of_batches(cls, batches: Moments, ddof: int, momentum: float | None) -> Running:
         """Running statistics of B consecutive batches together, from Moments of shape (B, C)."""
         if compiled.AVAILABLE:
-            log_m = None if momentum is None else _log(momentum)
-            return cls(*compiled.running(batches.count, batches.mean, batches.m2, ddof, log_m))
+            table = None if momentum is None else powers.table(momentum)
+            return cls(*compiled.running(batches.count, batches.mean, batches.m2, ddof, table))
         return cls.of(batches, ddof).reduce(momentum)
 
     def merge(self, later: Running, momentum: float | None) -> Running:
@@ -188,7 +187,7 @@ class Running(Parts):
         The sum starts from the side with the larger weight. With momentum None all batches have the same weight.
         """
         k = self.k + later.k
-        earlier_weight, later_weight = _weights(self.k, later.k, momentum)
+        earlier_weight, later_weight = powers.shares(self.k, later.k, momentum)
         delta = (later.a - self.a) + (later.a_low - self.a_low)
         from_later = later_weight > 0.5
         base, base_low = choose(from_later, later.a, self.a), choose(from_later, later.a_low, self.a_low)
@@ -222,25 +221,7 @@ class Running(Parts):
             "like": self.a if start is None else np.where(np.isnan(start), self.a, start),
         }
         r0 = starts[init]
-        decay = np.power(momentum, self.k)  # the weight of r0; exp(k log m) would have an error of k log m ulps
-        learned = -np.expm1(self.k * _log(momentum))  # 1 - m^k, the weight of a
+        (decay, _), (learned, _) = powers.powers(self.k, momentum)  # m^k and 1 - m^k, the weights of r0 and a
         r = np.where(decay > 0.5, r0 + learned * (self.a - r0), self.a + decay * (r0 - self.a))
         mean, variance = np.where(self.k > 0, r, np.nan)
         return mean, variance
-
-
-def _log(momentum: float) -> float:
-    """log m; for m = 0 a large negative number, so that exp(k log m) is 0 for k >= 1 and 1 for k = 0."""
-    return math.log(momentum) if momentum > 0 else -1e6
-
-
-def _weights(k1: Floats, k2: Floats, momentum: float | None) -> tuple[Floats, Floats]:
-    """Weights of two consecutive runs in their mean: m^k2 (1 - m^k1) and 1 - m^k2, both divided by 1 - m^(k1 + k2)."""
-    if momentum is None:
-        share1, share2 = k1, k2
-    else:
-        log_m = _log(momentum)
-        share1, share2 = -np.expm1(k1 * log_m) * np.exp(k2 * log_m), -np.expm1(k2 * log_m)
-    whole = k1 + k2 if momentum is None else -np.expm1((k1 + k2) * log_m)
-    whole = np.where(whole > 0, whole, 1)
-    return share1 / whole, share2 / whole

@@ -1,19 +1,19 @@
-"""Folding: workers accumulate segments, and the results are joined in order into one record."""
+"""Folding: workers accumulate segments into nodes of the tree, of which one record is made."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from bncli.engine.checkpoint import Arrays, Packed
 from bncli.engine.executors import available, mapped
-from bncli.engine.parts import PARTS, Batches, Part, Population, Recurrence, Samples
-from bncli.engine.plan import FitSpec, Segment, segments
+from bncli.engine.parts import Batches, Population, Recurrence
+from bncli.engine.plan import FitSpec, Segment, Segments
+from bncli.engine.tree import Fold, Node, Tree
 from bncli.errors import BnWarning, InputError, printable
 from bncli.formats.dataset import DataSet
 from bncli.formats.fills import Tally
@@ -21,100 +21,11 @@ from bncli.numerics.arrays import Floats
 from bncli.numerics.kernels import Missing, present
 from bncli.numerics.layout import Layout, Values
 from bncli.numerics.moments import Moments
-from bncli.stats.container import Value
 from bncli.stats.conventions import Conventions
 from bncli.stats.record import Stats
 from bncli.stats.warnings import advice
 
 TOO_LARGE = 1e150  # about where squares, and their sums, stop fitting a float64
-
-P = TypeVar("P", bound=Part)
-
-
-@dataclass(frozen=True)
-class Fold:
-    """What has been accumulated so far: a part for each name in PARTS.
-
-    Frozen and replaced as a whole, so an interrupted run always holds a complete one.
-
-    Attributes
-    ----------
-    parts : dict of str to Part
-        ``fold[Population]`` is the part of that class.
-
-    Examples
-    --------
-    >>> Fold.empty(3)[Population].moments.count.tolist()
-    [0.0, 0.0, 0.0]
-    """
-
-    parts: Mapping[str, Part]
-
-    @classmethod
-    def empty(cls, features: int) -> Fold:
-        """Nothing accumulated yet, for C features."""
-        return cls({name: kind.empty(features) for name, kind in PARTS.items()})
-
-    @classmethod
-    def of(cls, batches: Batches, *, again: bool = False) -> Fold:
-        """Accumulate consecutive batches.
-
-        With `again` their samples were accumulated in an earlier epoch, so only the parts that continue through all
-        epochs are made (see `Part.EACH_EPOCH`).
-        """
-        return cls({name: kind.of(batches) for name, kind in PARTS.items() if kind.EACH_EPOCH or not again})
-
-    @classmethod
-    def unpack(cls, arrays: Arrays, attributes: Mapping[str, Any], features: int) -> Fold:
-        """Restore what `pack` returned, for C features.
-
-        Raises
-        ------
-        LookupError, TypeError, ValueError
-            When the arrays or attributes are not those of a Fold of C features.
-        """
-
-        def part(name: str, kind: type[Part]) -> Part:
-            own = {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}
-            return kind.of_arrays(own, attributes, features)
-
-        return cls({name: part(name, kind) for name, kind in PARTS.items()})
-
-    def pack(self) -> Packed:
-        """Return everything as named arrays and plain values, for a checkpoint.
-
-        Raises
-        ------
-        TypeError
-            When two parts have a plain number of the same name, of which a checkpoint would hold one.
-        """
-        arrays = {f"{name}/{key}": array for name, part in self.parts.items() for key, array in part.arrays().items()}
-        attributes: dict[str, Value] = {}
-        for name, part in self.parts.items():
-            own = part.attributes()
-            if both := own.keys() & attributes.keys():
-                raise TypeError(f"the part {name} has {min(both)!r}, which another part has too; rename it")
-            attributes |= own
-        return arrays, attributes
-
-    def join(self, later: Fold, momentum: float | None) -> Fold:
-        """Combine with the batches that follow. Parts that `later` does not have (see `of`) stay unchanged."""
-        merged = {name: self.parts[name].merge(part, momentum) for name, part in later.parts.items()}
-        return Fold({**self.parts, **merged})
-
-    def replace(self, *parts: Part) -> Fold:
-        """Return a copy in which these parts replace those of the same class."""
-        return Fold(
-            {name: next((p for p in parts if isinstance(p, PARTS[name])), old) for name, old in self.parts.items()}
-        )
-
-    def __getitem__(self, kind: type[P]) -> P:
-        return next(part for part in self.parts.values() if isinstance(part, kind))
-
-    @property
-    def samples(self) -> int:
-        """Number of samples accumulated."""
-        return self[Samples].samples
 
 
 def segment_moments(
@@ -200,28 +111,40 @@ def _feature(names: tuple[str, ...] | None, index: int) -> str:
     return f"feature {index}{named}"
 
 
-def folds(data: DataSet, layout: Layout, spec: FitSpec, conventions: Conventions, done: int = 0) -> Iterator[Fold]:
-    """Yield the folds of all segments after the first `done` samples, in order; the workers compute them.
+def nodes(
+    data: DataSet, layout: Layout, spec: FitSpec, conventions: Conventions, cut: Segments, run: range
+) -> Iterator[tuple[Node, ...]]:
+    """Yield the nodes of a run of segments, in order, a few at a time; the workers compute them.
 
-    Raises
-    ------
-    InputError
-        When these samples do not end on a segment boundary, so that some would be left out.
+    Parameters
+    ----------
+    cut : Segments
+        Of the whole data set.
+    run : range
+        Which of them to accumulate.
     """
-    missing = Missing(spec.nan == "omit", data.fill)
-    cut = [s for s in segments(layout, data.shape[0], spec.batch_size) if s.first >= done]
-    if not cut:
+    if not run:
         return
-    if cut[0].first != done:
-        raise InputError(
-            f"the first {done} samples do not end on a segment boundary; remove the checkpoint and start again"
-        )
-    workers = min(spec.workers or available(), data.most_readers, len(cut))
+    missing = Missing(spec.nan == "omit", data.fill)
+    workers = min(spec.workers or available(), data.most_readers, len(run))
     # segments of one chunk go to one worker, which then decodes it once, as long as every worker gets four tasks
-    together = min(-(-2 * data.rows_together // (cut[0].batches * cut[0].samples)), -(-len(cut) // (4 * workers)))
-    tasks = [cut[i : i + together] for i in range(0, len(cut), together)]
-    for found in mapped(FoldContext(data, workers, layout, missing, conventions), tasks, workers):
-        yield from found
+    most = min(-(-2 * data.rows_together // (cut.at_once * cut.batch_size)), -(-len(run) // (4 * workers)))
+    together = 1 << max(0, most.bit_length() - 1)  # tasks are nodes of the tree, but the first and the last
+    context = FoldContext(data, workers, layout, missing, conventions, cut)
+    yield from mapped(context, aligned(run, together), workers)
+
+
+def aligned(run: range, length: int) -> Iterator[range]:
+    """Cut a run at the multiples of a length.
+
+    >>> list(aligned(range(3, 9), 4))
+    [range(3, 4), range(4, 8), range(8, 9)]
+    """
+    first = run.start
+    while first < run.stop:
+        stop = min((first // length + 1) * length, run.stop)
+        yield range(first, stop)
+        first = stop
 
 
 @dataclass(frozen=True)
@@ -236,6 +159,8 @@ class FoldContext:
         How many workers share the buffers.
     layout, missing, conventions
         See `fold_segment`.
+    cut : Segments
+        Of the whole data set.
     """
 
     data: DataSet
@@ -243,12 +168,21 @@ class FoldContext:
     layout: Layout
     missing: Missing
     conventions: Conventions
+    cut: Segments
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[Callable[[Sequence[Segment]], list[Fold]]]:
-        """Give one worker the function that folds a task of consecutive segments."""
+    def open(self) -> Iterator[Callable[[range], tuple[Node, ...]]]:
+        """Give one worker the function that folds a task, a run of segments, and joins what belongs together."""
         with self.data.reader(self.readers) as data:
-            yield lambda task: [fold_segment(data, self.layout, s, self.missing, self.conventions) for s in task]
+
+            def run(task: range) -> tuple[Node, ...]:
+                tree = Tree(self.layout.features)
+                for number in task:
+                    fold = fold_segment(data, self.layout, self.cut[number], self.missing, self.conventions)
+                    tree = tree.add([Node(0, number, fold)], self.conventions.momentum)
+                return tree.nodes
+
+            yield run
 
 
 def fold_segment(data: DataSet, layout: Layout, segment: Segment, missing: Missing, conventions: Conventions) -> Fold:

@@ -49,7 +49,7 @@ Packed = tuple[Arrays, Mapping[str, container.Value]]  # a state as named arrays
 SUFFIX = ".checkpoint"
 FORMAT = "bncli-checkpoint"
 SIGNATURE = b"\x89HDF\r\n\x1a\n\0"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 EVERY = 10.0  # seconds between checkpoints
 SHARE = 20  # writing checkpoints takes at most 1/20 of the time: slow ones are written less often
 AT_STOP = 96 << 20  # largest state, in bytes, saved on a signal: the process has to end within a second
@@ -230,7 +230,7 @@ class Checkpointer:
         if attributes.get("format") != FORMAT or version != FORMAT_VERSION or not isinstance(fingerprint, str):
             raise InputError(
                 f"{where}: checkpoint format {version}, written by bn {printable(attributes.get('bncli', '?'))}; "
-                f"this bn reads format {FORMAT_VERSION}: upgrade bn, {AGAIN}"
+                f"this bn reads format {FORMAT_VERSION}: {AGAIN.removeprefix('or ') if _is_older(version) else f'upgrade bn, {AGAIN}'}"
             )
         try:
             found = list(differences(json.loads(fingerprint), json.loads(self._fingerprint)))
@@ -246,6 +246,10 @@ class Checkpointer:
 
     def _damaged(self) -> str:
         return f"{printable(self.path)}: the checkpoint is damaged; remove it, {AGAIN}"
+
+
+def _is_older(version: object) -> bool:
+    return isinstance(version, int) and version < FORMAT_VERSION
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
@@ -13,15 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from bncli.choices import DEFAULT_MEMORY, Activation, Init, Loss, Nan, Optimizer, PresetName
-from bncli.engine.accumulate import Fold, finish, fold_segment, folds
-from bncli.engine.checkpoint import Checkpointer
+from bncli.engine.accumulate import finish, fold_segment, nodes
+from bncli.engine.checkpoint import Arrays, Checkpointer
 from bncli.engine.learning.setup import open_target
 from bncli.engine.learning.trainer import learn
 from bncli.engine.options import UNSET, FitOptions, Unset
 from bncli.engine.order import Order
 from bncli.engine.parameters import affine_and_names
 from bncli.engine.parts import Marked, Rounded
-from bncli.engine.plan import FitSpec, Progress, Segment, check_batch, options_record
+from bncli.engine.plan import FitSpec, Progress, Segment, Segments, check_batch, options_record
+from bncli.engine.tree import Fold, Node, Tree
 from bncli.errors import BnWarning, InputError, MismatchError, UsageError, printable
 from bncli.formats.address import SEPARATOR, address_of, expand, split
 from bncli.formats.dataset import DataSet, Input, Joined
@@ -302,6 +303,10 @@ class Task(Setting):
         """Check data and options together; raises as `Setting.of_shape`."""
         return cls(**vars(Setting.of_shape(data.shape, data.names, spec, spec.batch_size)), data=data)
 
+    def segments(self) -> Segments:
+        """The work."""
+        return Segments.of(self.layout, self.data.shape[0], self.batch_size)
+
     def fingerprint(self) -> dict[str, Any]:
         """Everything that affects the result, as plain values; a checkpoint is compared by it."""
         options = {f.name: getattr(self.spec, f.name) for f in fields(FitOptions) if f.name not in FREE}
@@ -355,19 +360,28 @@ def _fitted(task: Task, progress: Progress | None, checkpointer: Checkpointer | 
 
 
 def _folded(task: Task, progress: Progress | None, checkpointer: Checkpointer | None) -> Fold:
-    data, fold, features = task.data, Fold.empty(task.layout.features), task.layout.features
+    data, conventions, momentum = task.data, task.conventions, task.conventions.momentum
+    cut, tree = task.segments(), Tree(task.layout.features)
     if checkpointer and checkpointer.found:
-        fold = checkpointer.restore(lambda arrays, attributes: Fold.unpack(arrays, attributes, features))
-    before = fold.samples
+        tree = checkpointer.restore(lambda arrays, attributes: _checked_tree(arrays, attributes, task))
+    before = tree.samples
     if progress and before:
         progress(before, data.shape[0], 0)
-    for part in folds(data, task.layout, task.spec, task.conventions, before):
-        fold = fold.join(part, task.conventions.momentum)
+    for found in nodes(data, task.layout, task.spec, conventions, cut, range(tree.stop, len(cut))):
+        tree = tree.add(found, momentum)
         if checkpointer:
-            checkpointer.offer(fold.pack, f"the first {fold.samples:,} of {data.shape[0]:,} samples")
+            checkpointer.offer(tree.pack, f"the first {tree.samples:,} of {data.shape[0]:,} samples")
         if progress:
-            progress(fold.samples, data.shape[0], (fold.samples - before) * data.sample_size * data.dtype.itemsize)
-    return fold
+            progress(tree.samples, data.shape[0], (tree.samples - before) * data.sample_size * data.dtype.itemsize)
+    return tree.fold(momentum)
+
+
+def _checked_tree(arrays: Arrays, attributes: Mapping[str, Any], task: Task) -> Tree:
+    """`Tree.unpack`; raises ValueError too when the nodes are not those of the first segments."""
+    tree, cut = Tree.unpack(arrays, attributes, task.layout.features), task.segments()
+    if tree.first or tree.stop > len(cut) or tree.samples != len(cut.run(range(tree.stop))):
+        raise ValueError("the nodes are not those of the first segments")
+    return tree
 
 
 def _fit_batches(batches: Iterable[Array], spec: FitSpec, progress: Progress | None) -> Stats:
@@ -385,24 +399,25 @@ def _fit_batches(batches: Iterable[Array], spec: FitSpec, progress: Progress | N
             "an iterable of batches cannot be shuffled, since each batch is folded as it comes; give an array or files"
         )
     setting: Setting | None = None
-    fold = Fold.empty(0)
+    tree = Tree(0)
     for item in batches:
         data = Joined(ArraySource(item).array, ReadOptions.of(spec))
         samples = data.shape[0]
         if setting is None:
             setting = Setting.of_shape(data.shape, None, spec, samples)
-            fold = Fold.empty(setting.layout.features)
+            tree = Tree(setting.layout.features)
         elif data.shape[1:] != setting.sample_shape:
             raise MismatchError(
                 f"a batch has samples of shape {data.shape[1:]}, earlier batches {setting.sample_shape}"
             )
         missing = Missing(spec.nan == "omit", data.fill)
         part = fold_segment(data, setting.layout, Segment(0, 1, samples), missing, setting.conventions)
-        fold = fold.join(part, setting.conventions.momentum)
+        tree = tree.add([Node(0, tree.stop, part)], setting.conventions.momentum)
         if progress:
-            progress(fold.samples, None, 0)
+            progress(tree.samples, None, 0)
     if setting is None:
         raise InputError("there is no batch to fit")
+    fold = tree.fold(setting.conventions.momentum)
     if fold[Rounded].rounded:
         warnings.warn(ROUNDED, BnWarning, stacklevel=3)
     return setting.record(fold, [])

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from bncli.choices import DEFAULT_MEMORY
-from bncli.engine.accumulate import Fold, finish
+from bncli.engine.accumulate import finish
 from bncli.engine.options import MergeSpec
 from bncli.engine.parameters import affine_parameter
 from bncli.engine.parts import Population, Recurrence, Samples
+from bncli.engine.tree import Fold
 from bncli.errors import BnWarning, MismatchError, UsageError, printable
 from bncli.formats.address import expand, split
 from bncli.numerics.arrays import Floats

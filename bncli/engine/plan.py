@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 
@@ -126,6 +126,59 @@ class Segment:
     samples: int
 
 
+@dataclass(frozen=True)
+class Segments(Sequence[Segment]):
+    """The segments of a data set, by number: of equal size, a shorter one, and one of a last, shorter batch.
+
+    Attributes
+    ----------
+    samples : int
+        In the data set.
+    batch_size : int
+    at_once : int
+        Batches in a segment, at most.
+
+    Examples
+    --------
+    >>> list(Segments(samples=25, batch_size=3, at_once=5))
+    [Segment(first=0, batches=5, samples=3), Segment(first=15, batches=3, samples=3), Segment(first=24, batches=1, samples=1)]
+    """
+
+    samples: int
+    batch_size: int
+    at_once: int
+
+    @classmethod
+    def of(cls, layout: Layout, samples: int, batch_size: int) -> Segments:
+        """Cut by batch size and sample shape alone."""
+        return cls(samples, batch_size, layout.batches_at_once(batch_size))
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.samples, self.batch_size)
+        return -(-whole // self.at_once) + bool(rest)
+
+    @overload
+    def __getitem__(self, index: int) -> Segment: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Segment]: ...
+
+    def __getitem__(self, index: int | slice) -> Segment | list[Segment]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        whole, rest = divmod(self.samples, self.batch_size)
+        first = index * self.at_once
+        if first >= whole:
+            return Segment(whole * self.batch_size, 1, rest)
+        return Segment(first * self.batch_size, min(self.at_once, whole - first), self.batch_size)
+
+    def run(self, segments: range) -> range:
+        """The samples of a run of segments."""
+        stops = [self[i].first if i < len(self) else self.samples for i in (segments.start, segments.stop)]
+        return range(*stops)
+
+
 def axis_choices(shape: tuple[int, ...]) -> list[str]:
     """What each --axis would mean for data of this shape.
 
@@ -151,16 +204,6 @@ def check_batch(layout: Layout, batch_size: int, samples: int) -> None:
         raise UsageError(
             f"--batch-size {batch_size} gives every batch one value per feature, whose variance says nothing; use 2 or more"
         )
-
-
-def segments(layout: Layout, samples: int, batch_size: int) -> Iterator[Segment]:
-    """Cut the data set: segments of equal size, a shorter one, and one of a last, shorter batch."""
-    at_once = layout.batches_at_once(batch_size)
-    whole, rest = divmod(samples, batch_size)
-    for batch in range(0, whole, at_once):
-        yield Segment(batch * batch_size, min(at_once, whole - batch), batch_size)
-    if rest:
-        yield Segment(whole * batch_size, 1, rest)
 
 
 def options_record(spec: FitSpec) -> dict[str, Any]:

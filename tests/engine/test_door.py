@@ -16,9 +16,9 @@ from helpers import check_same_bytes
 
 import bncli
 from bncli.engine import checkpoint, executors, parts
-from bncli.engine.accumulate import Fold
 from bncli.engine.executors import TASKS_PER_WORKER, Context, R, T, in_order, open_worker, run_task
 from bncli.engine.parts import Batches, Part
+from bncli.engine.tree import Fold, Tree
 from bncli.errors import InputError
 from bncli.stats import container
 
@@ -126,8 +126,9 @@ def test_a_part_reaches_checkpoints_and_survives_resume(toy: pytest.MonkeyPatch)
 
     def stopping(checkpointer: checkpoint.Checkpointer, pack: Callable[[], checkpoint.Packed], done: str) -> None:
         offer(checkpointer, pack, done)
-        arrays, attributes = container.unpack(Path("x.bn.h5.checkpoint").read_bytes(), "c")
-        kept.append((int(attributes["samples"]), arrays["zeros/zeros"].tolist()))
+        tree = Tree.unpack(*container.unpack(Path("x.bn.h5.checkpoint").read_bytes(), "c"), features=X.shape[1])
+        zeros = sum(node.fold[Zeros].zeros for node in tree.nodes)
+        kept.append((tree.samples, list(zeros)))
         if len(kept) == 2:
             raise InputError("stopped")
 
@@ -154,8 +155,8 @@ class Clashing(Part):
         return later
 
 
-def test_two_parts_with_a_number_of_one_name_are_refused(toy: pytest.MonkeyPatch) -> None:
-    """A checkpoint would hold only one of them."""
+def test_parts_may_have_numbers_of_one_name(toy: pytest.MonkeyPatch) -> None:
     toy.setitem(parts.PARTS, "clashing", Clashing)
-    with pytest.raises(TypeError, match="the part clashing has 'samples', which another part has too"):
-        Fold.empty(2).replace(parts.Samples(1000), Clashing(7)).pack()
+    fold = Fold.empty(2).replace(parts.Samples(1000), Clashing(7))
+    back = Fold.unpack(*fold.pack(), features=2)
+    assert (back.samples, back[Clashing].samples) == (1000, 7)

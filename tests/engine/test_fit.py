@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import bncli
 from bncli import Stats
 from bncli.engine import order
-from bncli.engine.plan import segments
+from bncli.engine.plan import Segments
 from bncli.errors import BnWarning, InputError, MismatchError, UsageError
 from bncli.numerics import layout
 from bncli.numerics.layout import Layout
@@ -147,7 +147,7 @@ class TestAgainstExactTruth:
         monkeypatch.setattr(layout, "PENDING_VALUES", pending)
         monkeypatch.setattr(layout, "PIECE_VALUES", 50)
         x = np.sort(np.random.default_rng(0).standard_normal((503, 3)) + 1e4, axis=0)
-        count = len(list(segments(Layout.of(x.shape, -1), len(x), 10)))
+        count = len(Segments.of(Layout.of(x.shape, -1), len(x), 10))
         assert count == {1: 51, 4: 51, 64: 4}[pending]
         stats = fit(x, batch_size=10, momentum=momentum)
         check_population(stats, x)
@@ -159,7 +159,7 @@ class TestAgainstExactTruth:
         samples = 5 + 9 * (
             5 * layout.PENDING_VALUES // (2 * features)
         )  # a batch has one block, so one result per feature
-        found = list(segments(Layout.of((samples, features), -1), samples, 9))
+        found = list(Segments.of(Layout.of((samples, features), -1), samples, 9))
         assert len(found) > 2
         assert sum(s.batches * s.samples for s in found) == samples
         x = np.random.default_rng(0).integers(-100, 100, (samples, features)).astype("i1")

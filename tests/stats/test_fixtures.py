@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from cli_helpers import check_refused
 from helpers import (
     ANY_ADVICE,
     RECURRENCE,
@@ -26,9 +27,6 @@ from helpers import (
 )
 
 import bncli
-from bncli.engine.accumulate import Fold
-from bncli.engine.checkpoint import FORMAT
-from bncli.engine.parts import Population, Recurrence, Rounded
 from bncli.errors import InputError
 from bncli.stats import container
 
@@ -83,19 +81,16 @@ def test_stats_file_still_merges() -> None:
     assert stats.running.k.tolist() == [[5, 5, 5]]
 
 
-def test_checkpoint() -> None:
-    arrays, attributes = container.unpack(CHECKPOINT.read_bytes(), "c")
-    assert (attributes["format"], attributes["format_version"], attributes["bncli"]) == (FORMAT, 1, "0.1.0")
-    assert attributes["done"] == "the first 48 of 70 samples"
-    fold = Fold.unpack(arrays, attributes, 3)
-    population, folded = fold[Population].moments, fold[Recurrence]
-    assert (fold.samples, folded.batches, folded.left_out, fold[Rounded].rounded) == (KEPT, 3, 0, False)
-    truth = [exact(c) for c in columns(data()[:KEPT])]
-    check_moments(population.mean, population.variance(), truth)
-    for feature in range(3):
-        batches = [exact(columns(batch)[feature]) for batch in cut(data()[:KEPT], 16)]
-        debiased = recurrence([b.mean for b in batches], 0.75, "debias", 0)
-        assert off(folded.running.a[0, feature], debiased.value, debiased.scale) <= RECURRENCE
+def test_a_checkpoint_of_format_1_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments were joined in a chain then, and are joined in a tree now, which gives other bits."""
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", data())
+    shutil.copy(CHECKPOINT, "x.bn.h5.checkpoint")
+    check_refused(
+        3,
+        ["fit", "x.npy", "--nan", "omit", *OPTIONS, "--resume"],
+        "x.bn.h5.checkpoint: checkpoint format 1, written by bn 0.1.0; this bn reads format 2: start again",
+    )
 
 
 def test_tolerances_are_those_of_the_contract() -> None:

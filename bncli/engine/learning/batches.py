@@ -10,11 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bncli.engine.accumulate import Fold, segment_moments
+from bncli.engine.accumulate import segment_moments
 from bncli.engine.executors import in_threads
 from bncli.engine.learning.setup import Setup
 from bncli.engine.parts import Batches
 from bncli.engine.plan import Segment
+from bncli.engine.tree import Fold, Node, Tree
 from bncli.errors import InputError, printable
 from bncli.formats.dataset import Joined
 from bncli.formats.fills import Tally
@@ -37,15 +38,15 @@ class Batch(NamedTuple):
     targets : array of shape (N, ...)
         As `Setup.encode` returns them.
     mean, var : arrays of shape (C,)
-    fold : Fold or None
-        The fold of all batches so far; only with the last batch of a run.
+    tree : Tree or None
+        Of all batches so far; only with the last batch of a run.
     """
 
     x: Array
     targets: Array
     mean: Floats
     var: Floats
-    fold: Fold | None
+    tree: Tree | None
 
 
 class BatchReader:
@@ -62,8 +63,8 @@ class BatchReader:
         With more than one, batches are read ahead in a separate thread.
     epoch : int or None
         None reads the held-out samples.
-    fold : Fold
-        The fold of all batches before these.
+    tree : Tree
+        Of all batches before these; a run is a segment, counted through all epochs.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class BatchReader:
         budget: int,
         threads: int,
         epoch: int | None,
-        fold: Fold,
+        tree: Tree,
     ) -> None:
         order, plan = setup.plan.order, setup.plan
         self._setup, self._layout = setup, setup.model.layout
@@ -88,7 +89,7 @@ class BatchReader:
         self._x, self._targets = (
             Permuted(source, indices, self._count, order.window, budget // 2) for source in (data, targets)
         )
-        self._conventions, self._epoch, self._fold = conventions, epoch, fold
+        self._conventions, self._epoch, self._tree = conventions, epoch, tree
         self._budget, self._threads = budget, threads
         # the first epoch includes a last batch too small to train on: the population counts it
         self._stop = plan.batches if epoch else -(-self._count // plan.batch_size)
@@ -129,7 +130,7 @@ class BatchReader:
             self._tally.add(x.reshape(-1), first * self._x.sample_size)
         _check_finite(self._targets, targets, first)
         targets, mean, var = self._setup.encode(targets), moments.mean, moments.variance()
-        fold = self._folded(numbers, moments) if self._epoch is not None else None
+        tree = self._folded(numbers, moments) if self._epoch is not None else None
         cuts = range(0, count, self._samples)
         return [
             Batch(
@@ -137,7 +138,7 @@ class BatchReader:
                 targets[at:][: self._samples],
                 mean[i],
                 var[i],
-                fold if i + 1 == len(cuts) else None,
+                tree if i + 1 == len(cuts) else None,
             )
             for i, at in enumerate(cuts)
         ]
@@ -157,8 +158,8 @@ class BatchReader:
                     raise InputError("the input changed while it was read: values that were not finite are now finite")
         return Moments.concatenate(parts)
 
-    def _folded(self, numbers: range, moments: Moments) -> Fold | None:
-        """The fold of all batches so far if the run is complete, else None. Only the first epoch counts for the population."""
+    def _folded(self, numbers: range, moments: Moments) -> Tree | None:
+        """The tree of all batches so far if the run is complete, else None. Only the first epoch counts for the population."""
         self._pending.append(moments)
         run = self._setup.plan.run
         if numbers.stop % run and numbers.stop != self._stop:
@@ -168,9 +169,10 @@ class BatchReader:
         samples = min(numbers.stop * self._samples, self._count) - start
         segment, marked = Segment(start, 1, samples), tuple(self._tally.counts)
         found = Batches(self._x, self._layout, segment, Missing(), self._conventions, batches, marked)
-        self._fold = self._fold.join(Fold.of(found, again=bool(self._epoch)), self._conventions.momentum)
+        node = Node(0, self._tree.stop, Fold.of(found, again=bool(self._epoch)))
+        self._tree = self._tree.add([node], self._conventions.momentum)
         self._tally = Tally(self._x)
-        return self._fold
+        return self._tree
 
 
 def _check_finite(targets: Permuted, values: Array, first: int) -> None:

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bncli.engine.accumulate import Fold, statistics
+from bncli.engine.accumulate import statistics
 from bncli.engine.checkpoint import Arrays, Checkpointer, Packed
 from bncli.engine.executors import available
 from bncli.engine.learning.batches import Batch, BatchReader
 from bncli.engine.learning.setup import Plan, Setup, open_target
 from bncli.engine.plan import FitSpec, Progress
+from bncli.engine.tree import Fold, Tree
 from bncli.errors import BnWarning, InputError, printable
 from bncli.formats.dataset import Joined
 from bncli.numerics.arrays import Array, Floats
@@ -53,7 +54,7 @@ class TrainingState:
     learned : ModelState
     fixed : ModelState or None
         The baseline with gamma 1 and beta 0; only when samples are held out.
-    fold : Fold
+    tree : Tree
         Population statistics of the batches of the first epoch, and running statistics of all batches.
     epoch, batch : int
         Complete epochs, and batches done in the current one.
@@ -67,7 +68,7 @@ class TrainingState:
 
     learned: ModelState
     fixed: ModelState | None
-    fold: Fold
+    tree: Tree
     epoch: int = 0
     batch: int = 0
     loss: float = 0.0
@@ -77,11 +78,10 @@ class TrainingState:
     @classmethod
     def begin(cls, setup: Setup) -> TrainingState:
         """The state before the first step."""
-        fold = Fold.empty(setup.model.layout.features)
-        return cls(setup.start, setup.fixed_start, fold)
+        return cls(setup.start, setup.fixed_start, Tree(setup.model.layout.features))
 
     def pack(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Everything but the fold as named arrays and attributes; the inverse of `unpack`."""
+        """Everything but the tree as named arrays and attributes; the inverse of `unpack`."""
         arrays = {"history": np.array(self.history, np.float64).reshape(-1, len(Epoch._fields))}
         attributes: dict[str, Any] = {name: getattr(self, name) for name in ("epoch", "batch", "loss", "correct")}
         for name, training in (("learned", self.learned), ("fixed", self.fixed)):
@@ -92,7 +92,7 @@ class TrainingState:
         return arrays, attributes
 
     @classmethod
-    def unpack(cls, arrays: Arrays, attributes: Mapping[str, Any], fold: Fold) -> TrainingState:
+    def unpack(cls, arrays: Arrays, attributes: Mapping[str, Any], tree: Tree) -> TrainingState:
         """The inverse of `pack`. Raises LookupError or ValueError when parts are missing or inconsistent."""
 
         def model_state(name: str) -> ModelState:
@@ -102,7 +102,7 @@ class TrainingState:
         return cls(
             model_state("learned"),
             model_state("fixed") if "fixed/values" in arrays else None,
-            fold,
+            tree,
             int(attributes["epoch"]),
             int(attributes["batch"]),
             float(attributes["loss"]),
@@ -116,14 +116,14 @@ class TrainingState:
 
     def parts(self) -> Packed:
         """The whole state as named arrays and attributes, for a checkpoint."""
-        (arrays, attributes), (more, counts) = self.pack(), self.fold.pack()
+        (arrays, attributes), (more, counts) = self.pack(), self.tree.pack()
         return {**arrays, **more}, {**attributes, **counts}
 
     @classmethod
     def of_parts(cls, arrays: Arrays, attributes: Mapping[str, Any], setup: Setup) -> TrainingState:
         """The inverse of `parts`. Raises LookupError, TypeError or ValueError when the parts are not those of this setup."""
-        fold = Fold.unpack(arrays, attributes, setup.model.layout.features)
-        state = cls.unpack(arrays, attributes, fold)
+        tree = Tree.unpack(arrays, attributes, setup.model.layout.features)
+        state = cls.unpack(arrays, attributes, tree)
         if state.learned.values.size != setup.model.size or (state.fixed is None) != (not setup.plan.order.held):
             raise ValueError("the state belongs to another model")
         if state.batch % setup.plan.run and state.batch < setup.plan.batches:
@@ -165,9 +165,9 @@ class Trainer:
         """
         state, plan = start or TrainingState.begin(self.setup), self.setup.plan
         while state.epoch < plan.epochs:
-            for batch in self._reader(state.epoch, state.fold).batches(state.batch):
+            for batch in self._reader(state.epoch, state.tree).batches(state.batch):
                 state = self._step(state, batch)
-                if batch.fold:
+                if batch.tree:
                     yield state
             state = self._close(state)
             yield state
@@ -176,15 +176,15 @@ class Trainer:
         """Held-out loss of the baseline with gamma 1 and beta 0; NaN without held-out samples."""
         return self._evaluate_held_out(state, state.fixed)[0] if state.fixed else math.nan
 
-    def _reader(self, epoch: int | None, fold: Fold) -> BatchReader:
+    def _reader(self, epoch: int | None, tree: Tree) -> BatchReader:
         return BatchReader(
-            self.setup, self.data, self.targets, self.conventions, self.budget, self.threads, epoch, fold
+            self.setup, self.data, self.targets, self.conventions, self.budget, self.threads, epoch, tree
         )
 
     def _step(self, state: TrainingState, batch: Batch) -> TrainingState:
         setup, count = self.setup, len(batch.x)
         if state.batch == setup.plan.batches:
-            return replace(state, fold=batch.fold or state.fold, batch=state.batch + 1)
+            return replace(state, tree=batch.tree or state.tree, batch=state.batch + 1)
         taken = state.epoch * setup.plan.batches + state.batch
         found = self._loss_and_gradient(state.learned, batch)
         learned = setup.optimizer.step(state.learned, found.gradient, taken)
@@ -197,7 +197,7 @@ class Trainer:
             state,
             learned=learned,
             fixed=fixed,
-            fold=batch.fold or state.fold,
+            tree=batch.tree or state.tree,
             batch=state.batch + 1,
             loss=state.loss + found.loss * count,
             correct=state.correct + found.correct,
@@ -222,9 +222,9 @@ class Trainer:
 
     def _evaluate_held_out(self, state: TrainingState, model: ModelState) -> tuple[float, float]:
         """Loss and accuracy of the held-out samples, in test mode with the running statistics that would be stored."""
-        mean, var = statistics(state.fold, self.conventions)
+        mean, var = statistics(state.tree.fold(self.conventions.momentum), self.conventions)
         held, loss, correct = self.setup.plan.order.held, 0.0, 0
-        for batch in self._reader(None, state.fold).batches():
+        for batch in self._reader(None, state.tree).batches():
             with np.errstate(over="ignore", invalid="ignore"):
                 found = loss_and_gradient(self.setup.model, model.values, batch.x, mean, var, batch.targets)
             if not math.isfinite(found.loss):
@@ -311,7 +311,7 @@ def learn(
         targets.check_unchanged()
         data.notes += targets.notes
     parameters = setup.model.split(state.learned.values)
-    return state.fold, parameters.gamma, parameters.beta, learned
+    return state.tree.fold(conventions.momentum), parameters.gamma, parameters.beta, learned
 
 
 def _learned_before(spec: FitSpec) -> Iterator[Learned]:

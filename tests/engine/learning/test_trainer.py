@@ -320,12 +320,13 @@ def test_a_training_state_continues_as_if_never_interrupted(stop: int) -> None:
     whole = states()
     kept = whole[stop - 1]
     packed, plain = kept.pack()
-    rest = states(TrainingState.unpack({k: v.copy() for k, v in packed.items()}, dict(plain), kept.fold))
+    rest = states(TrainingState.unpack({k: v.copy() for k, v in packed.items()}, dict(plain), kept.tree))
     assert len(rest) == len(whole) - stop
     for one, other in zip(rest, whole[stop:], strict=True):
         assert one.pack()[1] == other.pack()[1]
         assert [v.tobytes() for v in one.pack()[0].values()] == [v.tobytes() for v in other.pack()[0].values()]
-        assert one.fold[Recurrence].running.a.tobytes() == other.fold[Recurrence].running.a.tobytes()
+        one_fold, other_fold = one.tree.fold(0.9), other.tree.fold(0.9)
+        assert one_fold[Recurrence].running.a.tobytes() == other_fold[Recurrence].running.a.tobytes()
 
 
 # --- the file

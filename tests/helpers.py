@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from bncli import Stats
 from bncli.errors import BnWarning
+from bncli.stats import container
 
 Array = npt.NDArray[Any]
 
@@ -159,7 +160,7 @@ def bits(stats: Stats) -> dict[str, bytes]:
     """Every number of a stats file, as bytes."""
     assert stats.running is not None
     numbers: dict[str, Array] = {"running_mean": stats.running_mean, "running_var": stats.running_var}
-    for name in ("count", "mean", "mean_low", "m2", "m2_low"):
+    for name in ("count", "mean", "mean_low", "m2", "m2_low", "minimum", "maximum"):
         numbers["population/" + name] = getattr(stats.population, name)
     numbers["state/k"] = np.broadcast_to(stats.running.k[0], stats.running_mean.shape)
     for name in ("a", "a_low", "first"):
@@ -175,6 +176,17 @@ def check_same_bytes(one: Stats, other: Stats) -> None:
         other.num_batches,
         other.num_left_out,
     )
+
+
+def check_same_files(one: Path, other: Path) -> None:
+    """Assert that two stats files hold the same datasets and attributes, but for provenance and digest."""
+    (arrays, attributes), (others, more) = (container.unpack(path.read_bytes(), str(path)) for path in (one, other))
+    assert {n: (a.dtype, a.shape, a.tobytes()) for n, a in arrays.items()} == {
+        n: (a.dtype, a.shape, a.tobytes()) for n, a in others.items()
+    }
+    assert {n: repr(v) for n, v in attributes.items() if n != "provenance"} == {
+        n: repr(v) for n, v in more.items() if n != "provenance"
+    }
 
 
 @contextlib.contextmanager

@@ -185,6 +185,7 @@ def apply_files(
         When the data does not fit the stats, or values do not fit the output's type. Nothing is written.
     UsageError, InputError, OutputExistsError, WriteError
     """
+    stats.check_whole(printable(stats_path or "these statistics"))
     mean, var, gamma, beta = (a[:, None] for a in (*stats.statistics(spec.use), stats.gamma, stats.beta))
     affine = Affine.of(mean, var, gamma, beta, stats.eps, inverse=spec.inverse)
     jobs = plan(stats, expand(inputs), out, spec)

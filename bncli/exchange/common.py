@@ -47,6 +47,7 @@ def package(name: str, extra: str) -> ModuleType:
 
 def chosen(stats: Stats, use: str) -> Stats:
     """The statistics with those to be used, running or population (whose ddof is 0), as the running ones."""
+    stats.check_whole()
     mean, var = stats.statistics(use)
     return stats if use == "running" else replace(stats, running_mean=mean, running_var=var, running=None, ddof=0)
 
@@ -358,4 +359,8 @@ def _population(arrays: Mapping[str, Floats], features: int) -> Moments:
     mean, var = (np.where(seen, arrays[f"population_{name}"], 0.0) for name in ("mean", "var"))
     if not np.isfinite(mean + var).all():
         raise MismatchError("a feature has values, but no population mean or variance")
-    return Moments(count, mean, np.zeros(features), var * count, np.zeros(features))
+    found = Moments.without_extremes(count, mean, np.zeros(features), var * count, np.zeros(features))
+    if {"minimum", "maximum"} <= set(arrays):
+        found.minimum = np.where(seen, arrays["minimum"], np.inf)
+        found.maximum = np.where(seen, arrays["maximum"], -np.inf)
+    return found

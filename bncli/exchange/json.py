@@ -11,10 +11,11 @@ from bncli.exchange import fields
 from bncli.exchange.common import KINDS, conventions, damaged
 from bncli.exchange.contract import Content, Encoded, ExportOptions, Layer, Layers
 from bncli.stats.columns import read_back
-from bncli.stats.record import FORMAT, FORMAT_VERSION, Stats
+from bncli.stats.record import Stats
+from bncli.stats.storage import FORMAT, FORMAT_VERSION, READABLE
 
 CHECKSUM = "sha256"
-KEYS = {"format", "version", *KINDS, "num_features", "num_parameters", "sources", "features", "learning"}
+KEYS = {"format", "version", *KINDS, "num_features", "num_parameters", "sources", "features", "learning", "part"}
 
 
 def encode(stats: Stats, options: ExportOptions) -> Encoded:
@@ -59,8 +60,12 @@ def _features(record: Any) -> list[Any]:
     """The list of features, checked to be all of them and in their order."""
     if unknown := sorted(set(record) - KEYS):  # it may be the checksum's
         raise ValueError(f"bn knows no key {unknown[0]!r} in it")
-    if record["format"] != FORMAT or record["version"] != FORMAT_VERSION:
-        raise ValueError(f"its format is {record['format']!r} {record['version']!r}, not {FORMAT!r} {FORMAT_VERSION}")
+    if record["format"] != FORMAT or record["version"] not in READABLE or isinstance(record["version"], bool):
+        raise ValueError(
+            f"its format is {record['format']!r} {record['version']!r}, not {FORMAT!r} 1 or {FORMAT_VERSION}"
+        )
+    if "part" in record:
+        raise ValueError("it is of a part of a fit; merge the parts' stats files, and export the result")
     features, claimed = record["features"], record["num_features"]
     if claimed != len(features):  # before a list of as many is made
         raise ValueError(f"it holds {len(features)} features, but declares {str(claimed)[:20]}")

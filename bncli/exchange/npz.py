@@ -22,7 +22,7 @@ from bncli.stats.columns import COLUMNS, exported
 from bncli.stats.record import Stats
 from bncli.system import parsing
 
-POPULATION = ("count", "population_mean", "population_var")
+POPULATION = ("count", "population_mean", "population_var", "minimum", "maximum")
 FIELDS = {*POPULATION, fields.NAMES, fields.NAMES + container.ENDS, *KINDS}
 INFLATED, RATIO = 16 << 20, 4  # bytes of all fields, and a factor of the file's size; a real file has half its RATIO
 DAMAGED = (  # what zipfile and NumPy's reader of headers raise over damaged or hostile bytes

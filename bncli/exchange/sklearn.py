@@ -109,7 +109,7 @@ def read(scaler: StandardScaler) -> Stats:
         np.where(seen, var, np.nan),
         np.ones(len(mean)),
         zeros,
-        Moments(count, np.where(seen, mean, 0.0), zeros, np.where(seen, var * count, 0.0), zeros),
+        Moments.without_extremes(count, np.where(seen, mean, 0.0), zeros, np.where(seen, var * count, 0.0), zeros),
         momentum=None,
         eps=0.0,
         num_samples=int(count.max(initial=0)),

@@ -159,27 +159,29 @@ def memory_that_fits(size: int, share: int) -> str:
 
 @dataclass(frozen=True)
 class Identity:
-    """Which file it is, and in what state: (device, inode, size, mtime and ctime in ns).
+    """In what state a file is: (size, mtime and ctime in ns).
 
-    A writer can put the time of modification back; the time of change (ctime) is the system's own.
+    A writer can put the time of modification back; the time of change (ctime) is the system's own, and a file that is
+    renamed over another has a new one. Neither device nor inode belongs to it: another machine has other ones for the
+    same file.
     """
 
-    state: tuple[int, int, int, int, int]
+    state: tuple[int, int, int]
 
     @classmethod
     def of(cls, found: os.stat_result) -> Identity:
         """Take the identity from what `os.stat` or `os.fstat` gave."""
-        return cls((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+        return cls((found.st_size, found.st_mtime_ns, found.st_ctime_ns))
 
     @property
     def size(self) -> int:
         """Bytes in the file."""
-        return self.state[2]
+        return self.state[0]
 
     @property
     def times_ns(self) -> tuple[int, int]:
         """When the file was last written to, and last changed."""
-        return self.state[3], self.state[4]
+        return self.state[1], self.state[2]
 
     def check(self, now: Identity | None, path: str) -> None:
         """Raise InputError when the file of this path is another one now, or none."""

@@ -12,6 +12,8 @@
 
 /* of _blocks.c */
 int bn_blocks(int code, const void *x, size blocks, size rows, size columns, double *mean, double *low, double *m2);
+/* of _extremes.c */
+int bn_extremes(int code, const void *x, size blocks, size rows, size columns, double *low, double *high);
 
 /* Moments of n features, as arrays: count, mean and m2, the last two as sums high + low. */
 typedef struct { double *at[5]; } moments;
@@ -141,14 +143,14 @@ static int read_whole(int fd, int64_t offset, char *buffer, size bytes)
     return 1;
 }
 
-/* bn_blocks and bn_reduce_moments of runs of blocks that are stored in a file from byte `offset` on. Values are summed
-   `at_once` blocks at a time, while they are in the cache, and merged after each `together` whole runs.
+/* bn_blocks, bn_extremes and bn_reduce_moments of runs of blocks that are stored in a file from byte `offset` on.
+   Values are summed `at_once` blocks at a time, while they are in the cache, and merged after each `together` runs.
 
    `scratch` has 5 * max(at_once, blocks) * columns numbers for the moments of these blocks, and half as many, rounded
    up in each run, for `reduce`. Returns 0; 1 as bn_blocks; or 2 if the file ends too early or cannot be read. */
 int bn_read_runs(int fd, int64_t offset, int code, char *buffer, double *scratch, size at_once, size item, size runs,
                  size blocks, size rows, size columns, double *count, double *mean, double *low, double *m2,
-                 double *m2_low)
+                 double *m2_low, double *minimum, double *maximum)
 {
     size together = at_once / blocks > 0 ? at_once / blocks : 1, room = together * blocks * columns;
     moments found, half, out = {{count, mean, low, m2, m2_low}};
@@ -157,6 +159,7 @@ int bn_read_runs(int fd, int64_t offset, int code, char *buffer, double *scratch
         half.at[k] = scratch + 5 * room + k * (room / 2 + together * columns);
     }
     for (size i = 0; i < room; i++) { found.at[COUNT][i] = (double)rows; found.at[M2_LOW][i] = 0; }
+    for (size i = 0; i < runs * columns; i++) { minimum[i] = INFINITY; maximum[i] = -INFINITY; }
     for (size first = 0; first < runs; first += together) {
         size now = first + together < runs ? together : runs - first, all = now * blocks;
         for (size block = 0; block < all; block += at_once) {
@@ -167,6 +170,10 @@ int bn_read_runs(int fd, int64_t offset, int code, char *buffer, double *scratch
             if (bn_blocks(code, buffer, some, rows, columns, found.at[MEAN] + at, found.at[LOW] + at,
                           found.at[M2] + at))
                 return 1;
+            size of_run = some < blocks ? some : blocks, place = first * columns;
+            for (size done = 0; done < some; done += of_run, place += columns)
+                bn_extremes(code, buffer + done * rows * columns * item, 1, of_run * rows, columns, minimum + place,
+                            maximum + place);
         }
         reduce(now, blocks, columns, found, half);
         for (int k = 0; k < 5; k++)

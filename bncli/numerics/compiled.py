@@ -1,6 +1,6 @@
 """The compiled kernels, if they were built: the same arithmetic as in NumPy, in one pass instead of many.
 
-`_blocks.c` sums blocks, `_moments.c` merges, `_bytes.c` decodes HDF5 chunks, `_normalizing.c` applies statistics and
+`_blocks.c` sums blocks, `_extremes.c` compares, `_moments.c` merges, `_bytes.c` decodes HDF5 chunks, `_normalizing.c` applies statistics and
 `_learning.c` computes losses and gradients. They form one shared library that does not use the Python C API and is called
 through ctypes, which releases the global interpreter lock; SIGNATURES declares every function. The environment variable
 `BN_KERNEL=numpy` selects NumPy instead, and `BN_KERNEL=c` makes a missing library an error.
@@ -34,7 +34,8 @@ class _Pointer(ctypes.c_void_p):
 _INT, _INT64, _SIZE, _DOUBLE = ctypes.c_int, ctypes.c_int64, ctypes.c_ssize_t, ctypes.c_double
 SIGNATURES: dict[str, tuple[type | None, list[type]]] = {  # name -> result, parameters, as in the C files
     "bn_blocks": (_INT, [_INT, _Pointer, *[_SIZE] * 3, *[_Pointer] * 3]),
-    "bn_read_runs": (_INT, [_INT, _INT64, _INT, *[_Pointer] * 2, *[_SIZE] * 6, *[_Pointer] * 5]),
+    "bn_extremes": (_INT, [_INT, _Pointer, *[_SIZE] * 3, *[_Pointer] * 2]),
+    "bn_read_runs": (_INT, [_INT, _INT64, _INT, *[_Pointer] * 2, *[_SIZE] * 6, *[_Pointer] * 7]),
     "bn_reduce_moments": (None, [*[_SIZE] * 3, *[_Pointer] * 10]),
     "bn_running": (None, [*[_SIZE] * 2, _DOUBLE, _SIZE, *[_Pointer] * 8]),
     "bn_shuffle": (_INT, [_INT, _INT, _SIZE, *[_Pointer] * 2]),
@@ -94,21 +95,29 @@ AVAILABLE = _library is not None
 NAME = "c" if AVAILABLE else "numpy"
 
 
-def blocks(x: Array) -> tuple[Floats, Floats, Floats]:
-    """Mean, its low part and m2 of blocks x of shape (G, r, C): three arrays of shape (G, C)."""
+def blocks(x: Array) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """Mean, its low part, m2, minimum and maximum of blocks x of shape (G, r, C): five arrays of shape (G, C)."""
     native = np.dtype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind == "f" else x.dtype.newbyteorder("=")
     x = np.ascontiguousarray(x, native)
     groups, rows, features = x.shape
-    out = tuple(np.empty((groups, features)) for _ in range(3))
-    if _call("bn_blocks", _code(x.dtype), x, groups, rows, features, *out):
+    mean, low, m2 = (np.empty((groups, features)) for _ in range(3))
+    if _call("bn_blocks", _code(x.dtype), x, groups, rows, features, mean, low, m2):
         raise TypeError(f"no compiled kernel for {x.dtype}")
-    return out[0], out[1], out[2]
+    return mean, low, m2, *extremes(x)
+
+
+def extremes(x: Array) -> tuple[Floats, Floats]:
+    """Minimum and maximum of blocks x of shape (G, r, C), contiguous and in native byte order: arrays of shape (G, C)."""
+    groups, rows, features = x.shape
+    minimum, maximum = (np.full((groups, features), start) for start in (np.inf, -np.inf))
+    _call("bn_extremes", _code(x.dtype), x, groups, rows, features, minimum, maximum)
+    return minimum, maximum
 
 
 def read_runs(fd: int, offset: int, dtype: DType, shape: tuple[int, int, int, int]) -> list[Floats] | None:
     """Moments of values of shape (runs, blocks, r, C), stored in a file from byte `offset` on.
 
-    Returns five arrays of shape (runs, C), as `reduce_moments` does; None if the values cannot be read or their type has
+    Returns seven arrays of shape (runs, C), the fields of Moments; None if the values cannot be read or their type has
     no kernel.
     """
     runs, blocks, rows, features = shape
@@ -116,14 +125,14 @@ def read_runs(fd: int, offset: int, dtype: DType, shape: tuple[int, int, int, in
     at_once = min(max(1, READ_BYTES // block_bytes), runs * blocks)
     buffer = np.empty(at_once * block_bytes, np.uint8)
     scratch = np.empty(15 * max(at_once, blocks) * features)  # as `bn_read_runs` divides it
-    out = [np.empty((runs, features)) for _ in range(5)]
+    out = [np.empty((runs, features)) for _ in range(7)]
     if _call("bn_read_runs", fd, offset, _code(dtype), buffer, scratch, at_once, dtype.itemsize, *shape, *out):
         return None
     return out
 
 
 def reduce_moments(arrays: list[Floats], runs: int) -> list[Floats]:
-    """`Moments.reduce_runs`: reduce five arrays of shape (runs · B, C) to five of shape (runs, C)."""
+    """`Moments.reduce_runs` of count, mean and m2: reduce five arrays of shape (runs · B, C) to five of shape (runs, C)."""
     given = [np.ascontiguousarray(a) for a in arrays]
     features = given[0].shape[1]
     rows = len(given[0]) // runs

@@ -1,4 +1,4 @@
-"""Count, mean and sum of squared deviations of blocks of values: the innermost arithmetic.
+"""Count, mean, sum of squared deviations, minimum and maximum of blocks of values: the innermost arithmetic.
 
 A block is r values of each of C features. Deviations are taken from a pivot near the mean of the block (the shifted data
 of Chan, Golub & LeVeque 1983, section 3), so that little cancels. Sums run in a fixed order and without BLAS, whose
@@ -36,6 +36,8 @@ class Blocks(NamedTuple):
     mean: Floats
     mean_low: Floats  # the low word: what float64 cannot hold of the mean
     m2: Floats  # not finite where values are not, or where squares overflow or underflow
+    minimum: Floats  # infinity without values, and a maximum of -infinity; no sign of 0
+    maximum: Floats
 
 
 class FileRange(NamedTuple):
@@ -67,7 +69,7 @@ def quick_two_sum(a: Floats, b: Floats) -> tuple[Floats, Floats]:
 
 
 def block_moments(x: Array, missing: Missing) -> Blocks:
-    """Count, mean and sum of squared deviations per block and feature.
+    """Count, mean, sum of squared deviations, minimum and maximum per block and feature.
 
     Parameters
     ----------
@@ -83,9 +85,9 @@ def block_moments(x: Array, missing: Missing) -> Blocks:
     """
     groups, rows, features = x.shape
     if compiled.AVAILABLE and missing.fill is None:
-        mean, mean_low, m2 = compiled.blocks(x)
-        if not missing.omit or np.isfinite(m2).all():
-            return Blocks(np.full(mean.shape, float(rows)), mean, mean_low, m2)
+        found = compiled.blocks(x)
+        if not missing.omit or np.isfinite(found[2]).all():
+            return Blocks(np.full((groups, features), float(rows)), *found)
     if features <= FEATURES_AT_ONCE:
         return _tile_moments(x, missing)
     out = Blocks(*(np.empty((groups, features)) for _ in Blocks._fields))
@@ -97,9 +99,9 @@ def block_moments(x: Array, missing: Missing) -> Blocks:
 
 
 def stored_runs(stored: FileRange, shape: tuple[int, int, int, int], missing: Missing) -> list[Floats] | None:
-    """Count, mean and m2 (the last two as high and low) of values of shape (runs, blocks, r, C) in a file.
+    """The fields of Moments of values of shape (runs, blocks, r, C) in a file.
 
-    One compiled call reads, sums and merges them. Returns five arrays of shape (runs, C), or None if that is not
+    One compiled call reads, sums and merges them. Returns arrays of shape (runs, C), or None if that is not
     possible; the caller then reads the values and passes them to `block_moments`.
     """
     if not compiled.AVAILABLE or missing.fill is not None:
@@ -156,7 +158,7 @@ def _about_pivot(x: Array, keep: Bools | None) -> Blocks:
     m2 = np.maximum(squares - sums * offset, 0)  # keeps NaN
     mean, mean_low = two_sum(pivot[:, 0], offset)
     far = np.nonzero(2 * sums * offset > squares)
-    blocks = Blocks(count, mean, mean_low, m2)
+    blocks = Blocks(count, mean, mean_low, m2, *_extremes(x, keep))
     if far[0].size:
         _about_mean(x, keep, blocks, *far)
     _mark_underflow(x, keep, first, m2)
@@ -177,7 +179,33 @@ def _whole_moments(x: Array) -> Blocks:
         np.float64
     )  # the mean in two parts, whose products with n are exact (Dekker 1971)
     mean_low = ((sums - high * n) - (mean - high) * n) / n  # the remainder of the division
-    return Blocks(np.full(mean.shape, n), mean, mean_low, (n * squares - sums * sums) / n)
+    return Blocks(np.full(mean.shape, n), mean, mean_low, (n * squares - sums * sums) / n, *_extremes(x, None))
+
+
+def _extremes(x: Array, keep: Bools | None) -> tuple[Floats, Floats]:
+    """Minimum and maximum of the values that count, both of shape (G, C)."""
+    low, high = (x, x) if keep is None else (np.where(keep, x, np.inf), np.where(keep, x, -np.inf))
+    return _reduced(np.minimum, low), _reduced(np.maximum, high)
+
+
+def _reduced(pick: np.ufunc, x: Array) -> Floats:
+    """The minimum or maximum of each block and feature: of x of shape (G, r, C), one of shape (G, C), without a sign of 0.
+
+    Narrow rows are taken several at a time, as one wide row, whose halves are then compared.
+    """
+    groups, rows, features = x.shape
+    lanes = 1
+    while features > 1 and 2 * lanes * features <= WIDE_ENOUGH and 4 * lanes <= rows:
+        lanes *= 2
+    whole = rows // lanes * lanes
+    found = pick.reduce(x[:, :whole].reshape(groups, -1, lanes * features), axis=1)
+    while lanes > 1:
+        lanes //= 2
+        found = pick(found[:, : lanes * features], found[:, lanes * features :])
+    if whole < rows:
+        found = pick(found, pick.reduce(x[:, whole:], axis=1))
+    result: Floats = found.astype(np.float64) + 0.0
+    return result
 
 
 def _about_mean(

@@ -65,11 +65,12 @@ def reduce_pairs(parts: P, merge: Callable[[P, P], P]) -> P:
 
 @dataclass(slots=True)
 class Moments(Parts):
-    """Count, mean and sum of squared deviations (m2) of each feature.
+    """Count, mean, sum of squared deviations (m2), minimum and maximum of each feature.
 
     mean and m2 are double-double numbers: unevaluated sums high + low (Dekker 1971). Every field has the same shape
-    (..., C). An empty part has count, mean and m2 of 0 and is the identity of `merge`. m2 is not finite where float64
-    cannot represent the result (see `kernels.block_moments`).
+    (..., C). An empty part has count, mean and m2 of 0, minimum inf and maximum -inf, and is the identity of `merge`. m2
+    is not finite where float64 cannot represent the result (see `kernels.block_moments`). Minimum and maximum are NaN
+    where they are not known.
     """
 
     count: Floats
@@ -77,16 +78,26 @@ class Moments(Parts):
     mean_low: Floats
     m2: Floats
     m2_low: Floats
+    minimum: Floats
+    maximum: Floats
 
     @classmethod
     def empty(cls, shape: int | tuple[int, ...]) -> Moments:
         """Moments of no values, of shape (..., C)."""
-        return cls(*(np.zeros(shape) for _ in range(5)))
+        starts = [0.0] * 5 + [np.inf, -np.inf]
+        return cls(*(np.full(shape, start) for start in starts))
 
     @classmethod
     def of(cls, blocks: Blocks) -> Moments:
         """Moments of shape (G, C) from blocks."""
-        return cls(*blocks, m2_low=np.zeros_like(blocks.m2))
+        number, mean, mean_low, m2, minimum, maximum = blocks
+        return cls(number, mean, mean_low, m2, np.zeros_like(m2), minimum, maximum)
+
+    @classmethod
+    def without_extremes(cls, count: Floats, mean: Floats, mean_low: Floats, m2: Floats, m2_low: Floats) -> Moments:
+        """Moments of values whose minimum and maximum nobody kept."""
+        unknown = [np.where(count > 0, np.nan, none) for none in (np.inf, -np.inf)]
+        return cls(count, mean, mean_low, m2, m2_low, *unknown)
 
     def merge(self, other: Moments) -> Moments:
         """Moments of both parts together (Chan, Golub & LeVeque 1983, eq. 2.1).
@@ -113,7 +124,8 @@ class Moments(Parts):
         vanishing = m2 < TINY
         if vanishing.any():  # the means differ, but the square of delta underflows
             m2[vanishing & (delta != 0) & (small > 0)] = np.nan
-        return Moments(count, mean, mean_low, m2, m2_low)
+        minimum, maximum = np.minimum(self.minimum, other.minimum), np.maximum(self.maximum, other.maximum)
+        return Moments(count, mean, mean_low, m2, m2_low, minimum, maximum)
 
     def reduce(self) -> Moments:
         """Merge along the first axis: from shape (B, C) to (C,)."""
@@ -122,7 +134,10 @@ class Moments(Parts):
     def reduce_runs(self, runs: int) -> Moments:
         """Merge each of `runs` runs of equal length along the first axis: from shape (runs · B, C) to (runs, C)."""
         if compiled.AVAILABLE:
-            return Moments(*compiled.reduce_moments(self.arrays(), runs))
+            *sums, minimum, maximum = self.arrays()
+            lows, highs = (np.ascontiguousarray(v).reshape(runs, -1, v.shape[-1]) for v in (minimum, maximum))
+            low, high = compiled.extremes(lows)[0], compiled.extremes(highs)[1]
+            return Moments(*[*compiled.reduce_moments(sums, runs), low, high])
         by_position = self.map(lambda v: v.reshape(runs, -1, v.shape[-1]).swapaxes(0, 1))  # (B, runs, C)
         return reduce_pairs(by_position, Moments.merge)
 

@@ -158,6 +158,16 @@ COLUMNS: dict[str, Column] = {
         lambda stats: np.sqrt(stats.population_var), "Square root of `population_var`.",
         "population sd", json=False, reading=7, room=8, exported=0,
     ),
+    "missing": Column(
+        lambda stats: [None] * stats.num_features if stats.missing is None else stats.missing,
+        "Values that were missing or left out.", kind="count", reading=8, room=14, exported=7, since=2,
+    ),
+    "minimum": Column(
+        lambda stats: stats.minimum, "Least of every value seen.", reading=8, room=15, exported=7, read=True, since=2,
+    ),
+    "maximum": Column(
+        lambda stats: stats.maximum, "Largest of every value seen.", reading=8, room=16, exported=7, read=True, since=2,
+    ),
     "gamma": Column(
         lambda stats: stats.gamma, "Learned scale of the normalized values.",
         reading=9, room=12, exported=8, read=True, absent=1,

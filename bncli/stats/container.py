@@ -10,7 +10,7 @@ import re
 import struct
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import h5py
@@ -27,6 +27,7 @@ ENDS = "_ends"
 HEAD = 9  # bytes of an attribute message before its name, at most
 SEAL = b"\nbn sha256 "
 SEAL_BYTES = len(SEAL) + 64 + 1
+INFLATED, RATIO = 64 << 20, 256  # a compressed dataset holds at most this many bytes, plus a factor of its size
 LARGE = 64 << 20  # bytes; a smaller file is read before it is looked at
 PADDING, SPARE = 4, 1 << 20  # texts are padded to one length up to this many times their bytes plus this many
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -36,7 +37,7 @@ PLAIN = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING)
 UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError)  # from h5py
 
 
-def pack(arrays: Mapping[str, Array], attributes: Mapping[str, Value]) -> bytes:
+def pack(arrays: Mapping[str, Array], attributes: Mapping[str, Value], *, compressed: Collection[str] = ()) -> bytes:
     """Build an HDF5 file in memory and return its bytes.
 
     Parameters
@@ -45,12 +46,15 @@ def pack(arrays: Mapping[str, Array], attributes: Mapping[str, Value]) -> bytes:
         Numbers, or UTF-8 byte strings (kind S). A name may hold folders: "population/mean".
     attributes : name -> int, float, str or tuple of int
         Kept on the root, with `digest`.
+    compressed : names
+        Of arrays of one axis that are stored compressed (gzip). `unpack` reads them by themselves.
     """
     with in_memory() as file:
         for name, array in arrays.items():
             is_text = array.dtype.kind == "S"
             values = array.astype(h5py.string_dtype("utf-8", array.dtype.itemsize)) if is_text else array
-            file.create_dataset(name, data=values, track_times=False)
+            filters = {"chunks": values.shape, "compression": "gzip"} if name in compressed else {}
+            file.create_dataset(name, data=values, track_times=False, **filters)
         for name, value in attributes.items():
             file.attrs[name] = np.array(value, np.int64) if isinstance(value, tuple) else value
         file.attrs[DIGEST] = digest(arrays, attributes)
@@ -280,14 +284,24 @@ def _arrays(file: h5py.File, size: int, where: str) -> dict[str, Array]:
             raise InputError(f"{where}: damaged: it holds {printable(name)}; use a copy, or fit again")
         nonlocal left
         if isinstance(item, h5py.Dataset):
-            left -= item.nbytes
-            # pack writes plain datasets; anything else could claim more memory than the file has bytes
-            if item.chunks or item.is_virtual or item.external or item.id.get_storage_size() != item.nbytes or left < 0:
+            left -= item.id.get_storage_size()
+            if not _fits(item) or left < 0:
                 raise InputError(f"{where}: its dataset {printable(name)} is not stored as bn stores it; fit again")
             arrays[name] = item[...].astype(item.dtype, copy=False)
 
     file.visititems(visit)
     return arrays
+
+
+def _fits(item: h5py.Dataset) -> bool:
+    """Whether a dataset holds no more than its bytes can: pack writes plain ones, or one chunk of deflated bytes."""
+    stored: int = item.id.get_storage_size()
+    if item.is_virtual or item.external:
+        return False
+    if item.chunks is None:
+        return bool(item.nbytes == stored)
+    alone = item.chunks == item.shape and item.id.get_create_plist().get_nfilters() == 1
+    return bool(alone and item.compression == "gzip" and item.nbytes <= INFLATED + RATIO * stored)
 
 
 def _attribute(file: h5py.File, name: str, where: str) -> Value:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -18,23 +17,18 @@ from bncli.numerics import batchnorm
 from bncli.numerics.arrays import Array, Bools, Floats, to_array
 from bncli.numerics.layout import feature_axis
 from bncli.numerics.moments import Moments, Running
-from bncli.stats import columns, container
+from bncli.stats import columns, container, storage
 from bncli.stats.conventions import check_conventions
 from bncli.stats.learned import Learned
+from bncli.stats.portion import Portion
 from bncli.stats.provenance import written_by
+from bncli.stats.storage import FORMAT, FORMAT_VERSION
 from bncli.system import atomic
 
-FORMAT = "bncli-stats"
-FORMAT_VERSION = 1
 SIZE_LIMIT = 16 << 30  # of a stats file; 100 bytes and more per feature
 DRIFT_MEAN = 0.1  # in standard deviations
 DRIFT_VARIANCE = 0.25  # relative
 EPS_SHARE = 0.01  # of the variance
-
-# kept in the file under their own names, as they are
-PLAIN_ATTRIBUTES = (
-    "eps", "ddof", "init", "axis", "batch_size", "num_samples", "num_batches", "num_left_out", "sample_shape", "kernel",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +64,8 @@ class Stats:
         Versions, command line, inputs and time of the fit.
     learned : Learned or None
         What a fit that learned gamma and beta stores in addition.
+    part : Portion or None
+        Which segments of a fit these statistics are of, where they are a part of one (`part`).
 
     Raises
     ------
@@ -99,11 +95,14 @@ class Stats:
     provenance: dict[str, Any] = field(default_factory=dict)
     learned: Learned | None = None
     start: Floats | None = None
+    part: Portion | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.running_mean),)
         arrays = {name: getattr(self, name) for name in ("running_mean", "running_var", "gamma", "beta")}
-        arrays |= {f"population {name}": getattr(self.population, name) for name in ("count", "mean", "m2")}
+        arrays |= {
+            f"population {n}": getattr(self.population, n) for n in ("count", "mean", "m2", "minimum", "maximum")
+        }
         for name, array in arrays.items():
             if array.shape != shape:
                 raise MismatchError(f"{name} has shape {array.shape}, the running mean {shape}")
@@ -112,6 +111,8 @@ class Stats:
         check_storable(self.names or ())
         if (self.running_var < 0).any() or (self.population.m2 < 0).any():
             raise MismatchError("a variance is negative")
+        if (self.minimum > self.maximum).any():
+            raise MismatchError("a minimum is larger than the maximum")
         check_conventions(self.momentum, self.eps, self.ddof, self.init)
         if self.running is not None and (self.start is None) == (self.init == "like"):
             raise MismatchError(
@@ -155,6 +156,28 @@ class Stats:
     def population_var(self) -> Floats:
         """Variance (ddof 0) of every value seen, shape (C,); NaN where there was none."""
         return self.population.variance()
+
+    @property
+    def minimum(self) -> Floats:
+        """Least of every value seen, shape (C,); NaN where there was none, or it is not known."""
+        return np.where(self.population.count > 0, self.population.minimum, np.nan)
+
+    @property
+    def maximum(self) -> Floats:
+        """Largest of every value seen, shape (C,); NaN where there was none, or it is not known."""
+        return np.where(self.population.count > 0, self.population.maximum, np.nan)
+
+    @property
+    def missing(self) -> npt.NDArray[np.int64] | None:
+        """Values that were missing or left out, shape (C,); None where the number of positions is not known."""
+        return None if self.positions is None else self.positions - self.population_count
+
+    def check_whole(self, where: str = "these statistics") -> None:
+        """Raise MismatchError when they are of a part of the data alone."""
+        if self.part is not None:
+            raise MismatchError(
+                f"{where}: {self.part} of a fit; merge all parts into the statistics of the whole first: bn merge"
+            )
 
     def statistics(self, use: str = "running") -> tuple[Floats, Floats]:
         """Mean and variance for test mode, each of shape (C,).
@@ -205,6 +228,7 @@ class Stats:
         self, x: npt.ArrayLike, use: str = "running", axis: int | None = None, dtype: npt.DTypeLike | None = None
     ) -> Array:
         """Test mode: y = gamma · (x - mean) / sqrt(var + eps) + beta; see `batchnorm.normalize`."""
+        self.check_whole()
         mean, var = self.statistics(use)
         array, axis = self._fitting(x, axis)
         y = batchnorm.normalize(array, mean, var, self.gamma, self.beta, self.eps, axis, dtype)
@@ -214,6 +238,7 @@ class Stats:
         self, y: npt.ArrayLike, use: str = "running", axis: int | None = None, dtype: npt.DTypeLike | None = None
     ) -> Array:
         """The inverse of `normalize`; see `batchnorm.denormalize`."""
+        self.check_whole()
         mean, var = self.statistics(use)
         array, axis = self._fitting(y, axis)
         x = batchnorm.denormalize(array, mean, var, self.gamma, self.beta, self.eps, axis, dtype)
@@ -295,7 +320,8 @@ class Stats:
 
     def as_dict(self) -> dict[str, Any]:
         """The record as plain values, ready for JSON: NaN becomes None, and so does what a float64 cannot hold."""
-        learning = {"learning": self.learned.as_dict()} if self.learned else {}
+        more = {"learning": self.learned.as_dict()} if self.learned else {}
+        more |= {"part": self.part.as_dict()} if self.part else {}
         return {
             "format": FORMAT,
             "version": FORMAT_VERSION,
@@ -311,46 +337,12 @@ class Stats:
             "num_parameters": self.num_parameters,
             "sources": [{k: v for k, v in s.items() if k != "passed_over"} for s in self.provenance.get("sources", [])],
             "features": [columns.for_json(row) for row in columns.rows(self)],
-            **learning,
+            **more,
         }
 
     def to_bytes(self) -> bytes:
         """The stats file, as described in docs/stats-file.md."""
-        arrays: dict[str, Array] = {
-            "running_mean": self.running_mean,
-            "running_var": self.running_var,
-            "gamma": self.gamma,
-            "beta": self.beta,
-            "population/count": self.population_count,
-            "population/mean": self.population_mean,  # NaN where count is 0
-            "population/m2": self.population.m2,
-        }
-        if self.names is not None:
-            arrays |= container.text_arrays("feature_names", self.names)
-        if self.running is not None:
-            arrays |= {
-                "state/k": np.broadcast_to(self.running.k[0], self.num_features).astype(np.int64),
-                "state/a": self.running.a,
-                "state/a_low": self.running.a_low,
-                "state/first": self.running.first,
-                "state/population_mean_low": self.population.mean_low,
-                "state/population_m2_low": self.population.m2_low,
-            }
-        if self.start is not None:
-            arrays["state/start"] = self.start
-        attributes: dict[str, container.Value] = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "momentum": math.nan if self.momentum is None else self.momentum,
-            "options": json.dumps(self.options, sort_keys=True),
-            "provenance": json.dumps(self.provenance, sort_keys=True),
-        }
-        attributes |= {name: getattr(self, name) for name in PLAIN_ATTRIBUTES}
-        if self.learned is not None:
-            arrays |= self.learned.arrays()
-            attributes["learning"] = json.dumps(self.learned.settings, sort_keys=True)
-            attributes["holdout_loss_fixed"] = self.learned.holdout_loss_fixed
-        return container.pack(arrays, attributes)
+        return storage.packed(self)
 
     @classmethod
     def from_bytes(cls, image: bytes, where: str) -> Stats:
@@ -359,52 +351,17 @@ class Stats:
         if attributes.get("format") != FORMAT:
             raise InputError(f"{printable(where)}: an HDF5 file, but not a stats file; make one with 'bn fit'")
         version = attributes.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in storage.READABLE:
             writer = written_by(attributes)
             raise InputError(
-                f"{printable(where)}: stats format {version}{writer}; this bn reads format {FORMAT_VERSION}: upgrade bn"
+                f"{printable(where)}: stats format {version}{writer}; this bn reads formats up to {FORMAT_VERSION}: upgrade bn"
             )
         try:
-            return cls._from_parts(arrays, attributes)
+            return cls(**storage.unpacked(arrays, attributes))
         except (LookupError, ValueError, TypeError, AttributeError, BnError) as error:
             raise InputError(
                 f"{printable(where)}: not a stats file of this format: {printable(reason_of(error))}"
             ) from None
-
-    @classmethod
-    def _from_parts(cls, arrays: dict[str, Array], attributes: dict[str, Any]) -> Stats:
-        count, mean, m2 = (arrays[f"population/{name}"] for name in ("count", "mean", "m2"))
-        has_state = "state/k" in arrays
-        low = [arrays[f"state/population_{n}_low"] if has_state else np.zeros(len(count)) for n in ("mean", "m2")]
-        mean = np.where(count > 0, mean, 0.0)
-        population = Moments(count=count.astype(np.float64), mean=mean, mean_low=low[0], m2=m2, m2_low=low[1])
-        running = (
-            Running(
-                k=arrays["state/k"].astype(np.float64)[None],
-                a=arrays["state/a"],
-                a_low=arrays["state/a_low"],
-                first=arrays["state/first"],
-            )
-            if has_state
-            else None
-        )
-        momentum = attributes["momentum"]
-        plain: dict[str, Any] = {name: attributes[name] for name in PLAIN_ATTRIBUTES}
-        return cls(
-            arrays["running_mean"],
-            arrays["running_var"],
-            arrays["gamma"],
-            arrays["beta"],
-            population,
-            running,
-            momentum=None if math.isnan(momentum) else momentum,
-            names=container.texts_of("feature_names", arrays, len(count)),
-            options=json.loads(attributes["options"]),
-            provenance=json.loads(attributes["provenance"]),
-            learned=Learned.from_parts(arrays, attributes),
-            start=arrays.get("state/start"),
-            **plain,
-        )
 
     def save(self, path: str | os.PathLike[str], force: bool = True) -> None:
         """Write the stats file: whole and on disk, or not at all.

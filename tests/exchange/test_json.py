@@ -128,7 +128,9 @@ def changed(record: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[s
     ("path", "value"),
     [
         (("format",), "other"),
-        (("version",), 2),
+        (("version",), 3),
+        (("version",), True),
+        (("part",), {"parts": ["1/2"]}),
         (("num_features",), 4),
         (("features",), []),
         (("features",), 7),
@@ -147,6 +149,8 @@ def changed(record: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[s
         (("features", 0, "count"), None),
         (("features", 0, "population_mean"), None),
         (("features", 0, "population_var"), -1.0),
+        (("features", 0, "minimum"), 1e300),
+        (("features", 0, "maximum"), "1"),
         (("features", 0, "name"), 7),
         (("features", 0, "name"), "\ud800"),
         (("eps",), KeyError),
@@ -171,6 +175,16 @@ def test_hostile(tmp_path: Path, path: tuple[Any, ...], value: Any) -> None:
     (tmp_path / "x.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match=r"x\.json"):
         exchange.read(str(tmp_path / "x.json"))
+
+
+def test_version_1_had_no_minimum(tmp_path: Path) -> None:
+    record = features(3).as_dict()
+    for feature in record["features"]:
+        del feature["minimum"], feature["maximum"], feature["missing"]
+    (tmp_path / "x.json").write_text(json.dumps(record | {"version": 1}))
+    found = exchange.read(str(tmp_path / "x.json"))
+    assert np.isnan(found.minimum).all()
+    assert found.running_mean.tolist() == features(3).running_mean.tolist()
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ TYPES = ["f2", "f4", "f8", ">f4", ">i2", "i1", "u1", "i2", "u2", "i4", "u4", "i8
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("columns", [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33])
+@pytest.mark.parametrize("columns", [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33, 127, 130, 300])
 def test_blocks_of_every_type_and_width(dtype: str, columns: int) -> None:
     rng = np.random.default_rng(columns)
     for rows in (1, 2, 7, 16, 50, 128):
@@ -35,7 +35,8 @@ def test_blocks_of_every_type_and_width(dtype: str, columns: int) -> None:
         x = rng.integers(0, limit, (2, rows, columns)).astype(dtype)
         if x.dtype.kind == "f":
             x = (x + rng.standard_normal(x.shape)).astype(dtype)
-        mean, low, m2 = compiled.blocks(x)
+        mean, low, m2, minimum, maximum = compiled.blocks(x)
+        assert (minimum.tolist(), maximum.tolist()) == (x.min(axis=1).tolist(), x.max(axis=1).tolist())
         for g in range(2):
             for c in {0, columns // 2, columns - 1}:
                 values = [Fraction(v) for v in x[g, :, c].astype("f8").tolist()]
@@ -53,7 +54,9 @@ def test_extreme_integers_are_summed_exactly(dtype: str) -> None:
     for columns in (1, 5, 16):
         x = np.full((1, 128, columns), limits.min, dtype)
         x[0, 1::2] = limits.max
-        mean, low, m2 = compiled.blocks(x)
+        mean, low, m2, minimum, maximum = compiled.blocks(x)
+        assert {*minimum.ravel(), *maximum.ravel()} == {limits.min, limits.max}
+        assert (minimum < maximum).all()
         half = Fraction(int(limits.max) - int(limits.min), 2)
         assert (m2 == float(128 * half**2)).all()
         assert (mean + low == float(Fraction(int(limits.max) + int(limits.min), 2))).all()

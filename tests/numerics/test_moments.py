@@ -69,6 +69,9 @@ class TestMoments:
         helpers.check_moments(found.mean, found.variance(), truth)
         stacked = Moments(*(np.stack(a) for a in zip(*(p.arrays() for p in parts), strict=True)))
         helpers.check_moments(stacked.reduce().mean, stacked.reduce().variance(), truth)
+        for merged in (found, stacked.reduce()):
+            assert merged.minimum.tolist() == [min(column) for column in x.T.tolist()]
+            assert merged.maximum.tolist() == [max(column) for column in x.T.tolist()]
 
     @given(helpers.tables(max_samples=60), st.integers(0, 99))
     def test_one_value_at_a_time(self, x: Array, seed: int) -> None:
@@ -80,7 +83,7 @@ class TestMoments:
         values = np.random.default_rng(5).standard_normal(20_001) + 1e4
         total = Moments.empty(1)
         for v in values:
-            total = total.merge(Moments(*(np.array([float(t)]) for t in (1, v, 0, 0, 0))))
+            total = total.merge(Moments(*(np.array([float(t)]) for t in (1, v, 0, 0, 0, v, v))))
         check_mean_and_low(total, [exact(values)], 1e-15)
 
     @given(helpers.tables())
@@ -92,8 +95,16 @@ class TestMoments:
 
     def test_empty_with_empty(self) -> None:
         merged = Moments.empty(3).merge(Moments.empty(3))
-        assert [a.tolist() for a in merged.arrays()] == [[0.0] * 3] * 5
+        assert [a.tolist() for a in merged.arrays()] == [[0.0] * 3] * 5 + [[np.inf] * 3, [-np.inf] * 3]
         assert np.isnan(merged.variance()).all()
+
+    def test_unknown_extremes_stay_unknown(self) -> None:
+        """So do those of merged parts; but a part without values takes nothing away."""
+        count = np.array([2.0, 0.0])
+        old = Moments.without_extremes(count, *(np.zeros(2) for _ in range(4)))
+        merged = old.merge(of(np.array([[1.0, 5.0], [3.0, 7.0]])))
+        np.testing.assert_array_equal(merged.minimum, [np.nan, 5.0])
+        np.testing.assert_array_equal(merged.maximum, [np.nan, 7.0])
 
     @pytest.mark.parametrize("value", [0.1, -1 / 3, 1e140, 1e-140, 1e-300, 1.7e308])
     def test_constant_stays_exactly_constant(self, value: float) -> None:
@@ -102,7 +113,9 @@ class TestMoments:
         assert (found.mean[0], found.m2[0], found.mean_low[0], found.m2_low[0]) == (value, 0, 0, 0)
 
     def test_variance_divides_by_n_minus_ddof(self) -> None:
-        m = Moments(*(np.array(a, float) for a in ([0, 1, 2, 5], [0, 3, 3, 3], [0] * 4, [0, 0, 8, 20], [0] * 4)))
+        m = Moments.without_extremes(
+            *(np.array(a, float) for a in ([0, 1, 2, 5], [0, 3, 3, 3], [0] * 4, [0, 0, 8, 20], [0] * 4))
+        )
         np.testing.assert_array_equal(m.variance(), [np.nan, 0, 4, 4])
         np.testing.assert_array_equal(m.variance(ddof=1), [np.nan, np.nan, 8, 5])
 
@@ -132,7 +145,9 @@ class TestMoments:
 def statistics(x: Array, k: Array) -> list[Moments]:
     """Batches with the (mean, m2) in x of shape (B, 2, C): two values where k is true, else one value."""
     return [
-        Moments(np.where(has, 2.0, 1.0), s[0], np.zeros(len(has)), np.where(has, s[1], 0.0), np.zeros(len(has)))
+        Moments.without_extremes(
+            np.where(has, 2.0, 1.0), s[0], np.zeros(len(has)), np.where(has, s[1], 0.0), np.zeros(len(has))
+        )
         for s, has in zip(x, k, strict=True)
     ]
 
@@ -279,7 +294,9 @@ class TestRunning:
                 assert np.isnan(Running.empty(2).read(init, momentum)).all()
 
     def test_ddof_and_batches_of_one(self) -> None:
-        batches = Moments(*(np.array(a, float)[:, None] for a in ([1, 2, 4], [9, 3, 5], [0] * 3, [0, 8, 12], [0] * 3)))
+        batches = Moments.without_extremes(
+            *(np.array(a, float)[:, None] for a in ([1, 2, 4], [9, 3, 5], [0] * 3, [0, 8, 12], [0] * 3))
+        )
         biased, unbiased = Running.of(batches, 0), Running.of(batches, 1)
         assert biased.k[:, 0, 0].tolist() == [0, 1, 1]
         assert biased.a[1:, 1, 0].tolist() == [4, 3]

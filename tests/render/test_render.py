@@ -23,7 +23,7 @@ from bncli.stats.record import Stats
 
 def stats_of(means: Any, sds: Any, names: tuple[str, ...] | None = None) -> Stats:
     mean, sd = np.asarray(means, float), np.asarray(sds, float)
-    population = Moments(np.full(len(mean), 1_234_567.0), mean, 0 * mean, sd**2 * 1_234_567, 0 * mean)
+    population = Moments.without_extremes(np.full(len(mean), 1_234_567.0), mean, 0 * mean, sd**2 * 1_234_567, 0 * mean)
     return Stats(mean, sd**2, mean + 1.25, -sd, population, names=names, batch_size=256, num_samples=1_234_567)
 
 

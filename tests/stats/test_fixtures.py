@@ -68,6 +68,9 @@ def test_stats_file() -> None:
     assert stats.sample_shape == (3,)
     assert stats.options["nan"] == "omit"
     assert stats.provenance["versions"]["bncli"] == "0.1.0"
+    assert [source["name"] for source in stats.provenance["sources"]] == ["x.npy"]
+    assert np.isnan([stats.minimum, stats.maximum]).all()  # nobody kept them
+    assert stats.as_dict()["features"][0]["minimum"] is None
 
 
 def test_stats_file_still_merges() -> None:

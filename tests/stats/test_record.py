@@ -28,7 +28,7 @@ from bncli.stats.record import Stats, load
 def example(features: int = 3, **changes: Any) -> Stats:
     """Stats of which every field is something else than its default."""
     ramp = np.arange(1.0, features + 1)
-    population = Moments(100 * ramp, ramp / 3, ramp * 1e-18, ramp / 7, -ramp * 1e-19)
+    population = Moments(100 * ramp, ramp / 3, ramp * 1e-18, ramp / 7, -ramp * 1e-19, -ramp, ramp * 9)
     running = Running(
         ramp[None] * 2, np.stack([ramp, ramp / 9]), np.stack([ramp, -ramp]) * 1e-17, np.stack([ramp, ramp])
     )
@@ -80,6 +80,7 @@ def check_equal(a: Stats, b: Stats) -> None:
         {"sample_shape": ()},
         {"provenance": {}, "options": {}},
         {"eps": 0.0, "momentum": 0.0},
+        {"population": Moments.without_extremes(np.array([2.0, 0, 3]), *np.zeros((4, 3)))},
         {"running_mean": np.array([np.nan, -0.0, 5e-324]), "running_var": np.array([np.nan, 0.0, 1e300])},
     ],
 )
@@ -121,15 +122,26 @@ def test_file_is_as_the_contract_says(tmp_path: Path) -> None:
     example().save(str(path))
     with h5py.File(path) as file:
         assert file.attrs["format"] == "bncli-stats"
-        assert file.attrs["format_version"] == 1
-        for name in ("running_mean", "running_var", "gamma", "beta", "population/mean", "population/m2"):
+        assert file.attrs["format_version"] == 2
+        for name in (
+            "running_mean",
+            "running_var",
+            "gamma",
+            "beta",
+            "population/mean",
+            "population/m2",
+            "population/min",
+            "population/max",
+        ):
             assert (file[name].shape, file[name].dtype) == ((3,), np.float64)
         assert (file["population/count"].shape, file["population/count"].dtype) == ((3,), np.int64)
         assert h5py.check_string_dtype(file["feature_names"].dtype).encoding == "utf-8"
         for name in ("momentum", "eps", "ddof", "init", "axis", "batch_size", "num_samples", "num_batches", "digest"):
             assert name in file.attrs
         assert file.attrs["sample_shape"].tolist() == [3, 8, 9]
-        assert json.loads(file.attrs["provenance"])["versions"] == {"bncli": "9.9"}
+        assert json.loads(file.attrs["provenance"]) == {"versions": {"bncli": "9.9"}}
+        assert (file["sources"].compression, file["sources"].shape) == ("gzip", (1,))
+        assert json.loads(file["sources"][0]) == {"name": "x.npy", "dataset": None}
         assert set(file["state"]) >= {"k", "a", "a_low", "first", "population_mean_low", "population_m2_low"}
     example(momentum=None).save(str(path))
     with h5py.File(path) as file:
@@ -145,10 +157,12 @@ def repacked(change: Any) -> bytes:
 
 def test_newer_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.bn.h5"
-    path.write_bytes(repacked(lambda a, p: p.update(format_version=2)))
-    with pytest.raises(InputError, match=r"s\.bn\.h5: stats format 2, written by bn 9\.9; this bn reads format 1"):
+    path.write_bytes(repacked(lambda a, p: p.update(format_version=3)))
+    with pytest.raises(
+        InputError, match=r"s\.bn\.h5: stats format 3, written by bn 9\.9; this bn reads formats up to 2"
+    ):
         load(str(path))
-    check_refused(3, ["inspect", path], "stats format 2", "upgrade bn")
+    check_refused(3, ["inspect", path], "stats format 3", "upgrade bn")
 
 
 @pytest.mark.parametrize(
@@ -233,7 +247,7 @@ def test_flags() -> None:
     count = np.array([10.0, 10, 10, 10, 0, 10, 0])
     mean = np.array([1.0, 5, 1, 1, 0, 1, 0])
     m2 = np.array([40.0, 0, 40, 40, 0, 1e-3, 0])
-    population = Moments(count, mean, np.zeros(7), m2, np.zeros(7))
+    population = Moments.without_extremes(count, mean, np.zeros(7), m2, np.zeros(7))
     stats = example(
         7,
         population=population,
@@ -254,11 +268,11 @@ def test_json_is_the_contracts_to_the_letter() -> None:
     ]  # fmt: skip
     assert [list(feature) for feature in record["features"]] == [
         [
-            "index", "name", "count", "running_mean", "running_var", "population_mean", "population_var", "gamma", "beta",
-            "scale", "shift", "flags",
+            "index", "name", "count", "running_mean", "running_var", "population_mean", "population_var", "missing",
+            "minimum", "maximum", "gamma", "beta", "scale", "shift", "flags",
         ]
     ] * 2  # fmt: skip
-    assert (record["format"], record["version"]) == ("bncli-stats", 1)
+    assert (record["format"], record["version"]) == ("bncli-stats", 2)
     assert (record["num_features"], record["num_parameters"]) == (2, 4)
     assert record["sources"] == [{"name": "x.npy", "dataset": None}]
     second = record["features"][1]

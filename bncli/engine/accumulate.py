@@ -203,7 +203,7 @@ def statistics(fold: Fold, conventions: Conventions) -> tuple[Floats, Floats]:
 
 
 def finish(fold: Fold, conventions: Conventions, *, names: tuple[str, ...] | None, **rest: Any) -> Stats:
-    """Make the Stats of what was folded; `rest` are fields of Stats. Warns as `stats.warnings.advice` does.
+    """Make the Stats of what was folded; `rest` are fields of Stats. Warns as `stats.warnings.advice` does, but of a part.
 
     Raises
     ------
@@ -211,7 +211,8 @@ def finish(fold: Fold, conventions: Conventions, *, names: tuple[str, ...] | Non
         When no feature has a variance, or a variance does not fit a float64.
     """
     population, recurrence = fold[Population].moments, fold[Recurrence]
-    if not (recurrence.running.k > 0).any():
+    part = rest.get("part")
+    if not part and not (recurrence.running.k > 0).any():
         raise InputError(
             f"no feature has two values in a batch; a variance needs at least two ({fold.samples} samples read)"
         )
@@ -221,7 +222,11 @@ def finish(fold: Fold, conventions: Conventions, *, names: tuple[str, ...] | Non
             f"{_feature(names, feature)}: its values are too large or too close together for their squares to fit a float64; rescale them"
         )
     mean, var = statistics(fold, conventions)
-    if conventions.start is not None and (unknown := np.isnan(conventions.start).any(axis=0) & ~np.isnan(mean)).any():
+    if (
+        not part
+        and conventions.start is not None
+        and (unknown := np.isnan(conventions.start).any(axis=0) & ~np.isnan(mean)).any()
+    ):
         first = _feature(names, int(np.flatnonzero(unknown)[0]))
         warnings.warn(
             f"--like has no running statistics of {int(unknown.sum())} of {len(mean)} features ({first} is the first); those "
@@ -240,6 +245,6 @@ def finish(fold: Fold, conventions: Conventions, *, names: tuple[str, ...] | Non
         names=names,
         **vars(conventions) | rest,
     )
-    for text in advice(stats):
+    for text in advice(stats) if not part else ():
         warnings.warn(text, BnWarning, stacklevel=5)
     return stats

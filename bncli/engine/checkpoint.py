@@ -96,7 +96,7 @@ class Checkpointer:
         self, output: str, fingerprint: Mapping[str, Any], *, resume: bool, inputs: Sequence[str] = ()
     ) -> None:
         self.path = output + SUFFIX
-        self._fingerprint, self._inputs = json.dumps(fingerprint, sort_keys=True, default=_plain), inputs
+        self._fingerprint, self._inputs = as_json(fingerprint), inputs
         self.found: Packed | None = None
         self._kept = ""  # how far the saved state of this run goes, in words
         self._offered: tuple[Callable[[], Packed], str] | None = None
@@ -252,7 +252,7 @@ def _is_older(version: object) -> bool:
     return isinstance(version, int) and version < FORMAT_VERSION
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], words: str = "{} was {}, is {}") -> Iterator[str]:
     """Describe how two fingerprints differ, in words.
 
     >>> list(differences({"eps": 1e-5, "inputs": []}, {"eps": 1e-3, "inputs": []}))
@@ -263,13 +263,18 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
         if name == "inputs" and one and other and len(one) == len(other):
             for old, new in zip(one, other, strict=True):
                 where = printable(new.get("name"))
-                yield from (f"{text} ({where})" for text in differences(old, new))
+                yield from (f"{text} ({where})" for text in differences(old, new, words))
         elif name == "inputs" and one != other:
-            yield f"there were {len(one or ())} inputs, there are {len(other or ())}"
+            yield words.format("the number of inputs", len(one or ()), len(other or ()))
         elif name == "times_ns" and one != other:
             yield "the file was modified or replaced"
         elif json.dumps(one) != json.dumps(other):  # as text, so that NaN equals NaN
-            yield f"{name} was {printable(one)}, is {printable(other)}"
+            yield words.format(name, printable(one), printable(other))
+
+
+def as_json(fingerprint: Mapping[str, Any]) -> str:
+    """A fingerprint as text, equal for equal ones."""
+    return json.dumps(fingerprint, sort_keys=True, default=_plain)
 
 
 def _plain(value: Any) -> Any:

@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from bncli.choices import DEFAULT_MEMORY, Activation, Init, Loss, Nan, Optimizer, PresetName
-from bncli.engine.accumulate import finish, fold_segment, nodes
+from bncli.engine.accumulate import fold_segment, nodes
 from bncli.engine.checkpoint import Arrays, Checkpointer
-from bncli.engine.learning.setup import open_target
 from bncli.engine.learning.trainer import learn
 from bncli.engine.options import UNSET, FitOptions, Unset
 from bncli.engine.order import Order
-from bncli.engine.parameters import affine_and_names
 from bncli.engine.parts import Marked, Rounded
-from bncli.engine.plan import FitSpec, Progress, Segment, Segments, check_batch, options_record
-from bncli.engine.tree import Fold, Node, Tree
-from bncli.errors import BnWarning, InputError, MismatchError, UsageError, printable
+from bncli.engine.plan import FitSpec, Progress, Segment
+from bncli.engine.portions import portion
+from bncli.engine.task import Setting, Task, source_record
+from bncli.engine.tree import Node, Tree
+from bncli.errors import BnWarning, InputError, MismatchError, UsageError
 from bncli.formats.address import SEPARATOR, address_of, expand, split
-from bncli.formats.dataset import DataSet, Input, Joined
+from bncli.formats.dataset import DataSet, Joined
 from bncli.formats.fills import remarks
 from bncli.formats.memory import ArraySource
 from bncli.formats.permuted import Permuted
 from bncli.formats.reading import ReadOptions
-from bncli.numerics import compiled
 from bncli.numerics.arrays import Array, Floats
 from bncli.numerics.kernels import Missing
-from bncli.numerics.layout import Layout
-from bncli.stats.conventions import Conventions
-from bncli.stats.learned import Learned
-from bncli.stats.provenance import provenance
 from bncli.stats.record import Stats
 from bncli.system import atomic
-from bncli.version import __version__
 
 ROOM, ROOM_PER_FEATURE = 64 << 10, 256  # largest size of a stats file without long names, in bytes
-FREE = ("workers", "max_memory", "dataset")  # options that do not change the result, or are in an input's record
 ROUNDED = "integers beyond 2^53 were rounded to float64"
 
 
@@ -73,6 +65,7 @@ def fit(
     lr: float | None = None,
     epochs: int | None = None,
     holdout: float | None = None,
+    part: tuple[int, int] | str | None = None,
     workers: int = 0,
     max_memory: int | str = DEFAULT_MEMORY,
     allow_unwritten: bool = False,
@@ -96,6 +89,8 @@ def fit(
         How inputs are read; `rows` is (start, stop) or "A:B".
     target, loss, activation, optimizer, lr, epochs, holdout : optional
         To learn gamma and beta: `target` is an address or an array.
+    part : (int, int) or "I/N", optional
+        Fit only the I-th of N nearly equal runs of segments: a part, which `merge` joins with the others.
     workers : int
         Threads; 0 for all CPUs that the process may use.
     max_memory : int or str
@@ -201,11 +196,11 @@ def fit_to_file(
     """
     spec = FitSpec.of(options)
     with open_inputs(addresses, spec) as data:
-        path, read = output or default_output(data.inputs[0].address), files_read(data, spec)
+        path, read = output or default_output(data.inputs[0].address, spec.part), files_read(data, spec)
         atomic.check_output(path, force=force, inputs=read)
         task = Task.of(data, spec)
         with (
-            Checkpointer(path, task.fingerprint(), resume=resume, inputs=read) as checkpointer,
+            Checkpointer(path, task.state_of(), resume=resume, inputs=read) as checkpointer,
             atomic.replacing(path, force=force, inputs=read) as temporary,
         ):
             with open(temporary, "r+b") as file:
@@ -223,125 +218,19 @@ def files_read(data: DataSet, spec: FitSpec) -> list[str]:
     return data.files + [split(a)[0] for a in others if isinstance(a, str)]
 
 
-def default_output(address: str) -> str:
-    """Return the first input's stem plus .bn.h5, in the current folder.
+def default_output(address: str, part: tuple[int, int] | None = None) -> str:
+    """Return the first input's stem plus .bn.h5, in the current folder; parts have a number, all of the same length.
 
-    >>> default_output("data/train.h5::/x")
-    'train.bn.h5'
+    >>> default_output("data/train.h5::/x"), default_output("train.npy", (3, 64))
+    ('train.bn.h5', 'train.part-03-of-64.bn.h5')
     """
-    return os.path.splitext(os.path.basename(split(address)[0]))[0] + ".bn.h5"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What follows from the options and from the shape of the data, before a value is read.
-
-    Attributes
-    ----------
-    spec : FitSpec
-    batch_size : int
-        Samples in a batch, from the options or from the first batch of an iterable.
-    sample_shape : tuple of int
-    axis : int
-    layout : Layout
-    conventions : Conventions
-    gamma, beta : shape (C,)
-    names : tuple of str or None
-    """
-
-    spec: FitSpec
-    batch_size: int
-    sample_shape: tuple[int, ...]
-    axis: int
-    layout: Layout
-    conventions: Conventions
-    gamma: Floats
-    beta: Floats
-    names: tuple[str, ...] | None
-
-    @classmethod
-    def of_shape(cls, shape: tuple[int, ...], names: tuple[str, ...] | None, spec: FitSpec, batch_size: int) -> Setting:
-        """Check data and options together.
-
-        Raises
-        ------
-        UsageError, MismatchError, InputError
-            When they do not fit, or gamma, beta or names cannot be read.
-        """
-        axis = spec.feature_axis(shape)
-        layout = Layout.of(shape, axis)
-        check_batch(layout, batch_size, shape[0])
-        gamma, beta, names = affine_and_names(spec, layout.features, names)
-        return Setting(spec, batch_size, shape[1:], axis, layout, spec.conventions(), gamma, beta, names)
-
-    def record(self, fold: Fold, sources: list[dict[str, Any]], learned: Learned | None = None) -> Stats:
-        """Make the Stats of what was folded; warns and raises as `finish`."""
-        return finish(
-            fold,
-            self.conventions,
-            names=self.names,
-            axis=self.axis,
-            batch_size=self.batch_size,
-            sample_shape=self.sample_shape,
-            gamma=self.gamma,
-            beta=self.beta,
-            learned=learned,
-            options=options_record(self.spec),
-            kernel=compiled.NAME,
-            provenance=provenance(sources),
-        )
-
-
-@dataclass(frozen=True)
-class Task(Setting):
-    """A fit of a data set, before the first value is read."""
-
-    data: DataSet
-
-    @classmethod
-    def of(cls, data: DataSet, spec: FitSpec) -> Task:
-        """Check data and options together; raises as `Setting.of_shape`."""
-        return cls(**vars(Setting.of_shape(data.shape, data.names, spec, spec.batch_size)), data=data)
-
-    def segments(self) -> Segments:
-        """The work."""
-        return Segments.of(self.layout, self.data.shape[0], self.batch_size)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Everything that affects the result, as plain values; a checkpoint is compared by it."""
-        options = {f.name: getattr(self.spec, f.name) for f in fields(FitOptions) if f.name not in FREE}
-        inputs = [_source_record(i) | {"times_ns": i.times_ns} for i in self.data.inputs]
-        return {
-            "bn version": __version__,
-            "numpy version": np.__version__,
-            "kernel": compiled.NAME,
-            "inputs": inputs,
-            **options,
-            "like": _content(self.spec.reference.to_bytes()) if self.spec.reference else None,
-            "target": self._targets(),
-            **{name: value for name, value in vars(self.conventions).items() if name != "start"},  # of `like`
-            "axis": self.axis,
-            "samples per segment": self.layout.batches_at_once(self.spec.batch_size) * self.spec.batch_size,
-            "gamma": _content(self.gamma.tobytes()),
-            "beta": _content(self.beta.tobytes()),
-            "names": _content(repr(self.names).encode()),
-        }
-
-    def _targets(self) -> str | None:
-        """Addresses of the target's inputs, each with a hash of its shape, type, size and times; None without a target."""
-        if self.spec.target is None or not isinstance(self.data, Joined):
-            return None
-        with open_target(self.spec, self.data) as targets:
-            records = [_source_record(i) | {"times_ns": i.times_ns} for i in targets.inputs]
-        return ", ".join(f"{printable(r['name'])} ({_content(repr(r).encode())})" for r in records)
-
-
-def _content(values: bytes) -> str:
-    return f"SHA-256 {hashlib.sha256(values).hexdigest()[:12]}…"
+    stem = os.path.splitext(os.path.basename(split(address)[0]))[0]
+    number = f".part-{part[0]:0{len(str(part[1]))}}-of-{part[1]}" if part else ""
+    return f"{stem}{number}.bn.h5"
 
 
 def _fitted(task: Task, progress: Progress | None, checkpointer: Checkpointer | None = None) -> Stats:
-    data, spec, learned = task.data, task.spec, None
+    data, spec, learned, part = task.data, task.spec, None, None
     # glibc returns freed memory to the system each time use falls, and the page faults then cost a third of the run.
     # Freeing one large block raises its threshold, so that it keeps that much
     np.empty(24 << 20, np.uint8)
@@ -350,36 +239,40 @@ def _fitted(task: Task, progress: Progress | None, checkpointer: Checkpointer | 
         fold, gamma, beta, learned = learn(data, task.layout, spec, conventions, gamma, beta, progress, checkpointer)
         task = replace(task, gamma=gamma, beta=beta)
     else:
-        fold = _folded(task, progress, checkpointer)
+        tree = _folded(task, progress, checkpointer)
+        fold = tree.fold(task.conventions.momentum)
+        part = portion(task, tree) if spec.part else None
     data.check_unchanged()
     fills = remarks(data, fold[Marked].marked, fill=spec.fill_value, verb="learn" if learned else "fit")
     for note in data.notes + [ROUNDED] * fold[Rounded].rounded + fills:
         warnings.warn(note, BnWarning, stacklevel=3)
-    records = [_source_record(i) | ({"passed_over": i.passed_over} if i.passed_over else {}) for i in data.inputs]
-    return task.record(fold, records, learned)
+    records = [source_record(i) | ({"passed_over": i.passed_over} if i.passed_over else {}) for i in data.inputs]
+    return task.record(fold, records, learned, part)
 
 
-def _folded(task: Task, progress: Progress | None, checkpointer: Checkpointer | None) -> Fold:
-    data, conventions, momentum = task.data, task.conventions, task.conventions.momentum
+def _folded(task: Task, progress: Progress | None, checkpointer: Checkpointer | None) -> Tree:
+    data, conventions, run = task.data, task.conventions, task.run()
     cut, tree = task.segments(), Tree(task.layout.features)
+    total = len(cut.run(run))
     if checkpointer and checkpointer.found:
         tree = checkpointer.restore(lambda arrays, attributes: _checked_tree(arrays, attributes, task))
     before = tree.samples
     if progress and before:
-        progress(before, data.shape[0], 0)
-    for found in nodes(data, task.layout, task.spec, conventions, cut, range(tree.stop, len(cut))):
-        tree = tree.add(found, momentum)
+        progress(before, total, 0)
+    left = range(tree.stop, run.stop) if tree.nodes else run
+    for found in nodes(data, task.layout, task.spec, conventions, cut, left):
+        tree = tree.add(found, conventions.momentum)
         if checkpointer:
-            checkpointer.offer(tree.pack, f"the first {tree.samples:,} of {data.shape[0]:,} samples")
+            checkpointer.offer(tree.pack, f"the first {tree.samples:,} of {total:,} samples")
         if progress:
-            progress(tree.samples, data.shape[0], (tree.samples - before) * data.sample_size * data.dtype.itemsize)
-    return tree.fold(momentum)
+            progress(tree.samples, total, (tree.samples - before) * data.sample_size * data.dtype.itemsize)
+    return tree
 
 
 def _checked_tree(arrays: Arrays, attributes: Mapping[str, Any], task: Task) -> Tree:
     """`Tree.unpack`; raises ValueError too when the nodes are not those of the first segments."""
-    tree, cut = Tree.unpack(arrays, attributes, task.layout.features), task.segments()
-    if tree.first or tree.stop > len(cut) or tree.samples != len(cut.run(range(tree.stop))):
+    tree, cut, run = Tree.unpack(arrays, attributes, task.layout.features), task.segments(), task.run()
+    if tree.first != run.start or tree.stop > run.stop or tree.samples != len(cut.run(range(run.start, tree.stop))):
         raise ValueError("the nodes are not those of the first segments")
     return tree
 
@@ -390,6 +283,8 @@ def _fit_batches(batches: Iterable[Array], spec: FitSpec, progress: Progress | N
         raise UsageError(
             "rows cannot be selected from an iterable of batches; select them before, or give an array or files"
         )
+    if spec.part is not None:
+        raise UsageError("an iterable of batches has no parts: which batches there are shows at its end; give files")
     if spec.target is not None:
         raise UsageError(
             "an iterable of batches can be read only once and learning reads the data several times; give an array or files"
@@ -421,9 +316,3 @@ def _fit_batches(batches: Iterable[Array], spec: FitSpec, progress: Progress | N
     if fold[Rounded].rounded:
         warnings.warn(ROUNDED, BnWarning, stacklevel=3)
     return setting.record(fold, [])
-
-
-def _source_record(entry: Input) -> dict[str, Any]:
-    path, dataset = split(entry.address)
-    shape, dtype = list(entry.shape), entry.dtype.name
-    return {"name": path, "dataset": dataset, "shape": shape, "dtype": dtype, "size": entry.size}

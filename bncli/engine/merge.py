@@ -16,6 +16,7 @@ from bncli.engine.accumulate import finish
 from bncli.engine.options import MergeSpec
 from bncli.engine.parameters import affine_parameter
 from bncli.engine.parts import Population, Recurrence, Samples
+from bncli.engine.portions import joined
 from bncli.engine.tree import Fold
 from bncli.errors import BnWarning, MismatchError, UsageError, printable
 from bncli.formats.address import expand, split
@@ -42,7 +43,8 @@ def merge(
 ) -> Stats:
     """Combine the statistics of several parts of a data set into those of the whole.
 
-    Population statistics merge in any order (Chan, Golub & LeVeque 1983). Running statistics merge as consecutive runs of
+    Parts of one fit (`bn fit --part`), given in any order, give the bytes of that fit; adjacent ones a part again.
+    Population statistics of fits of their own merge in any order (Chan, Golub & LeVeque 1983). Running statistics merge as consecutive runs of
     one recurrence, in the order given (`Running.merge`). They equal those of one fit of the whole if every part but the
     last holds whole batches of the same size. Otherwise they are the recurrence over the parts' own batches, `batch_size`
     is 0, and `merge` warns.
@@ -85,6 +87,11 @@ def merge(
     if not all(isinstance(part, Stats) for part in parts):
         raise UsageError("merge takes Stats; read their files with bncli.load")
     names = where or [f"part {i}" for i in range(len(parts))]
+    if any(part.part is not None for part in parts):
+        if population_only:
+            raise UsageError("--population-only is for whole fits: merge the parts of a fit without it first")
+        affine = {name: _affine(name, given, parts, names) for name, given in (("gamma", gamma), ("beta", beta))}
+        return joined(parts, names, affine)
     first = parts[0]
     known, known_name = next(
         (pair for pair in zip(parts, names, strict=True) if pair[0].sample_shape), (first, names[0])

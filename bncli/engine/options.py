@@ -78,6 +78,21 @@ def parse_number(text: str) -> float | int:
         return float(text)
 
 
+def parse_part(text: str) -> tuple[int, int]:
+    """Which part of how many.
+
+    >>> parse_part("3/64")
+    (3, 64)
+    """
+    number, of = map(int, text.split("/"))
+    return number, of
+
+
+def _check_part(part: Any) -> str:
+    whole = isinstance(part, (tuple, list)) and len(part) == 2 and all(type(n) is int for n in part)
+    return "" if whole and 1 <= part[0] <= part[1] else "I/N with 1 <= I <= N; a SLURM array of N jobs has --array=1-N"
+
+
 def parse_momentum(text: str) -> float | str:
     """A number or "none"."""
     return text if text == "none" else float(text)
@@ -119,6 +134,7 @@ NUMBER_OR_PATH = Kind("a number or an address", number_or_address, text=True, fi
 MOMENTUM = Kind("a number or 'none'", parse_momentum, (float, int, str), text=True)
 FILL = Kind("a number", parse_number, (float, int))
 ROWS = Kind("a slice A:B of samples, such as 0:1000, 1000: or :-100", parse_rows, text=True)
+PART = Kind("a part I/N, such as 3/64", parse_part, text=True)
 SIZE = Kind("a size such as 128M or 1G", parse_size, (int,), text=True)
 
 
@@ -211,6 +227,8 @@ class FitOptions(Reading):
         Learning rate, constant. None: the default's, which falls to 0.
     holdout : float, optional
         Fraction of the samples that are kept out of learning, 0 <= F < 1.
+    part : (int, int), optional
+        Which of how many nearly equal runs of segments are accumulated, counted from 1; also as text, "3/64".
     """
 
     nan: choices.Nan = option(
@@ -325,8 +343,14 @@ class FitOptions(Reading):
         check=lambda held: "" if 0 <= held < 1 else "a fraction of the samples, 0 <= F < 1",
     )
 
+    part: tuple[int, int] | None = option(
+        None, "Only the I-th of N parts; bn merge joins them.", RUNNING, PART, metavar="I/N", check=_check_part
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.part is not None:
+            object.__setattr__(self, "part", tuple(self.part))
         if self.names is not None and not isinstance(self.names, str):
             object.__setattr__(self, "names", _texts(self.names))
 
@@ -345,6 +369,10 @@ class FitOptions(Reading):
         for name in ("loss", "activation", "optimizer", "lr", "epochs", "holdout"):
             if getattr(self, name) is not None and self.target is None:
                 raise UsageError(f"--{name} is for learning gamma and beta; give it together with --target")
+        if self.target is not None and self.part is not None:
+            raise UsageError(
+                "--part together with --target: learning reads all samples, one after the other; leave out --part"
+            )
         if self.target is not None and (self.nan == "omit" or self.fill_value is not None):
             given = "--nan omit" if self.nan == "omit" else "--fill-value"
             raise UsageError(

@@ -10,7 +10,7 @@ from typing import Any, Protocol, overload
 import numpy as np
 
 from bncli.engine.options import FitOptions
-from bncli.errors import BnWarning, UsageError
+from bncli.errors import BnWarning, UsageError, printable
 from bncli.numerics.layout import Layout
 from bncli.stats.conventions import DEFAULTS, PRESETS, Conventions, check_conventions
 from bncli.stats.record import Stats, load
@@ -53,6 +53,8 @@ class FitSpec(FitOptions):
             return options
         like = options.like
         reference = load(like) if isinstance(like, str) else like
+        if reference:
+            reference.check_whole(f"--like {printable(like)}" if isinstance(like, str) else "like")
         given = {f.name: getattr(options, f.name) for f in fields(FitOptions)}
         given["batch_size"] = options.batch_size or (reference and reference.batch_size) or cls.batch_size
         spec = cls(**given, reference=reference)

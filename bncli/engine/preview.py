@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bncli.engine.checkpoint import Checkpointer
-from bncli.engine.fit import Task, default_output, files_read, open_inputs
+from bncli.engine.fit import default_output, files_read, open_inputs
 from bncli.engine.learning.setup import Plan, open_target
 from bncli.engine.options import FitOptions
 from bncli.engine.plan import FitSpec
+from bncli.engine.task import Task
 from bncli.formats.dataset import Input, Joined
 from bncli.stats.conventions import Conventions
 
@@ -57,8 +58,8 @@ def preview(addresses: Sequence[str], options: FitOptions, output: str | None, *
     spec = FitSpec.of(options)
     with open_inputs(addresses, spec) as data:
         task = Task.of(data, spec)
-        path = output or default_output(data.inputs[0].address)
-        checkpointer = Checkpointer(path, task.fingerprint(), resume=resume, inputs=files_read(data, spec))
+        path = output or default_output(data.inputs[0].address, spec.part)
+        checkpointer = Checkpointer(path, task.state_of(), resume=resume, inputs=files_read(data, spec))
         whole, rest = divmod(data.shape[0], spec.batch_size)
         return Preview(
             data.inputs,

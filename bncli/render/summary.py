@@ -35,7 +35,15 @@ def fit_summary(stats: Stats, path: str) -> str:
     chosen = chosen_in_words({f"{s['name']}::{s['dataset']}": s["passed_over"] for s in sources if "passed_over" in s})
     like = [like_in_words(stats.init)] if "like" in stats.options and stats.momentum is not None else []
     momentum = momentum_in_words(stats.momentum, stats.ddof)
-    return "\n".join([_seen(stats), *chosen, momentum, *like, f"{learned}stats in {printable(path)}"])
+    part = [part_in_words(stats.part.as_dict())] if stats.part else []
+    return "\n".join([_seen(stats), *chosen, momentum, *like, *part, f"{learned}stats in {printable(path)}"])
+
+
+def part_in_words(part: dict[str, Any]) -> str:
+    """Which part of a fit statistics are of, from its JSON."""
+    first, stop = part["segments"]
+    segments = f"segments {first:,} to {stop - 1:,}" if first < stop else "none"
+    return f"part {', '.join(part['parts'])} of a fit: {segments} of {part['num_segments']:,}; bn merge joins all parts"
 
 
 def chosen_in_words(passed_over: dict[str, int]) -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bncli.errors import UsageError, printable
-from bncli.render.summary import NOT_FOLDED, batches_in_words, json_text, momentum_in_words, same
+from bncli.render.summary import NOT_FOLDED, batches_in_words, json_text, momentum_in_words, part_in_words, same
 from bncli.stats import columns
 from bncli.stats.columns import COLUMNS
 
@@ -203,6 +203,8 @@ def _header(record: Row, path: str, kernel: str) -> list[str]:
     ]
     if record["momentum"] is None and not _is_population(record):
         lines[1] = NOT_FOLDED
+    if "part" in record:
+        lines.append(part_in_words(record["part"]))
     if "learning" in record:
         lines.append(_learning(record["learning"]))
     if sources:

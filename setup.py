@@ -8,7 +8,7 @@ from setuptools import Extension, setup
 # The kernel is loaded with ctypes and does not use the Python C API, so one build works with every version from 3.10 on.
 # File name and wheel tag declare this if the interpreter has the stable ABI, which PyPy and free-threaded builds lack.
 LIMITED = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
-SOURCES = ("_blocks.c", "_extremes.c", "_moments.c", "_bytes.c", "_normalizing.c", "_learning.c")
+SOURCES = ("_blocks.c", "_extremes.c", "_moments.c", "_bytes.c", "_normalizing.c", "_learning.c", "_memory.c")
 
 setup(
     ext_modules=[

@@ -23,6 +23,8 @@ def main() -> NoReturn:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             sys.stderr.flush()
         shutdown.process.block_if_stopping()
+        if shutdown.process.orderly:
+            raise
         os._exit(done.code if isinstance(done.code, int) else 1)  # stdout is flushed; all files are closed or given up
 
 

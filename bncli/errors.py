@@ -3,6 +3,7 @@
     BnError (70)
     ├── UsageError (2)
     ├── InputError (3)
+    │   └── ChangedError (3)
     ├── MismatchError (4)
     ├── OutputExistsError (5)
     │   └── ResultBesideError (5)
@@ -40,6 +41,10 @@ class InputError(BnError):
     """A file or dataset is missing, unreadable or refused."""
 
     exit_code = 3
+
+
+class ChangedError(InputError):
+    """A file is another one than when the run began, or has another content."""
 
 
 class MismatchError(BnError):

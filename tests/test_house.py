@@ -46,6 +46,8 @@ HOMES = {
     "ctypes": {"numerics/compiled"},
     "google": {"exchange/onnx"},
     "safetensors": {"exchange/safetensors"},
+    "distributed": {"engine/executors/dask"},
+    "mpi4py": {"engine/executors/mpi"},
 }
 
 
@@ -165,7 +167,11 @@ def test_work_is_spread_by_executors_alone() -> None:
     """Pools are made in one place. The HDF5 sink has one of its own: it compresses chunks while others are computed."""
     pools = {"ThreadPoolExecutor", "ProcessPoolExecutor", "multiprocessing"}
     users = {name for name, path in MODULES.items() for module, found, _ in imports(path) if {module, found} & pools}
-    assert users <= {"engine.executors", *(name for name in MODULES if name.startswith("formats.hdf5."))}
+    assert users <= {
+        "engine.executors",
+        "engine.executors.processes",
+        *(name for name in MODULES if name.startswith("formats.hdf5.")),
+    }
 
 
 def test_only_known_libraries_are_imported() -> None:

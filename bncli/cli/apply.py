@@ -35,11 +35,14 @@ def apply(stats: str, inputs: tuple[str, ...], output: str, options: ApplySpec, 
       bn apply train.bn.h5 heldout.norm.npy -o back.npy --inverse
     """
     from bncli.engine.apply import apply_files
+    from bncli.engine.executors.mpi import session
     from bncli.render.progress import progress
     from bncli.render.summary import apply_record, apply_summary, json_text
     from bncli.stats.record import load
 
-    with progress("apply", quiet) as report:
+    with session(options.on) as served, progress("apply", quiet) as report:
+        if served:
+            return
         applied = apply_files(load(stats), inputs, output, options, report, stats_path=stats)
     if as_json:
         click.echo(json_text(apply_record(applied)))

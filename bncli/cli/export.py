@@ -9,7 +9,7 @@ import click
 from bncli import choices
 from bncli.cli import options as opt
 from bncli.engine.declare import INPUT, OUTPUT, STATISTICS, Option
-from bncli.engine.options import CHOICE, FLAG, PATH, TEXT, WHOLE, named
+from bncli.engine.kinds import CHOICE, FLAG, PATH, TEXT, WHOLE, named
 from bncli.exchange import formats
 
 

@@ -6,7 +6,8 @@ import click
 
 from bncli.cli import options as opt
 from bncli.engine.declare import RUNNING, Option
-from bncli.engine.options import FLAG, FitOptions
+from bncli.engine.kinds import FLAG
+from bncli.engine.options import FitOptions
 from bncli.errors import UsageError
 
 
@@ -52,6 +53,7 @@ def fit(
       bn fit more.npy --like train.bn.h5 --init like      keep training
       bn fit train.h5 --target ::/y --holdout 0.2         learn gamma and beta
     """
+    from bncli.engine.executors.mpi import session
     from bncli.engine.fit import fit_to_file
     from bncli.engine.preview import preview
     from bncli.render.progress import progress
@@ -62,7 +64,9 @@ def fit(
     if dry_run:
         click.echo(plan_summary(preview(inputs, options, output, resume=resume)))
         return
-    with progress("fit", quiet) as report:
+    with session(options.on) as served, progress("fit", quiet) as report:
+        if served:
+            return
         stats, path = fit_to_file(inputs, options, output, force=force, resume=resume, progress=report)
     if as_json:
         click.echo(json_text(stats.as_dict()))

@@ -8,7 +8,7 @@ import click
 
 from bncli.cli import options as opt
 from bncli.engine.declare import INPUT, STATISTICS, Option
-from bncli.engine.options import CHOICE, MOMENTUM, NUMBER, TEXT
+from bncli.engine.kinds import CHOICE, MOMENTUM, NUMBER, TEXT
 from bncli.exchange import formats
 
 

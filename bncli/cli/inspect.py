@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bncli.cli import options as opt
 from bncli.engine.declare import OUTPUT, STATISTICS, Option
-from bncli.engine.options import FLAG, TEXT, WHOLE, at_least
+from bncli.engine.kinds import FLAG, TEXT, WHOLE, at_least
 
 
 @opt.command("inspect")

@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 
 from bncli.cli.running import Running
 from bncli.engine.declare import ADVANCED, GROUPS, OUTPUT, RUNNING, Option, flag, options_of
-from bncli.engine.options import FLAG, PATH, named
+from bncli.engine.kinds import FLAG, PATH, named
 
 F = TypeVar("F", bound=Callable[..., Any])
 SEPARATOR = "::"

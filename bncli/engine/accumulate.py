@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from bncli.engine.executors import available, mapped
+from bncli.engine.executors import DEFAULT, available, is_here, mapped
+from bncli.engine.executors.worker import check_wanted
 from bncli.engine.parts import Batches, Population, Recurrence
 from bncli.engine.plan import FitSpec, Segment, Segments
 from bncli.engine.tree import Fold, Node, Tree
 from bncli.errors import BnWarning, InputError, printable
 from bncli.formats.dataset import DataSet
 from bncli.formats.fills import Tally
+from bncli.numerics import compiled
 from bncli.numerics.arrays import Floats
 from bncli.numerics.kernels import Missing, present
 from bncli.numerics.layout import Layout, Values
@@ -25,6 +27,10 @@ from bncli.stats.conventions import Conventions
 from bncli.stats.record import Stats
 from bncli.stats.warnings import advice
 
+KEPT_BYTES = 24 << 20  # of freed memory, for the next segment
+TASKS_EACH = 4  # at least, where there are enough segments: so that workers end at about the same time
+LEAST_SEGMENTS, MOST_SEGMENTS = 16, 1024  # of a task of a worker elsewhere: half a second, half a minute
+MOST_TASKS = 4096  # from where on tasks have more segments
 TOO_LARGE = 1e150  # about where squares, and their sums, stop fitting a float64
 
 
@@ -111,8 +117,25 @@ def _feature(names: tuple[str, ...] | None, index: int) -> str:
     return f"feature {index}{named}"
 
 
+@dataclass
+class Crew:
+    """How many work at a fit now, for progress."""
+
+    workers: int = 0
+
+    def count(self, workers: int) -> None:
+        """Note it."""
+        self.workers = workers
+
+
 def nodes(
-    data: DataSet, layout: Layout, spec: FitSpec, conventions: Conventions, cut: Segments, run: range
+    data: DataSet,
+    layout: Layout,
+    spec: FitSpec,
+    conventions: Conventions,
+    cut: Segments,
+    run: range,
+    crew: Crew | None = None,
 ) -> Iterator[tuple[Node, ...]]:
     """Yield the nodes of a run of segments, in order, a few at a time; the workers compute them.
 
@@ -122,16 +145,24 @@ def nodes(
         Of the whole data set.
     run : range
         Which of them to accumulate.
+    crew : Crew, optional
+        Told how many workers there are.
     """
     if not run:
         return
-    missing = Missing(spec.nan == "omit", data.fill)
-    workers = min(spec.workers or available(), data.most_readers, len(run))
-    # segments of one chunk go to one worker, which then decodes it once, as long as every worker gets four tasks
-    most = min(-(-2 * data.rows_together // (cut.at_once * cut.batch_size)), -(-len(run) // (4 * workers)))
-    together = 1 << max(0, most.bit_length() - 1)  # tasks are nodes of the tree, but the first and the last
-    context = FoldContext(data, workers, layout, missing, conventions, cut)
-    yield from mapped(context, aligned(run, together), workers)
+    missing, here = Missing(spec.nan == "omit", data.fill), is_here(spec.on or DEFAULT)
+    workers = min(spec.workers or available(), data.most_readers, len(run)) if here else 0
+    context = FoldContext(data, workers or 1, layout, missing, conventions, cut)
+    # segments of one chunk go to one worker, which then decodes it once
+    least = -(-2 * data.rows_together // (cut.at_once * cut.batch_size))
+    if not here:  # a task costs milliseconds, and all results pass through one place
+        least = max(least, min(MOST_SEGMENTS, max(LEAST_SEGMENTS, len(run) // MOST_TASKS)))
+
+    def tasks(workers: int) -> Iterator[range]:
+        together = min(least, -(-len(run) // (TASKS_EACH * workers)))
+        return aligned(run, 1 << max(0, together.bit_length() - 1))  # nodes of the tree, but the first and the last
+
+    yield from mapped(context, tasks, workers, spec.on or DEFAULT, (crew or Crew()).count)
 
 
 def aligned(run: range, length: int) -> Iterator[range]:
@@ -170,14 +201,20 @@ class FoldContext:
     conventions: Conventions
     cut: Segments
 
+    def absolute(self) -> FoldContext:
+        """The same by absolute paths."""
+        return replace(self, data=self.data.absolute())
+
     @contextlib.contextmanager
     def open(self) -> Iterator[Callable[[range], tuple[Node, ...]]]:
         """Give one worker the function that folds a task, a run of segments, and joins what belongs together."""
+        compiled.keep_freed(KEPT_BYTES)
         with self.data.reader(self.readers) as data:
 
             def run(task: range) -> tuple[Node, ...]:
                 tree = Tree(self.layout.features)
                 for number in task:
+                    check_wanted()
                     fold = fold_segment(data, self.layout, self.cut[number], self.missing, self.conventions)
                     tree = tree.add([Node(0, number, fold)], self.conventions.momentum)
                 return tree.nodes

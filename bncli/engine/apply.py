@@ -13,12 +13,21 @@ import numpy as np
 
 from bncli import choices
 from bncli.engine.declare import options_of
-from bncli.engine.executors import available, mapped
+from bncli.engine.executors import DEFAULT, available, is_here, mapped
 from bncli.engine.options import ApplySpec
 from bncli.engine.plan import Progress
-from bncli.engine.transform import ApplyContext, Transform, Transformed
-from bncli.errors import BnWarning, InputError, MismatchError, OutputExistsError, UsageError, WriteError, printable
-from bncli.formats import Format, Output, Sink, format_for, format_of
+from bncli.engine.transform import ApplyContext, Counts, PlacedContext, Run, Transform
+from bncli.errors import (
+    BnNote,
+    BnWarning,
+    InputError,
+    MismatchError,
+    OutputExistsError,
+    UsageError,
+    WriteError,
+    printable,
+)
+from bncli.formats import Format, Output, Place, Sink, format_for, format_of
 from bncli.formats.address import SEPARATOR, expand, open_source, split
 from bncli.formats.dataset import Input, Joined
 from bncli.formats.fills import remarks
@@ -33,6 +42,8 @@ from bncli.system import atomic, shutdown
 
 FOREIGN = {".npz", ".csv", ".tsv", ".txt", ".json", ".zarr", ".parquet", ".mat", ".pt", ".safetensors", ".onnx"}
 PIECE_VALUES = 1 << 18  # read, computed and written at a time: 2 MB of float64
+RUNS_TOGETHER = 32  # that a worker of another process writes before it tells
+PlacedFor = tuple[Place, str]  # and the name of the output
 
 
 @dataclass
@@ -112,6 +123,7 @@ def apply(
     dataset: str | None = None,
     rows: tuple[int | None, int | None] | str = (None, None),
     fill_value: float | int | None = None,
+    on: str | None = None,
     workers: int = 0,
     max_memory: int | str = choices.DEFAULT_MEMORY,
     allow_unwritten: bool = False,
@@ -312,18 +324,13 @@ def _apply_one(
         constant = np.flatnonzero(stats.constant) if not spec.inverse else np.empty(0, np.intp)
         only = stats.population_mean[constant]  # its only value in the fitted data
         transform = Transform(affine, layout, job.dtype, constant, only, Missing(False, data.fill))
-        sink = _open_sink(job, temporary, spec)
-        runs = _runs(layout, data)
+        sink, place = _open_sink(job, temporary, spec)
         try:
             marked: Counter[int] = Counter()
-            for (first, count), (values, counts, found) in zip(
-                runs, _transformed(data, transform, runs, spec), strict=True
-            ):
-                sink.write(values)
+            for done, (counts, found) in _written(data, transform, _runs(layout, data), sink, place, spec):
                 report.add(counts)
                 marked.update(found)
                 if progress:
-                    done = first + count
                     size = done * data.dtype.itemsize
                     progress(report.samples + done // layout.sample_size, total, report.bytes_read + size)
             data.check_unchanged()
@@ -351,18 +358,38 @@ def _runs(layout: Layout, data: Joined) -> list[tuple[int, int]]:
     return [(first, min(size, total - first)) for first in range(0, total, size)]
 
 
-def _transformed(
-    data: Joined, transform: Transform, runs: list[tuple[int, int]], spec: ApplySpec
-) -> Iterator[Transformed]:
-    """Yield the results of all runs, in order; the workers read and compute them."""
-    workers = min(spec.workers or available(), data.most_readers, len(runs))
-    return mapped(ApplyContext(data, workers, transform), runs, workers)
+def _written(
+    data: Joined, transform: Transform, runs: list[Run], sink: Sink, place: PlacedFor | None, spec: ApplySpec
+) -> Iterator[tuple[int, Counts]]:
+    """Transform and write all runs, in order; yields how many values are done, and the counts of the last of them."""
+    on = spec.on or DEFAULT
+    workers = min(spec.workers or available(), data.most_readers, len(runs)) if is_here(on) else 0
+    context = ApplyContext(data, workers or 1, transform)
+    if place is None:
+        results = mapped(context, lambda _: runs, workers, on)
+        for (first, count), (values, counts, marked) in zip(runs, results, strict=True):
+            sink.write(values)
+            yield first + count, (counts, marked)
+        return
+    tasks = [runs[i : i + RUNS_TOGETHER] for i in range(0, len(runs), RUNS_TOGETHER)]
+    placed = PlacedContext(context, *place, sync=not is_here(on))
+    for task, found in zip(tasks, mapped(placed, lambda _: tasks, workers, on), strict=True):
+        yield sum(task[-1]), found
 
 
-def _open_sink(job: Job, temporary: str, spec: ApplySpec) -> Sink:
+def _open_sink(job: Job, temporary: str, spec: ApplySpec) -> tuple[Sink, PlacedFor | None]:
+    """Make the output; gives where workers of other processes write into it, if they can, and its name."""
     with open_source(job.address, _alone(spec)) as like:
         output = Output(temporary, job.shape, job.dtype, like, spec.max_memory // 4, spec.workers or available())
-        return job.format.create(output)
+        sink = job.format.create(output)
+    if spec.on in (None, DEFAULT):
+        return sink, None
+    place = job.format.place(output)
+    if place is None:
+        text = f"{printable(job.output)}: one process writes {job.format.name} outputs; the workers only compute"
+        warnings.warn(text, BnNote, stacklevel=4)
+        return sink, None
+    return sink, (place, job.output)
 
 
 def _others(job: Job, sink: Sink, spec: ApplySpec, report: Applied) -> None:

@@ -8,11 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-import numpy as np
 import numpy.typing as npt
 
 from bncli.choices import DEFAULT_MEMORY, Activation, Init, Loss, Nan, Optimizer, PresetName
-from bncli.engine.accumulate import fold_segment, nodes
+from bncli.engine.accumulate import Crew, fold_segment, nodes
 from bncli.engine.checkpoint import Arrays, Checkpointer
 from bncli.engine.learning.trainer import learn
 from bncli.engine.options import UNSET, FitOptions, Unset
@@ -66,6 +65,7 @@ def fit(
     epochs: int | None = None,
     holdout: float | None = None,
     part: tuple[int, int] | str | None = None,
+    on: str | None = None,
     workers: int = 0,
     max_memory: int | str = DEFAULT_MEMORY,
     allow_unwritten: bool = False,
@@ -91,15 +91,17 @@ def fit(
         To learn gamma and beta: `target` is an address or an array.
     part : (int, int) or "I/N", optional
         Fit only the I-th of N nearly equal runs of segments: a part, which `merge` joins with the others.
+    on : str, optional
+        Who computes: "threads", "processes", "dask:ADDRESS" or "mpi"; see docs/clusters.md.
     workers : int
-        Threads; 0 for all CPUs that the process may use.
+        Threads or processes; 0 for all CPUs that the process may use.
     max_memory : int or str
         Bytes of buffers, or a size such as "64M".
     allow_unwritten, allow_virtual : bool
         Read unwritten chunks of HDF5 as the fill value; read virtual datasets.
     progress : function, optional
         Called with the samples done, the number of samples (None when unknown) and the bytes done; when learning also
-        with words about the last epoch.
+        with words about the last epoch, and where `on` is given with `workers=`, how many there are.
 
     Returns
     -------
@@ -231,9 +233,6 @@ def default_output(address: str, part: tuple[int, int] | None = None) -> str:
 
 def _fitted(task: Task, progress: Progress | None, checkpointer: Checkpointer | None = None) -> Stats:
     data, spec, learned, part = task.data, task.spec, None, None
-    # glibc returns freed memory to the system each time use falls, and the page faults then cost a third of the run.
-    # Freeing one large block raises its threshold, so that it keeps that much
-    np.empty(24 << 20, np.uint8)
     if isinstance(data, Joined) and spec.target is not None:
         conventions, gamma, beta = task.conventions, task.gamma, task.beta
         fold, gamma, beta, learned = learn(data, task.layout, spec, conventions, gamma, beta, progress, checkpointer)
@@ -259,13 +258,14 @@ def _folded(task: Task, progress: Progress | None, checkpointer: Checkpointer | 
     before = tree.samples
     if progress and before:
         progress(before, total, 0)
-    left = range(tree.stop, run.stop) if tree.nodes else run
-    for found in nodes(data, task.layout, task.spec, conventions, cut, left):
+    left, crew = range(tree.stop, run.stop) if tree.nodes else run, Crew()
+    for found in nodes(data, task.layout, task.spec, conventions, cut, left, crew):
         tree = tree.add(found, conventions.momentum)
         if checkpointer:
             checkpointer.offer(tree.pack, f"the first {tree.samples:,} of {total:,} samples")
         if progress:
-            progress(tree.samples, total, (tree.samples - before) * data.sample_size * data.dtype.itemsize)
+            size = (tree.samples - before) * data.sample_size * data.dtype.itemsize
+            progress(tree.samples, total, size, **({"workers": crew.workers} if task.spec.on else {}))
     return tree
 
 

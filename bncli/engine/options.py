@@ -5,13 +5,35 @@ from __future__ import annotations
 import enum
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bncli import choices
 from bncli.choices import DEFAULT_MEMORY
-from bncli.engine.declare import ADVANCED, INPUT, LEARNING, OUTPUT, RUNNING, STATISTICS, Declared, Kind, option
+from bncli.engine.declare import ADVANCED, INPUT, LEARNING, OUTPUT, RUNNING, STATISTICS, Declared, option
+from bncli.engine.kinds import (
+    CHOICE,
+    FILL,
+    FLAG,
+    MOMENTUM,
+    NUMBER,
+    NUMBER_OR_PATH,
+    PART,
+    PATH,
+    PATH_OR_DATA,
+    ROWS,
+    SIZE,
+    TEXT,
+    WHOLE,
+    at_least,
+    check_batch_size,
+    check_like,
+    check_on,
+    check_part,
+    named,
+    no_file,
+)
 from bncli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,108 +56,6 @@ class Unset(enum.Enum):
 
 UNSET = Unset.UNSET
 LEAST_MEMORY = 1 << 20
-SEPARATOR = "::"
-
-
-def parse_rows(text: str) -> tuple[int | None, int | None]:
-    """A Python slice A:B of samples.
-
-    >>> parse_rows("100:"), parse_rows(":-10")
-    ((100, None), (None, -10))
-    """
-    start, stop = (int(part) if part.strip() else None for part in text.split(":"))
-    return start, stop
-
-
-def parse_size(text: str) -> int:
-    """A number of bytes with an optional unit K, M or G (of 1024).
-
-    >>> parse_size("128M")
-    134217728
-    """
-    units = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    cleaned = text.strip().upper().removesuffix("B").removesuffix("I").strip()
-    number, unit = (cleaned[:-1], cleaned[-1:]) if cleaned[-1:] in ("K", "M", "G") else (cleaned, "")
-    size = float(number) * units[unit]
-    if not size >= 0 or math.isinf(size):
-        raise ValueError
-    return int(size)
-
-
-def number_or_address(text: str) -> float | str:
-    """A number, else the address of an array."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def parse_number(text: str) -> float | int:
-    """A number, kept as an integer when it is written as one."""
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
-
-
-def parse_part(text: str) -> tuple[int, int]:
-    """Which part of how many.
-
-    >>> parse_part("3/64")
-    (3, 64)
-    """
-    number, of = map(int, text.split("/"))
-    return number, of
-
-
-def _check_part(part: Any) -> str:
-    whole = isinstance(part, (tuple, list)) and len(part) == 2 and all(type(n) is int for n in part)
-    return "" if whole and 1 <= part[0] <= part[1] else "I/N with 1 <= I <= N; a SLURM array of N jobs has --array=1-N"
-
-
-def parse_momentum(text: str) -> float | str:
-    """A number or "none"."""
-    return text if text == "none" else float(text)
-
-
-def named(text: object) -> str:
-    """What is wrong with a path or address: it is empty, as from an unset variable of a shell, or names no file."""
-    return _no_file(text) or (
-        "there is no file before the ::" if isinstance(text, str) and text.startswith(SEPARATOR) else ""
-    )
-
-
-def _no_file(text: object) -> str:
-    return "an empty name; give a path" if isinstance(text, str) and not text else ""
-
-
-def _check_like(like: object) -> str:
-    known = isinstance(like, str) or hasattr(like, "running_mean")
-    return named(like) if known else "neither statistics nor the path of a stats file"
-
-
-def at_least(least: int, words: str) -> Callable[[int], str]:
-    """A check that a number is not below `least`; `words` say what is wrong with one that is."""
-    return lambda value: "" if value >= least else words
-
-
-def _check_batch_size(size: int) -> str:
-    return "larger than any data" if size >= 1 << 62 else "" if size >= 1 else "a batch needs at least one sample"
-
-
-WHOLE = Kind("a whole number", int, (int,))
-NUMBER = Kind("a number", float, (float, int))
-FLAG = Kind("True or False", types=(bool,))
-CHOICE = Kind("text", types=(str,))
-TEXT = Kind("text", types=(str,))
-PATH = Kind("a path or address", types=(str,), file=True)  # of a file, or inside of each input
-PATH_OR_DATA = Kind("a path or address", file=True)
-NUMBER_OR_PATH = Kind("a number or an address", number_or_address, text=True, file=True)
-MOMENTUM = Kind("a number or 'none'", parse_momentum, (float, int, str), text=True)
-FILL = Kind("a number", parse_number, (float, int))
-ROWS = Kind("a slice A:B of samples, such as 0:1000, 1000: or :-100", parse_rows, text=True)
-PART = Kind("a part I/N, such as 3/64", parse_part, text=True)
-SIZE = Kind("a size such as 128M or 1G", parse_size, (int,), text=True)
 
 
 def _parameter(what: str, usual: str) -> Any:
@@ -156,8 +76,11 @@ class Reading(Declared):
         Python slice of the joined samples; also as text, "A:B".
     fill_value : number, optional
         Values equal to it, in the input's type, are missing.
+    on : str, optional
+        Who computes: "threads", "processes", "mpi", or "dask:ADDRESS" with the address or the file of a scheduler ("dask":
+        that of the environment variable DASK_SCHEDULER_ADDRESS). Workers open the inputs by the addresses given.
     workers : int
-        Threads; 0 for all CPUs that the process may use.
+        Threads or processes; 0 for all CPUs that the process may use.
     max_memory : int
         Bytes of buffers, of all workers together; also as text, "64M".
     allow_unwritten, allow_virtual : bool
@@ -165,7 +88,7 @@ class Reading(Declared):
     """
 
     dataset: str | None = option(
-        None, "Dataset in every input that names none.", INPUT, PATH, metavar="PATH", check=_no_file, short="-d"
+        None, "Dataset in every input that names none.", INPUT, PATH, metavar="PATH", check=no_file, short="-d"
     )
     rows: tuple[int | None, int | None] = option(
         (None, None), "Only these samples: a Python slice of the joined inputs.", INPUT, ROWS, metavar="A:B"
@@ -173,9 +96,18 @@ class Reading(Declared):
     fill_value: float | int | None = option(
         None, "Values equal to V, in the input's type, are missing.", INPUT, FILL, metavar="V"
     )
+    on: str | None = option(
+        None,
+        "Who computes: threads, processes, dask:ADDRESS, mpi.",
+        RUNNING,
+        TEXT,
+        metavar="ENGINE",
+        usual="threads",
+        check=check_on,
+    )
     workers: int = option(
         0,
-        "Number of threads.",
+        "Number of threads or processes.",
         RUNNING,
         WHOLE,
         metavar="N",
@@ -259,7 +191,7 @@ class FitOptions(Reading):
         None, "Added to the variance when applied.", STATISTICS, NUMBER, metavar="E", usual="1e-5"
     )
     batch_size: int | None = option(
-        None, "Samples per batch.", STATISTICS, WHOLE, metavar="N", usual="256", check=_check_batch_size
+        None, "Samples per batch.", STATISTICS, WHOLE, metavar="N", usual="256", check=check_batch_size
     )
     axis: int | None = option(
         None, "Axis of the features.", STATISTICS, WHOLE, metavar="K", usual="-1 for one and two dimensions"
@@ -294,7 +226,7 @@ class FitOptions(Reading):
         STATISTICS,
         PATH_OR_DATA,
         metavar="STATS",
-        check=_check_like,
+        check=check_like,
     )
     gamma: Parameter = _parameter("Scale", usual="1")
     beta: Parameter = _parameter("Shift", usual="0")
@@ -304,7 +236,7 @@ class FitOptions(Reading):
         LEARNING,
         PATH_OR_DATA,
         metavar="ADDRESS",
-        check=_no_file,
+        check=no_file,
     )
     loss: choices.Loss | None = option(
         None, "What is minimized.", LEARNING, CHOICE, choices=choices.LOSSES, usual="by the target's type"
@@ -344,7 +276,7 @@ class FitOptions(Reading):
     )
 
     part: tuple[int, int] | None = option(
-        None, "Only the I-th of N parts; bn merge joins them.", RUNNING, PART, metavar="I/N", check=_check_part
+        None, "Only the I-th of N parts; bn merge joins them.", RUNNING, PART, metavar="I/N", check=check_part
     )
 
     def __post_init__(self) -> None:
@@ -373,6 +305,8 @@ class FitOptions(Reading):
             raise UsageError(
                 "--part together with --target: learning reads all samples, one after the other; leave out --part"
             )
+        if self.target is not None and self.on not in (None, "threads"):
+            raise UsageError(f"--on {self.on} together with --target: learning runs in one process; leave out --on")
         if self.target is not None and (self.nan == "omit" or self.fill_value is not None):
             given = "--nan omit" if self.nan == "omit" else "--fill-value"
             raise UsageError(

@@ -20,8 +20,8 @@ from bncli.stats.warnings import momentum_advice
 class Progress(Protocol):
     """What is called as a run goes on."""
 
-    def __call__(self, done: int, total: int | None, size: int, note: str = "", /) -> None:
-        """Samples done, samples in all, bytes done, and what else there is to say."""
+    def __call__(self, done: int, total: int | None, size: int, note: str = "", /, *, workers: int = 0) -> None:
+        """Samples done, samples in all, bytes done, what else there is to say, and how many compute (0: not said)."""
 
 
 @dataclass(frozen=True)

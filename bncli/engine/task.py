@@ -28,7 +28,7 @@ from bncli.stats.record import Stats
 from bncli.version import __version__
 
 # options that do not change the result of the whole, or are in an input's record
-FREE = ("workers", "max_memory", "dataset", "part")
+FREE = ("workers", "max_memory", "dataset", "part", "on")
 
 
 @dataclass(frozen=True)

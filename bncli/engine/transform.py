@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from bncli.engine.executors.worker import check_wanted
+from bncli.formats import Place
 from bncli.formats.dataset import Joined
 from bncli.formats.fills import Tally
 from bncli.numerics.arrays import Array, DType, Floats
 from bncli.numerics.batchnorm import Affine, overflowed
 from bncli.numerics.kernels import Missing, present
 from bncli.numerics.layout import Layout
+from bncli.system import atomic
 
-Transformed = tuple[Array, Counter[str], Counter[int]]  # values; counts, as in `Applied`; count of each mark
+Run = tuple[int, int]  # first value, and how many
+Counts = tuple[Counter[str], Counter[int]]  # as in `Applied`; of each mark
+Transformed = tuple[Array, Counter[str], Counter[int]]  # values and `Counts`
 
 
 class Transform:
@@ -97,15 +102,67 @@ class ApplyContext:
     readers: int
     transform: Transform
 
+    def absolute(self) -> ApplyContext:
+        """The same by absolute paths."""
+        return replace(self, data=self.data.absolute())
+
     @contextlib.contextmanager
-    def open(self) -> Iterator[Callable[[tuple[int, int]], Transformed]]:
+    def open(self) -> Iterator[Callable[[Run], Transformed]]:
         """Give one worker the function that transforms a run."""
         with self.data.reader(self.readers) as data:
 
-            def work(run: tuple[int, int]) -> Transformed:
+            def work(run: Run) -> Transformed:
                 first, count = run
                 tally = Tally(data)
                 result, counts = self.transform(tally.read(first, count), first)
                 return result, counts, Counter(dict(enumerate(tally.counts)))
+
+            yield work
+
+
+@dataclass(frozen=True)
+class PlacedContext:
+    """The same for workers that write the values themselves, some runs at a time: only the counts come back.
+
+    Attributes
+    ----------
+    inner : ApplyContext
+    place : Place
+    output : str
+        The name of the output, for messages.
+    sync : bool
+        Whether workers see to it that values are on disk: those of another machine, whose memory this one cannot flush.
+    """
+
+    inner: ApplyContext
+    place: Place
+    output: str
+    sync: bool
+
+    def absolute(self) -> PlacedContext:
+        """The same by absolute paths."""
+        return replace(self, inner=self.inner.absolute())
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Callable[[Sequence[Run]], Counts]]:
+        """Give one worker the function that transforms and writes runs."""
+        with self.inner.open() as transformed:
+
+            def work(runs: Sequence[Run]) -> Counts:
+                totals: Counts = Counter(), Counter()
+
+                def values() -> Iterator[tuple[int, Array]]:
+                    for run in runs:
+                        check_wanted()
+                        found, counts, marked = transformed(run)
+                        totals[0].update(counts)
+                        totals[1].update(marked)
+                        yield run[0], found
+
+                try:
+                    self.place.write(values(), sync=self.sync)
+                except OSError as error:
+                    raise atomic.failed(self.output, error) from None
+                return totals
 
             yield work

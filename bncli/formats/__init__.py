@@ -14,7 +14,7 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -92,6 +92,13 @@ class Sink(Protocol):
         """Let go after a failure; never raises."""
 
 
+class Place(Protocol):
+    """Takes runs of the values of one array in any order: plain values that can be pickled, for workers."""
+
+    def write(self, runs: Iterable[tuple[int, npt.NDArray[Any]]], *, sync: bool) -> None:
+        """Write values of shape (n,), each run from its position on; with `sync` to disk. Raises OSError."""
+
+
 class Format:
     """What bn asks of a format. A child overrides what it can do; what is written here is what a simple format answers.
 
@@ -144,6 +151,10 @@ class Format:
         raise UsageError(
             f"{printable(output.path)}: bn does not write {self.name}; give an output that ends in {_suffixes()}"
         )
+
+    def place(self, output: Output) -> Place | None:
+        """Where workers write values of a file that `create` made; None: one process writes them, front to back."""
+        return None
 
     def others(self, path: str, array: str) -> list[str]:
         """Names of the other arrays of a file."""

@@ -28,6 +28,15 @@ def split(address: str) -> tuple[str, str | None]:
     return address[:end], address[end + len(SEPARATOR) :]
 
 
+def absolute(address: str) -> str:
+    """The address from any working folder; a URL stays as it is.
+
+    >>> absolute("s3://data/x.zarr"), absolute("/data/x.h5::/x")
+    ('s3://data/x.zarr', '/data/x.h5::/x')
+    """
+    return address if "://" in address else os.path.join(os.getcwd(), address)
+
+
 def natural_key(text: str) -> list[tuple[int, int, str]]:
     """Sort key that puts part-2 before part-10, and digits before letters."""
     return [(0, int(t), "") if t.isdecimal() else (1, 0, t) for t in re.split(r"(\d+)", text) if t]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bncli.errors import InputError, MismatchError, UsageError, printable
+from bncli.errors import ChangedError, InputError, MismatchError, UsageError, printable
 from bncli.formats import Format, format_of
-from bncli.formats.address import open_source, split
+from bncli.formats.address import absolute, open_source, split
 from bncli.formats.fills import Mark, fill_in
 from bncli.formats.memory import ArraySource
 from bncli.formats.reading import ReadOptions
@@ -101,6 +101,9 @@ class DataSet(Protocol):
 
     def reader(self, share: int) -> DataSet:
         """The same data set for one of `share` workers."""
+
+    def absolute(self) -> DataSet:
+        """The same data set by absolute paths, for workers in another working folder."""
 
     def check_unchanged(self) -> None:
         """Raise InputError when an input is not what it was when the run began."""
@@ -217,6 +220,14 @@ class Joined:
         other._options = self._options.shared(share)
         return other
 
+    def absolute(self) -> Joined:
+        """The same data set by absolute paths; URLs and arrays in memory stay as they are."""
+        other = copy.copy(self)
+        if self._array is None:
+            other.inputs = [replace(i, address=absolute(i.address)) for i in self.inputs]
+            other._identities = {absolute(path): known for path, known in self._identities.items()}
+        return other
+
     def __getstate__(self) -> dict[str, Any]:
         """Plain values: a copy, in this process or another, opens the files itself and has buffers of its own."""
         return vars(self) | {"_open": None, "_scratch": np.empty(0, self.dtype)}
@@ -278,7 +289,7 @@ class Joined:
         try:
             now = format.identity(path)
         except OSError as error:
-            raise InputError(f"{printable(path)}: cannot be read any more: {error.strerror}") from None
+            raise ChangedError(f"{printable(path)}: cannot be read any more: {error.strerror}") from None
         before.check(now, path)
 
     def _open_all(self) -> list[Input]:

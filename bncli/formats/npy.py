@@ -10,8 +10,11 @@ import ast
 import contextlib
 import io
 import math
+import os
 import re
 import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -138,6 +141,44 @@ def is_npy(path: str) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
+def _header_of(shape: tuple[int, ...], dtype: DType) -> bytes:
+    header = io.BytesIO()
+    declared = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, declared)
+    return header.getvalue()
+
+
+@dataclass(frozen=True)
+class NpyPlace:
+    """The values of a .npy file that has its header, for workers that write runs of them.
+
+    Attributes
+    ----------
+    path : str
+        Absolute.
+    offset, itemsize : int
+        Of the first value, and of each, in bytes.
+    """
+
+    path: str
+    offset: int
+    itemsize: int
+
+    def write(self, runs: Iterable[tuple[int, Array]], *, sync: bool) -> None:
+        """See `Place.write`. The file is opened each time: where many machines share it, closing hands the values on."""
+        fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)  # it has to be there: its run may have ended
+        try:
+            for first, values in runs:
+                rest, at = np.ascontiguousarray(values).view(np.uint8).data, self.offset + first * self.itemsize
+                while len(rest):
+                    done = os.pwrite(fd, rest, at)
+                    rest, at = rest[done:], at + done
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
 class NpySink:
     """Writes a .npy file front to back, in C order. Its space is set aside first, where the file system can.
 
@@ -156,14 +197,11 @@ class NpySink:
 
     def __init__(self, path: str, shape: tuple[int, ...], dtype: DType) -> None:
         self._file: BinaryIO = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by finish and abandon
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(
-            header, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        )
+        header = _header_of(shape, dtype)
         self._ahead = atomic.Ahead()
         try:
-            atomic.reserve(self._file.fileno(), len(header.getvalue()) + math.prod(shape) * dtype.itemsize)
-            self._write(header.getvalue())
+            atomic.reserve(self._file.fileno(), len(header) + math.prod(shape) * dtype.itemsize)
+            self._write(header)
         except BaseException:
             self.abandon()
             raise
@@ -289,3 +327,8 @@ class NpyFormat(Format):
     def create(self, output: Output) -> NpySink:
         """Make a file; of the input nothing but the values is kept."""
         return NpySink(output.path, output.shape, output.dtype)
+
+    def place(self, output: Output) -> NpyPlace:
+        """Values have places of their own."""
+        header = _header_of(output.shape, output.dtype)
+        return NpyPlace(os.path.abspath(output.path), len(header), output.dtype.itemsize)

@@ -111,6 +111,10 @@ class Permuted:
         """The same samples for one of `share` workers; see `Joined.reader`."""
         return Permuted(self._data.reader(2 * share), self._indices, self.shape[0], self._window, self._budget // share)
 
+    def absolute(self) -> Permuted:
+        """The same samples by absolute paths; see `Joined.absolute`."""
+        return Permuted(self._data.absolute(), self._indices, self.shape[0], self._window, self._budget)
+
     def __getstate__(self) -> dict[str, Any]:
         """Plain values, without the buffers: a copy gathers its own windows."""
         buffer = np.empty((0, self.sample_size), self.dtype)

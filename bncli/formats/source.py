@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bncli.errors import InputError, printable
+from bncli.errors import ChangedError, InputError, printable
 from bncli.formats.fills import Mark
 from bncli.numerics.arrays import Array, DType
 from bncli.numerics.kernels import FileRange
@@ -184,9 +184,11 @@ class Identity:
         return self.state[1], self.state[2]
 
     def check(self, now: Identity | None, path: str) -> None:
-        """Raise InputError when the file of this path is another one now, or none."""
+        """Raise ChangedError when the file of this path is another one now, or none."""
         if now != self:
-            raise InputError(f"{printable(path)}: changed while it was being read; run again when nobody writes to it")
+            raise ChangedError(
+                f"{printable(path)}: changed while it was being read; run again when nobody writes to it"
+            )
 
 
 class RegularFile:

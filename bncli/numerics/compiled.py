@@ -41,6 +41,7 @@ SIGNATURES: dict[str, tuple[type | None, list[type]]] = {  # name -> result, par
     "bn_shuffle": (_INT, [_INT, _INT, _SIZE, *[_Pointer] * 2]),
     "bn_unlzf": (_SIZE, [_Pointer, _SIZE, _Pointer, _SIZE]),
     "bn_normalize": (_INT, [*[_INT] * 2, *[_SIZE] * 3, *[_Pointer] * 5]),
+    "bn_keep_freed": (None, [_SIZE]),
     "bn_loss_and_gradient": (None, [*[_INT] * 3, *[_SIZE] * 6, _DOUBLE, *[_Pointer] * 9]),
 }
 
@@ -238,6 +239,12 @@ def loss_and_gradient(
     arrays = (*map(np.ascontiguousarray, given), scratch, gradient, loss, correct)
     _call("bn_loss_and_gradient", *codes, *sizes, batch, *arrays)
     return float(loss[0]), int(correct[0])
+
+
+def keep_freed(size: int) -> None:
+    """Let the C library keep so many bytes of freed memory, so that using them again costs no page faults."""
+    if AVAILABLE:
+        _call("bn_keep_freed", size)
 
 
 def _code(dtype: DType) -> int:

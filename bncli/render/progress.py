@@ -21,7 +21,7 @@ LINE_EVERY = 10.0  # seconds between plain lines
 def progress(label: str, quiet: bool) -> Iterator[Progress]:
     """Give the function to call with (samples done, samples in all or None, bytes done, what else to say)."""
     if quiet:
-        yield lambda done, total, size, note="": None
+        yield lambda done, total, size, note="", *, workers=0: None
     elif sys.stderr.isatty():
         with _Bar(label) as bar:
             yield bar.update
@@ -48,12 +48,12 @@ class _Lines(_Clock):
         super().__init__(label)
         self._next = APPEARS_AFTER
 
-    def update(self, done: int, total: int | None, size: int, note: str = "", /) -> None:
+    def update(self, done: int, total: int | None, size: int, note: str = "", /, *, workers: int = 0) -> None:
         elapsed = self._elapsed(done, size)
         if elapsed < self._next:
             return
         self._next = elapsed + LINE_EVERY
-        status = _status(done, total, size, elapsed, self._before, note)
+        status = _status(done, total, size, elapsed, self._before, note, workers)
         with contextlib.suppress(OSError, ValueError):  # a full log is no reason to lose the result
             print(f"bn {self._label}: {status}", file=sys.stderr, flush=True)
 
@@ -72,13 +72,13 @@ class _Bar(_Clock):
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
-    def update(self, done: int, total: int | None, size: int, note: str = "", /) -> None:
+    def update(self, done: int, total: int | None, size: int, note: str = "", /, *, workers: int = 0) -> None:
         elapsed = self._elapsed(done, size)
         if elapsed < APPEARS_AFTER:
             return
         if self._update is None:
             self._update = self._appear()
-        self._update(done, total, _status(done, total, size, elapsed, self._before, note))
+        self._update(done, total, _status(done, total, size, elapsed, self._before, note, workers))
 
     def _appear(self) -> Callable[[int, int | None, str], None]:
         from rich.console import Console
@@ -98,13 +98,17 @@ class _Bar(_Clock):
         return lambda done, total, status: bar.update(task, completed=done, total=total, status=status)
 
 
-def _status(done: int, total: int | None, size: int, elapsed: float, before: int = 0, note: str = "") -> str:
-    """ "12,000 of 90,000 samples, 1.2 GB/s, 8 s left"; and the note, if there is one."""
+def _status(
+    done: int, total: int | None, size: int, elapsed: float, before: int = 0, note: str = "", workers: int = 0
+) -> str:
+    """ "12,000 of 90,000 samples, 1.2 GB/s, 8 s left, 4 workers"; and the note, if there is one."""
     parts = [note or f"{done:,}" + (f" of {total:,}" if total else "") + " samples"]
     if size and not note:
         parts.append(f"{size / elapsed / 1e9:.2f} GB/s")
     if total and done > before:
         parts.append(f"{_duration(elapsed * (total - done) / (done - before))} left")
+    if workers:
+        parts.append("1 worker" if workers == 1 else f"{workers:,} workers")
     return ", ".join(parts)
 
 

@@ -236,7 +236,8 @@ def _cells(rows: list[Row], encoding: str) -> dict[str, list[str]]:
     cells = {}
     for name, column in COLUMNS.items():
         values = [row[name] for row in rows]
-        if column.reading and (column.kind not in ("text", "flags") or any(values)):
+        empty = all(value is None for value in values) if column.kind == "count" else not any(values)
+        if column.reading and (column.kind not in ("text", "flags", "count") or not empty):
             cells[name] = TEXTS[column.kind](values)
     known = [(row["running_mean"], row["running_sd"]) for row in rows if row["running_mean"] is not None]
     if len(known) > 1 and "utf" in encoding.lower():
@@ -353,7 +354,7 @@ def _console() -> Any:
 
 TEXTS: dict[str, Callable[[list[Any]], list[str]]] = {  # the texts of a column on a terminal, by its kind
     "number": aligned,
-    "count": lambda values: [f"{value:,}" for value in values],
+    "count": lambda values: ["-" if value is None else f"{value:,}" for value in values],
     "index": lambda values: [str(value) for value in values],
     "text": lambda values: [_short(printable(value or "")) for value in values],
     "flags": lambda values: [", ".join(value) for value in values],

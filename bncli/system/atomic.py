@@ -69,7 +69,7 @@ class Outputs:
                 fd, temporary = _temporary(folder, name)
                 self._pending.append(_Pending(path, target, temporary, fd))
         except OSError as error:
-            raise _failed(path, error) from None
+            raise failed(path, error) from None
         if len(self._pending) > MAX_LOCKED:
             self._pending[-1].unlock()
         return temporary
@@ -83,7 +83,7 @@ class Outputs:
             if error is None:
                 self._complete()
             elif isinstance(error, OSError) and self._pending:
-                raise _failed(self._pending[-1].path, error) from error
+                raise failed(self._pending[-1].path, error) from error
         finally:
             self._tidy()
             self._watched.__exit__(None, None, None)
@@ -258,7 +258,7 @@ def check_output(path: str, *, force: bool, inputs: Sequence[str] = ()) -> None:
     try:
         found = _stat(path)
     except OSError as error:
-        raise _failed(path, error) from None
+        raise failed(path, error) from None
     if found is None:
         return
     for source in inputs:
@@ -324,10 +324,11 @@ def _write_errors(path: str, more: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _failed(path, error, more) from error
+        raise failed(path, error, more) from error
 
 
-def _failed(path: str, error: OSError, more: str = "") -> WriteError:
+def failed(path: str, error: OSError, more: str = "") -> WriteError:
+    """The error for an output that cannot be written."""
     reason = (error.strerror or str(error)) + more
     hint = "free some space or give" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "give"
     return WriteError(f"{printable(path)}: cannot be written: {reason}; {hint} another place with -o")

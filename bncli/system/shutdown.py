@@ -30,10 +30,13 @@ class Shutdown:
     ----------
     lock : RLock
         While it is held, the process is not stopped. Hold it briefly.
+    orderly : bool
+        Whether the process has to end as Python ends one, since a library has something to do then (MPI, multiprocessing).
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        self.orderly = False
         self._cleanups: list[Callable[[], object]] = []
         self._complete = False
 

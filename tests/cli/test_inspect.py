@@ -18,7 +18,7 @@ from bncli.stats.record import Stats
 
 COLUMNS = [
     *("index", "name", "count", "running_mean", "running_var", "running_sd", "population_mean", "population_var"),
-    *("population_sd", "gamma", "beta", "scale", "shift", "flags"),
+    *("population_sd", "missing", "minimum", "maximum", "gamma", "beta", "scale", "shift", "flags"),
 ]
 
 

@@ -393,7 +393,7 @@ def test_other_segments_are_refused(here: Path, monkeypatch: pytest.MonkeyPatch)
 def test_another_number_of_inputs_is_refused(here: Path) -> None:
     stopped_fit()
     save(here / "y.npy", table(3, 5))
-    with pytest.raises(MismatchError, match="there were 1 inputs, there are 2"):
+    with pytest.raises(MismatchError, match="the number of inputs was 1, is 2"):
         fit_to_file(
             ["x.npy", "y.npy"], make_spec({"batch_size": 16, "nan": "omit", "momentum": 0.99}), "x.bn.h5", resume=True
         )
@@ -633,11 +633,11 @@ def test_a_failed_checkpoint_leaves_the_one_before(here: Path, monkeypatch: pyte
 
 def test_fingerprint_holds_every_option_that_matters() -> None:
     """New options are part of it, unless named as not affecting the result."""
-    from bncli.engine.fit import FREE
     from bncli.engine.plan import FitSpec
+    from bncli.engine.task import FREE
 
     assert set(FREE) <= set(FitSpec.__dataclass_fields__)
-    assert set(FREE) == {"workers", "max_memory", "dataset"}
+    assert set(FREE) == {"workers", "max_memory", "dataset", "part", "on"}
 
 
 def test_bits_see_a_difference(here: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from helpers import check_same_bytes
 
 import bncli
 from bncli.engine import checkpoint, executors, parts
-from bncli.engine.executors import TASKS_PER_WORKER, Context, R, T, in_order, open_worker, run_task
+from bncli.engine.executors import Context, Pool, R, T, open_worker, run_task
 from bncli.engine.parts import Batches, Part
 from bncli.engine.tree import Fold, Tree
 from bncli.errors import InputError
@@ -24,26 +25,23 @@ from bncli.stats import container
 
 X = np.random.default_rng(0).normal(3, 2, (12_000, 200)).astype("f4")  # several segments
 OPTIONS = ("--batch-size", 8, "-j", 2, "-q")
-calls: list[int] = []
+calls: list[tuple[int, str]] = []
 
 
-def processes(context: Context[T, R], tasks: Iterable[T], workers: int) -> Iterator[R]:
-    calls.append(workers)
+@contextlib.contextmanager
+def toy_pool(context: Context[T, R], workers: int, address: str = "") -> Iterator[Pool[T, R]]:
+    calls.append((workers, address))
     spawn = multiprocessing.get_context("spawn")  # new interpreters: all they know was pickled
     with ProcessPoolExecutor(workers, spawn, initializer=open_worker, initargs=(context,)) as pool:
-        yield from in_order(lambda task: pool.submit(run_task, task), tasks, TASKS_PER_WORKER * workers)
+        yield Pool(lambda task: pool.submit(run_task, task), lambda: workers)
 
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.chdir(tmp_path)
     calls.clear()
+    monkeypatch.setitem(executors.EXECUTORS, "toy", toy_pool)
     return monkeypatch
-
-
-def use_processes(toy: pytest.MonkeyPatch) -> None:
-    toy.setitem(executors.EXECUTORS, "processes", processes)
-    toy.setattr(executors, "DEFAULT", "processes")
 
 
 @pytest.mark.parametrize("kind", ["npy", "h5", "files of two types", "shuffle", "omit"])
@@ -63,9 +61,8 @@ def test_same_bytes_as_threads(toy: pytest.MonkeyPatch, kind: str) -> None:
         args += ["--shuffle", "--seed", "3"]
     save(Path("x.npy"), x)
     good("fit", *args, *OPTIONS, "-o", "threads.bn.h5")
-    use_processes(toy)
-    good("fit", *args, *OPTIONS, "-o", "processes.bn.h5")
-    assert calls == [2]
+    good("fit", *args, *OPTIONS, "-o", "processes.bn.h5", "--on", "toy:somewhere")
+    assert calls == [(2, "somewhere")]
     check_same_bytes(bncli.load("threads.bn.h5"), bncli.load("processes.bn.h5"))
 
 
@@ -74,11 +71,10 @@ def test_an_error_arrives_as_it_was_raised(toy: pytest.MonkeyPatch) -> None:
     x[9_000, 3] = np.nan
     save(Path("x.npy"), x)
     here = bn("fit", "x.npy", *OPTIONS)
-    use_processes(toy)
-    assert bn("fit", "x.npy", *OPTIONS) == here
+    assert bn("fit", "x.npy", *OPTIONS, "--on", "toy") == here
     assert (here.code, len(here.err.splitlines())) == (3, 1)
     assert "x.npy: sample 9000, feature 3 is nan" in here.err
-    assert calls == [2]
+    assert calls == [(2, "")]
 
 
 def test_an_array_in_memory_and_apply(toy: pytest.MonkeyPatch) -> None:
@@ -86,10 +82,9 @@ def test_an_array_in_memory_and_apply(toy: pytest.MonkeyPatch) -> None:
     one = bncli.fit(X, batch_size=8, momentum=0.999, workers=2)
     one.save("x.bn.h5")
     good("apply", "x.bn.h5", "x.npy", "-o", "threads.npy", "-j", 2, "-q")
-    use_processes(toy)
-    check_same_bytes(one, bncli.fit(X, batch_size=8, momentum=0.999, workers=2))
-    good("apply", "x.bn.h5", "x.npy", "-o", "processes.npy", "-j", 2, "-q")
-    assert calls == [2, 2]
+    check_same_bytes(one, bncli.fit(X, batch_size=8, momentum=0.999, workers=2, on="toy"))
+    good("apply", "x.bn.h5", "x.npy", "-o", "processes.npy", "-j", 2, "-q", "--on", "toy")
+    assert calls == [(2, ""), (2, "")]
     assert Path("threads.npy").read_bytes() == Path("processes.npy").read_bytes()
 
 

@@ -59,7 +59,7 @@ def test_tasks_that_have_not_begun_are_dropped() -> None:
             pending[-1].set_result(task)
         return pending[-1]
 
-    results = in_order(submit, range(1000), 4)
+    results = in_order(submit, range(1000), lambda: 4)
     assert [next(results), next(results)] == [0, 1]
     results.close()
     assert [p.cancelled() for p in pending] == [False, False, True, True, True]

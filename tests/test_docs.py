@@ -17,7 +17,7 @@ import examples  # noqa: E402
 import make  # noqa: E402
 
 WRITTEN = [page for page in examples.PAGES if page not in examples.GENERATED]
-NOT_RUN = 6  # blocks that cannot run: they install, or change a shell
+NOT_RUN = 8
 
 
 def name_of(page: Path) -> str:
@@ -36,7 +36,7 @@ def test_few_examples_are_not_run_and_each_says_why() -> None:
     blocks = [block for page in WRITTEN for block in examples.blocks(page)]
     assert sum(block.language in examples.RUN for block in blocks) > 40
     assert len([block for block in blocks if block.reason]) == NOT_RUN
-    assert {block.language for block in blocks} <= {*examples.RUN, "text", "toml", "{toctree}", "{include}", ""}
+    assert {block.language for block in blocks} <= {*examples.RUN, "bash", "text", "toml", "{toctree}", "{include}", ""}
 
 
 def test_the_command_reference_is_current() -> None:

@@ -154,15 +154,24 @@ def nodes(
     workers = min(spec.workers or available(), data.most_readers, len(run)) if here else 0
     context = FoldContext(data, workers or 1, layout, missing, conventions, cut)
     # segments of one chunk go to one worker, which then decodes it once
-    least = -(-2 * data.rows_together // (cut.at_once * cut.batch_size))
-    if not here:  # a task costs milliseconds, and all results pass through one place
-        least = max(least, min(MOST_SEGMENTS, max(LEAST_SEGMENTS, len(run) // MOST_TASKS)))
+    chunk = -(-2 * data.rows_together // (cut.at_once * cut.batch_size))
 
     def tasks(workers: int) -> Iterator[range]:
-        together = min(least, -(-len(run) // (TASKS_EACH * workers)))
-        return aligned(run, 1 << max(0, together.bit_length() - 1))  # nodes of the tree, but the first and the last
+        return aligned(run, fair(len(run), chunk, workers) if here else together(len(run), workers, chunk))
 
     yield from mapped(context, tasks, workers, spec.on or DEFAULT, (crew or Crew()).count)
+
+
+def together(segments: int, workers: int, least: int = 1) -> int:
+    """How many segments a task of a worker elsewhere has, a power of two: it costs milliseconds, and all results meet in one place."""
+    wanted = max(least, min(MOST_SEGMENTS, max(LEAST_SEGMENTS, segments // MOST_TASKS)))
+    return fair(segments, wanted, workers)
+
+
+def fair(segments: int, wanted: int, workers: int) -> int:
+    """The power of two below what is wanted that leaves TASKS_EACH tasks to every worker: tasks are nodes of the tree."""
+    most = min(wanted, -(-segments // (TASKS_EACH * workers)))
+    return 1 << max(0, most.bit_length() - 1)
 
 
 def aligned(run: range, length: int) -> Iterator[range]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -152,3 +156,29 @@ def test_an_empty_part_is_one_too(folder: Path) -> None:
 
 def test_names_of_parts() -> None:
     assert named(((1, 3), (3, 3))) == "parts 1, 3 of 3"
+
+
+def test_the_slurm_scripts_of_the_documentation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As SLURM runs them, with 3 tasks instead of 64, of which one is requeued."""
+    page = (Path(__file__).parents[2] / "docs" / "merge-and-clusters.md").read_text(encoding="utf-8")
+    array, submit = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    assert len((array + submit).splitlines()) <= 10
+    assert "#SBATCH --array=1-64\n" in array
+    for name in ("data", "parts", "bin"):
+        (folder / name).mkdir()
+    x = table(700)
+    save(folder / "data" / "part-2.npy", x[:300])
+    save(folder / "data" / "part-10.npy", x[300:])
+    (folder / "bin" / "bn").write_text(f'#!/bin/sh\nexec {sys.executable} -m bncli "$@"\n')
+    sbatch = 'case "$*" in *afterok:7*) sh -c "$3";; *--parsable*) echo 7;; esac\n'
+    (folder / "bin" / "sbatch").write_text(f"#!/bin/sh\n{sbatch}")
+    for tool in ("bn", "sbatch"):
+        (folder / "bin" / tool).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    for task in (1, 2, 3, 2):
+        done = {"SLURM_ARRAY_TASK_ID": str(task)}
+        subprocess.run(["bash", "-ec", array.replace("/64", "/3")], env=os.environ | done, check=True)
+    subprocess.run(["bash", "-ec", submit], check=True)
+    good("fit", "data/*.npy", "-o", "whole.bn.h5", "-q")
+    check_same_files(folder / "whole.bn.h5", folder / "all.bn.h5")

@@ -219,6 +219,10 @@ def test_other_files_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         lambda f: f.create_dataset("x", data=np.zeros((5, 3)), chunks=(1, 3)),
         lambda f: f.create_dataset("x", (10**12, 64), "f8"),
         lambda f: f.create_dataset("x", (10**12, 64), "f8", chunks=(1, 64)),
+        lambda f: f.create_dataset("x", (10**9,), "f8", chunks=(10**8,), compression="gzip"),
+        lambda f: f.create_dataset("x", (10**8,), "f8", chunks=(10**8,), compression="gzip"),
+        lambda f: f.create_dataset("x", data=np.zeros(10**8, "u1"), chunks=(10**8,), compression="gzip"),
+        lambda f: f.create_dataset("x", data=np.zeros(9), chunks=(9,), compression="gzip", shuffle=True),
         lambda f: f.create_dataset("x", data=h5py.Empty("f8")),
         lambda f: f.create_dataset("x", data=np.zeros(3, [("a", "f4"), ("b", "O")][:1])),
         lambda f: f.__setitem__("x", h5py.ExternalLink("/etc/passwd", "/")),
@@ -236,6 +240,14 @@ def test_forged_files_are_refused(tmp_path: Path, build: Any) -> None:
 
     with pytest.raises(InputError):
         container.unpack(image_of(tmp_path, forged), "s")
+
+
+def test_compressed_arrays_are_read_back() -> None:
+    arrays = {"long": np.array([b"the same words"] * 9999), "plain": np.arange(3.0)}
+    image = container.pack(arrays, {}, compressed=("long", "not there"))
+    assert len(image) < 20_000
+    found, _ = container.unpack(image, "s")
+    assert {name: array.tolist() for name, array in found.items()} == {n: a.tolist() for n, a in arrays.items()}
 
 
 def test_names_are_escaped() -> None:

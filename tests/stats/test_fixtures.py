@@ -1,6 +1,6 @@
 """Files of every released format stay readable: what is in tests/fixtures is never written again.
 
-`python tests/stats/test_fixtures.py` wrote them, with bn 0.1.0: format 1 of the stats file, and of the checkpoint.
+`write_fixtures` wrote them, with bn 0.1.0: formats 1 and 2 of the stats file, and 1 of the checkpoint.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from bncli.stats import container
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 STATS, CHECKPOINT = FIXTURES / "stats-1.bn.h5", FIXTURES / "stats-1.bn.h5.checkpoint"
+STATS_2 = FIXTURES / "stats-2.bn.h5"
 NAMES = ("ankle", "knee", "größe")
 OPTIONS = ["--momentum", "0.75", "--eps", "0.125", "--batch-size", "16", "--init", "unit", "--ddof", "1"]
 KEPT = 48  # samples in the checkpoint
@@ -49,8 +50,9 @@ def columns(x: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
     return [column[~np.isnan(column)] for column in x.T]
 
 
-def test_stats_file() -> None:
-    stats = bncli.load(str(STATS))
+@pytest.mark.parametrize("path", [STATS, STATS_2])
+def test_stats_file(path: Path) -> None:
+    stats = bncli.load(str(path))
     x = data()
     check_moments(stats.population_mean, stats.population_var, [exact(c) for c in columns(x)])
     assert stats.population_count.tolist() == [70, 70, 69]
@@ -69,8 +71,13 @@ def test_stats_file() -> None:
     assert stats.options["nan"] == "omit"
     assert stats.provenance["versions"]["bncli"] == "0.1.0"
     assert [source["name"] for source in stats.provenance["sources"]] == ["x.npy"]
-    assert np.isnan([stats.minimum, stats.maximum]).all()  # nobody kept them
-    assert stats.as_dict()["features"][0]["minimum"] is None
+    if path == STATS:
+        assert np.isnan([stats.minimum, stats.maximum]).all()  # nobody kept them
+        assert stats.as_dict()["features"][0]["minimum"] is None
+    else:
+        assert stats.minimum.tolist() == [min(c) for c in columns(x)]
+        assert stats.maximum.tolist() == [max(c) for c in columns(x)]
+    assert [f["missing"] for f in stats.as_dict()["features"]] == [0, 0, 1]
 
 
 def test_stats_file_still_merges() -> None:
@@ -101,7 +108,7 @@ def test_tolerances_are_those_of_the_contract() -> None:
     assert exact_columns(np.array([[1.0], [2.0]]))[0].variance == Fraction(1, 4)
 
 
-@pytest.mark.parametrize("path", [STATS, CHECKPOINT])
+@pytest.mark.parametrize("path", [STATS, STATS_2, CHECKPOINT])
 def test_every_flipped_byte_is_refused(path: Path) -> None:
     """All of them; one of the seal itself may also leave a file that is read by its digest, with the same content."""
     whole = path.read_bytes()
@@ -119,7 +126,7 @@ def test_every_flipped_byte_is_refused(path: Path) -> None:
         assert repr(attributes) == repr(container.unpack(whole, "s")[1])
 
 
-@pytest.mark.parametrize("path", [STATS, CHECKPOINT])
+@pytest.mark.parametrize("path", [STATS, STATS_2, CHECKPOINT])
 def test_every_cut_is_refused(path: Path) -> None:
     whole = path.read_bytes()
     seal = whole.rindex(container.SEAL)
@@ -147,9 +154,26 @@ def write_fixtures(folder: Path) -> None:
         shutil.copy(folder / path.name, path)
 
 
-if __name__ == "__main__":
-    import tempfile
+def write_fixture_2(folder: Path) -> None:
+    """The same fit, in format 2."""
+    import subprocess
+    import sys
 
-    FIXTURES.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as name:
-        write_fixtures(Path(name))
+    np.save(folder / "x.npy", data())
+    (folder / "names.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
+    args = [
+        *OPTIONS,
+        "--names",
+        "names.txt",
+        "--nan",
+        "omit",
+        "--gamma",
+        "2",
+        "--beta",
+        "-0.5",
+        "-q",
+        "-o",
+        STATS_2.name,
+    ]
+    subprocess.run([sys.executable, "-m", "bncli", "fit", "x.npy", *args], cwd=folder, check=True)
+    shutil.copy(folder / STATS_2.name, STATS_2)

@@ -114,6 +114,7 @@ def fit(
 
     Examples
     --------
+    >>> import numpy as np
     >>> stats = fit(np.array([[1.0], [5.0], [2.0], [5.0]]), batch_size=2, momentum=0.5)
     >>> stats.population_mean.tolist(), stats.population_var.tolist()
     ([3.25], [3.1875])

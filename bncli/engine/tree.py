@@ -33,6 +33,7 @@ class Fold:
 
     Examples
     --------
+    >>> from bncli.engine.parts import Population
     >>> Fold.empty(3)[Population].moments.count.tolist()
     [0.0, 0.0, 0.0]
     """

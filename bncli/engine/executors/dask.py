@@ -115,10 +115,6 @@ class _Task(Generic[R]):
 
 
 def _client(address: str) -> tuple[Any, str]:
-    try:
-        import distributed
-    except ImportError:
-        raise UsageError("--on dask needs dask.distributed: pip install 'bncli[dask]'") from None
     address = address or os.environ.get(FROM_ENVIRONMENT, "")
     if not address:
         raise UsageError(
@@ -127,6 +123,10 @@ def _client(address: str) -> tuple[Any, str]:
     is_file = "://" not in address and os.path.exists(address)
     if "://" not in address and not is_file and ":" not in address:
         raise InputError(f"{printable(address)}: no such scheduler file")
+    try:
+        import distributed
+    except ImportError:
+        raise UsageError("--on dask needs dask.distributed: pip install 'bncli[dask]'") from None
     where = {"scheduler_file": address} if is_file else {"address": address}
     try:
         connect: Any = distributed.Client

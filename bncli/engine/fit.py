@@ -92,7 +92,7 @@ def fit(
     part : (int, int) or "I/N", optional
         Fit only the I-th of N nearly equal runs of segments: a part, which `merge` joins with the others.
     on : str, optional
-        Who computes: "threads", "processes", "dask:ADDRESS" or "mpi"; see docs/clusters.md.
+        Who computes: "threads", "processes", "dask:ADDRESS" or "mpi"; see docs/merge-and-clusters.md.
     workers : int
         Threads or processes; 0 for all CPUs that the process may use.
     max_memory : int or str

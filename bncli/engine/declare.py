@@ -83,7 +83,7 @@ class Option:
             value = self.kind.parse(text)
         except ValueError:
             raise self._wrong(flag, text) from None
-        return self._checked(flag, value)
+        return self._checked(flag, value, text)
 
     def accept(self, flag: str, value: object) -> object:
         """The value in its plain form.
@@ -102,14 +102,15 @@ class Option:
             raise self._wrong(flag, value)
         return self.parse(flag, value) if isinstance(value, str) and self.kind.text else self._checked(flag, value)
 
-    def _checked(self, flag: str, value: object) -> object:
+    def _checked(self, flag: str, value: object, text: str | None = None) -> object:
+        shown = f"{value!r:.80}" if text is None or isinstance(value, str) else text.strip()
         types = self.kind.types
         if types and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
             raise self._wrong(flag, value)
         if (allowed := self.allowed) and value not in allowed:
             raise UsageError(f"{flag} {value!r} is not one of {', '.join(allowed)}")
         if self.check and (problem := self.check(value)):
-            raise UsageError(f"{flag} {value!r:.80}: {problem}")
+            raise UsageError(f"{flag} {shown}: {problem}")
         return value
 
     def _wrong(self, flag: str, value: object) -> UsageError:

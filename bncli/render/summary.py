@@ -42,7 +42,7 @@ def fit_summary(stats: Stats, path: str) -> str:
 def part_in_words(part: dict[str, Any]) -> str:
     """Which part of a fit statistics are of, from its JSON."""
     first, stop = part["segments"]
-    segments = f"segments {first:,} to {stop - 1:,}" if first < stop else "none"
+    segments = f"segments {first:,} to {stop - 1:,}" if first < stop else "no segment"
     return f"part {', '.join(part['parts'])} of a fit: {segments} of {part['num_segments']:,}; bn merge joins all parts"
 
 
@@ -118,7 +118,7 @@ def _seen(stats: Stats) -> str:
 def batches_in_words(samples: int, batches: int, size: int, epochs: int = 0) -> str:
     """ "600 samples, 3 batches of 256, the last of 88"; without the batches' size where that is not one (0)."""
     counts = f"{_count(samples, 'sample')}, {_count(batches, 'batch', 'batches')}"
-    if not size:
+    if not size or not samples:
         return counts
     if epochs:
         return f"{counts} of {size} in {_count(epochs, 'epoch')}"

@@ -140,8 +140,10 @@ def test_a_part_is_no_statistics_to_apply(folder: Path) -> None:
 
 
 def test_parts_that_cannot_be(folder: Path) -> None:
-    for text in ("0/3", "4/3", "3", "1/0", "a/b", "1/2/3", "-1/2"):
-        check_refused(2, ["fit", "x.npy", f"--part={text}"], "--part", "I/N")
+    for text in ("0/3", "4/3", "1/0", "-1/2"):
+        check_refused(2, ["fit", "x.npy", f"--part={text}"], f"--part {text}: I/N with 1 <= I <= N")
+    for text in ("3", "a/b", "1/2/3"):
+        check_refused(2, ["fit", "x.npy", f"--part={text}"], f"--part {text!r} is not a part I/N")
     check_refused(2, ["fit", "x.npy", "--part", "1/2", "--target", "x.npy"], "--part together with --target")
     with pytest.raises(UsageError, match="an iterable of batches has no parts"):
         bncli.fit(iter([np.zeros((4, 2))]), part="1/2")

@@ -45,7 +45,8 @@ class _Cluster(Generic[T, R]):
         self._shipment = self._client.submit(_same, shipment, key=f"bn-{shipment.token}", pure=False)
         self._count, self._counted = 0, 0.0
         self._wait_for_workers()
-        self._client.replicate([self._shipment])  # else the worker that has it would be given most tasks
+        with contextlib.suppress(ValueError):  # raised where a worker leaves meanwhile
+            self._client.replicate([self._shipment])  # else the worker that has it would be given most tasks
 
     def submit(self, task: T) -> _Task[R]:
         """Hand a task to the scheduler."""

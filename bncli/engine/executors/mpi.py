@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic
@@ -11,6 +12,8 @@ from bncli.engine.executors import Context, Pool, R, T
 from bncli.engine.executors.worker import Shipment, knows, place, run, unpacked
 from bncli.errors import UsageError
 from bncli.system import shutdown
+
+PATIENCE = 10.0  # seconds that a rank that is stopped waits for the first
 
 _pool: Any = None  # of rank 0, while the other ranks serve
 _shipment: Shipment | None = None  # of a worker
@@ -42,12 +45,20 @@ def session(on: str | None = "mpi") -> Iterator[bool]:
     # `python -m mpi4py.futures` has made workers of the other ranks already
     shared = getattr(_core, "SharedPool", None) is not None
     shutdown.process.orderly = True  # MPI has to be finalized
-    with MPIPoolExecutor() if shared else MPICommExecutor(MPI.COMM_WORLD, root=0) as pool:
+    with contextlib.ExitStack() as stack:
+        if MPI.COMM_WORLD.Get_rank():
+            stack.enter_context(shutdown.process.on_stop(_wait_for_first))
+        pool = stack.enter_context(MPIPoolExecutor() if shared else MPICommExecutor(MPI.COMM_WORLD, root=0))
         _pool = pool
         try:
             yield pool is None
         finally:
             _pool = None
+
+
+def _wait_for_first() -> None:
+    """Let the first rank save its checkpoint: mpiexec, stopped itself, stops all ranks, and kills them when one ends."""
+    time.sleep(PATIENCE)
 
 
 @contextlib.contextmanager

@@ -10,11 +10,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from multiprocessing import resource_tracker, util
 from typing import Any, Generic
 
 from bncli.engine.executors import Context, Pool, R, T
 from bncli.engine.executors.worker import Shipment, place, run, unpacked
-from bncli.errors import InputError
+from bncli.errors import InputError, UsageError
 from bncli.system import shutdown
 
 MOST_DEATHS = 10  # of workers, one after the other, without a result between
@@ -25,8 +26,10 @@ _shipment: Shipment | None = None  # of a worker
 @contextlib.contextmanager
 def processes(context: Context[T, R], workers: int, address: str = "") -> Iterator[Pool[T, R]]:
     """Start processes, and end them with the block or when this process is stopped."""
+    if address:
+        raise UsageError(f"--on processes:{address}: give the number of processes with -j")
     pool: _Restarting[T, R] = _Restarting(context, workers)
-    with shutdown.process.on_stop(pool.kill):
+    with shutdown.process.on_stop(pool.stop):
         try:
             yield Pool(lambda task: _Task(pool, task), lambda: workers)
         finally:
@@ -40,6 +43,10 @@ class _Restarting(Generic[T, R]):
         self._shipment, self._workers = Shipment.of(context), workers
         shutdown.process.orderly = True  # semaphores have to be given back
         self.deaths = 0
+        # Python unblocks SIGINT and SIGTERM in the thread that starts the tracker; `Shutdown` needs them blocked in the others
+        starter = threading.Thread(target=resource_tracker.ensure_running)
+        starter.start()
+        starter.join()
         self._start()
 
     def _start(self) -> None:
@@ -54,6 +61,7 @@ class _Restarting(Generic[T, R]):
         InputError
             When workers were lost again and again.
         """
+        shutdown.process.block_if_stopping()  # then nobody starts any more
         if broken is not self.executor:
             return  # somebody did already
         self.deaths += 1
@@ -69,6 +77,11 @@ class _Restarting(Generic[T, R]):
         """End all processes at once."""
         for process in list((self.executor._processes or {}).values()):
             process.kill()
+
+    def stop(self) -> None:
+        """End all processes, and give back semaphores, when this process is about to end without doing so."""
+        self.kill()
+        util._run_finalizers(0)  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """End the processes; tasks that have begun are not waited for."""

@@ -171,18 +171,46 @@ def test_processes_that_are_killed(here: Path) -> None:
     check_with_kills(args, Path("pk.bn.h5"), [])
 
 
-def test_processes_end_with_the_one_that_started_them(here: Path) -> None:
-    for number in (signal.SIGINT, signal.SIGKILL):
-        process = child(["fit", "x.npy", *OPTIONS, "--on", "processes", "-j", "2", "-o", "pe.bn.h5", "-f"])
-        workers: list[int] = []
-        while len(workers) < 2 and process.poll() is None:
-            workers = children(process.pid, "spawn_main")
-        process.send_signal(number)
-        process.communicate(timeout=20)
-        deadline = time.monotonic() + 10
-        while any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not [pid for pid in workers if Path(f"/proc/{pid}/cmdline").exists()]
+LONG = ["x.npy"] * 100  # inputs of a run that is stopped long before its end
+
+
+def check_checkpoint_and_nothing_else(folder: Path, output: str) -> None:
+    """Of a run that was stopped."""
+    assert sorted(path.name for path in folder.glob(f"*{output}*")) == [f"{output}.checkpoint"]
+    (folder / f"{output}.checkpoint").unlink()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_processes_end_with_the_one_that_started_them(here: Path, number: signal.Signals) -> None:
+    process = child(["fit", *LONG, *OPTIONS, "--on", "processes", "-j", "2", "-o", "pe.bn.h5"])
+    workers: list[int] = []
+    while len(workers) < 2 and process.poll() is None:
+        workers = children(process.pid, "spawn_main")
+    time.sleep(3)
+    assert process.poll() is None
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    if number != signal.SIGKILL:
+        assert process.returncode == 128 + number, err
+        assert (err.count(b"\n"), b"continue with --resume" in err) == (1, True), err
+        check_checkpoint_and_nothing_else(here, "pe.bn.h5")
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in workers if Path(f"/proc/{pid}/cmdline").exists()]
+    for path in here.glob(".pe.bn.h5*"):  # of the run that was killed
+        path.unlink()
+
+
+def test_apply_with_processes_is_stopped(here: Path) -> None:
+    process = child(["apply", "truth.bn.h5", "x.npy", "-o", "stopped.norm.npy", "--on", "processes", "-j", "1"])
+    while process.poll() is None and not children(process.pid, "spawn_main"):
+        pass
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 143, err
+    assert b"bn: terminated; outputs are as they were" in err
+    assert not list(here.glob("*stopped.norm*"))
 
 
 def test_dask(here: Path, dask: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +312,7 @@ def test_interrupted_while_it_waits(here: Path, lonely: Cluster) -> None:
 
 def test_interrupted_and_resumed_with_another_engine(here: Path, dask: Cluster) -> None:
     """What dask began, threads go on with, then processes."""
-    output = Path("across.bn.h5")
+    output, saved = Path("across.bn.h5"), 0
     for on in (f"dask:{dask.address}", "threads", "processes"):
         process = child(
             ["fit", "x.npy", *OPTIONS, "-o", output, "--on", on, "--resume"],
@@ -293,6 +321,8 @@ def test_interrupted_and_resumed_with_another_engine(here: Path, dask: Cluster) 
         time.sleep(1.2 if on.startswith("dask") else 0.6)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
+        saved += Path(f"{output}.checkpoint").exists()
+    assert saved or output.exists()
     if not output.exists():
         good("fit", "x.npy", *OPTIONS, "-o", output, "--on", f"dask:{dask.address}", "--resume")
     check_same_files(Path("truth.bn.h5"), output)
@@ -359,6 +389,31 @@ def test_mpi_applies_and_reports_faults(here: Path) -> None:
     found = subprocess.run(command, capture_output=True, timeout=120, check=False)
     assert found.returncode == 3
     assert found.stderr.count(b"bn: error: nix.npy: no such file") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_mpiexec_is_stopped_itself(here: Path, number: signal.Signals) -> None:
+    """It stops all ranks, and kills them when one has ended: the first has to save its checkpoint before."""
+    command = mpiexec("-m", "bncli", "fit", *LONG, *OPTIONS, "--on", "mpi", "-o", "ms.bn.h5")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    time.sleep(4)
+    assert process.poll() is None
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert err.count(b"bn: ") == err.count(b"continue with --resume") == 1, err
+    check_checkpoint_and_nothing_else(here, "ms.bn.h5")
+
+
+def test_a_value_that_a_rank_refuses(here: Path) -> None:
+    x = np.load("x.npy")[:200_000]
+    x[150_000, 3] = np.inf
+    save(here / "inf.npy", x)
+    found = subprocess.run(
+        mpiexec("-m", "bncli", "fit", "inf.npy", *OPTIONS, "--on", "mpi"), capture_output=True, timeout=120, check=False
+    )
+    assert found.returncode == 3
+    assert found.stderr.count(b"bn: error: inf.npy: sample 150000, feature 3 is inf") == 1, found.stderr
 
 
 def test_a_killed_rank_ends_all_and_resume_goes_on(here: Path) -> None:

@@ -16,7 +16,7 @@ from bncli.engine.checkpoint import Arrays, Checkpointer
 from bncli.engine.learning.trainer import learn
 from bncli.engine.options import UNSET, FitOptions, Unset
 from bncli.engine.order import Order
-from bncli.engine.parts import Marked, Rounded
+from bncli.engine.parts import ROUNDED, Marked, Rounded
 from bncli.engine.plan import FitSpec, Progress, Segment
 from bncli.engine.portions import portion
 from bncli.engine.task import Setting, Task, source_record
@@ -34,7 +34,6 @@ from bncli.stats.record import Stats
 from bncli.system import atomic
 
 ROOM, ROOM_PER_FEATURE = 64 << 10, 256  # largest size of a stats file without long names, in bytes
-ROUNDED = "integers beyond 2^53 were rounded to float64"
 
 
 def fit(

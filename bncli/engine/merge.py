@@ -87,10 +87,13 @@ def merge(
     if not all(isinstance(part, Stats) for part in parts):
         raise UsageError("merge takes Stats; read their files with bncli.load")
     names = where or [f"part {i}" for i in range(len(parts))]
+
+    def affine() -> dict[str, Floats]:
+        return {name: _affine(name, given, parts, names) for name, given in (("gamma", gamma), ("beta", beta))}
+
     if any(part.part is not None for part in parts):
         if population_only:
             raise UsageError("--population-only is for whole fits: merge the parts of a fit without it first")
-        affine = {name: _affine(name, given, parts, names) for name, given in (("gamma", gamma), ("beta", beta))}
         return joined(parts, names, affine)
     first = parts[0]
     known, known_name = next(
@@ -103,7 +106,7 @@ def merge(
     if any(part.learned is not None for part in parts):
         text = "the learned head, optimizer state and history of a part are not merged, only gamma and beta"
         warnings.warn(text, BnWarning, stacklevel=3)
-    affine = {name: _affine(name, given, parts, names) for name, given in (("gamma", gamma), ("beta", beta))}
+    scale_and_shift = affine()
     momentum = None if population_only else first.momentum
     conventions = Conventions(momentum, first.eps, first.ddof, first.init, first.axis, first.start)
     if momentum is None and first.init == "like":  # without momentum there is no starting value
@@ -123,7 +126,7 @@ def merge(
         options={k: v for k, v in first.options.items() if all(k in p.options and p.options[k] == v for p in parts)},
         kernel=", ".join(dict.fromkeys(p.kernel for p in parts)),
         provenance=provenance([source for p in parts for source in p.provenance.get("sources", [])]),
-        **affine,
+        **scale_and_shift,
     )
 
 

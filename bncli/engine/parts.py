@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 EXACT_INTEGERS = 2**53  # float64 holds every integer up to here
 AT_ONCE = 1 << 20  # values per read
+ROUNDED = "integers beyond 2^53 were rounded to float64"
 
 
 @dataclass(frozen=True)

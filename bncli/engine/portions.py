@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bncli.engine.accumulate import finish
 from bncli.engine.checkpoint import NAMED, as_json, differences
+from bncli.engine.parts import ROUNDED, Marked, Rounded
 from bncli.engine.task import Task
-from bncli.engine.tree import Tree
+from bncli.engine.tree import Fold, Tree
 from bncli.errors import BnWarning, InputError, MismatchError
 from bncli.numerics.arrays import Floats
 from bncli.stats.conventions import Conventions
@@ -28,7 +29,7 @@ def portion(task: Task, tree: Tree) -> Portion:
     return Portion(run.start, run.stop, len(task.segments()), (part,) if part else (), fingerprint, arrays, plain)
 
 
-def joined(parts: Sequence[Stats], names: Sequence[str], affine: dict[str, Floats]) -> Stats:
+def joined(parts: Sequence[Stats], names: Sequence[str], affine: Callable[[], dict[str, Floats]]) -> Stats:
     """Join parts of one fit: all of them to the statistics of the whole, adjacent ones to a part again.
 
     Parameters
@@ -36,8 +37,8 @@ def joined(parts: Sequence[Stats], names: Sequence[str], affine: dict[str, Float
     parts : Stats of parts, in any order
     names : sequence of str
         Of the parts, for messages.
-    affine : dict
-        gamma and beta of the result.
+    affine : function
+        Gives gamma and beta of the result; called when the parts are known to belong together.
 
     Raises
     ------
@@ -53,6 +54,7 @@ def joined(parts: Sequence[Stats], names: Sequence[str], affine: dict[str, Float
             raise MismatchError(f"{names[0]} and {name} are parts of different runs: {'; '.join(found)}")
     ordered = sorted(zip(portions, names, strict=True), key=lambda pair: (pair[0].first, pair[0].stop, pair[0].parts))
     _check_apart(ordered)
+    scale_and_shift = affine()
     first, conventions, tree = parts[0], _conventions(parts[0]), Tree(parts[0].num_features)
     for one, name in ordered:
         tree = tree.add(_tree(one, first.num_features, name).nodes, conventions.momentum)
@@ -60,8 +62,11 @@ def joined(parts: Sequence[Stats], names: Sequence[str], affine: dict[str, Float
     left = _left(whole)
     if left:
         warnings.warn(f"the result is a part again; still to merge: {', '.join(left)}", BnWarning, stacklevel=4)
+    fold = tree.fold(conventions.momentum)
+    for text in _remarks(fold):
+        warnings.warn(text, BnWarning, stacklevel=4)
     return finish(
-        tree.fold(conventions.momentum),
+        fold,
         conventions,
         axis=first.axis,
         batch_size=first.batch_size,
@@ -71,8 +76,15 @@ def joined(parts: Sequence[Stats], names: Sequence[str], affine: dict[str, Float
         kernel=first.kernel,
         provenance=provenance(first.provenance.get("sources", [])),
         part=whole if left else None,
-        **affine,
+        **scale_and_shift,
     )
+
+
+def _remarks(fold: Fold) -> list[str]:
+    """What the fits of the parts said of their data, and jobs may not have shown."""
+    marked = sum(fold[Marked].marked)
+    taken = f"{marked:,} values that the inputs declare missing were taken for data; each part's fit says which"
+    return [ROUNDED] * fold[Rounded].rounded + [taken] * bool(marked)
 
 
 def _portion(part: Stats, name: str) -> Portion:
@@ -107,25 +119,31 @@ def _left(whole: Portion) -> list[str]:
     ends = [range(whole.first), range(whole.stop, whole.total)]
     if any(ends):
         return [_missing(whole, segments) for segments in ends if segments]
-    counts = {of for _, of in whole.parts}
-    empty = (
-        {(number, of) for of in counts for number in range(1, of + 1)} - set(whole.parts) if len(counts) == 1 else ()
-    )
-    return [f"{named(tuple(sorted(empty)))} (without segments)"] if empty else []
+    if len({of for _, of in whole.parts}) > 1:
+        return []
+    of = whole.parts[-1][1]
+    numbers = [0, *(number for number, _ in whole.parts), of + 1]
+    gaps = [(low + 1, high - 1) for low, high in itertools.pairwise(numbers) if high - low > 1]
+    return [f"{_span(*gap, of)} (without segments)" for gap in gaps]
 
 
 def _missing(portion: Portion, segments: range) -> str:
     """Which parts hold these segments, in words; how many parts there are is that of the portion."""
     of = portion.parts[-1][1]
-    runs = [(i, range(portion.total * (i - 1) // of, portion.total * i // of)) for i in range(1, of + 1)]
-    holding = [(i, of) for i, run in runs if run.start < segments.stop and run.stop > segments.start]
-    return f"{named(tuple(holding))} (segments {segments.start:,} to {segments.stop - 1:,} of {portion.total:,})"
+    # segment s is in part I where I - 1 < of * (s + 1) / total <= I
+    first, last = (-(-of * (s + 1) // portion.total) for s in (segments.start, segments.stop - 1))
+    return f"{_span(first, last, of)} (segments {segments.start:,} to {segments.stop - 1:,} of {portion.total:,})"
+
+
+def _span(first: int, last: int, of: int) -> str:
+    return f"part {first} of {of}" if first == last else f"parts {first}-{last} of {of}"
 
 
 def _tree(portion: Portion, features: int, name: str) -> Tree:
     try:
         tree = Tree.unpack(portion.arrays, portion.plain, features)
-        if tree.nodes and (tree.first != portion.first or tree.stop != portion.stop):
+        held = range(tree.first, tree.stop) if tree.nodes else range(0)
+        if held != range(portion.first, portion.stop):
             raise ValueError("its nodes are not those of its segments")
         return tree
     except (LookupError, TypeError, ValueError) as error:

@@ -356,12 +356,28 @@ def test_apply_counts_what_workers_saw(here: Path, dask: Cluster) -> None:
 
 def test_what_cannot_be(here: Path) -> None:
     check_refused(2, ["fit", "x.npy", "--on", "ray"], "--on 'ray': none of threads, processes, dask, mpi")
+    for on in ("threads:4", "processes:4"):
+        check_refused(2, ["fit", "x.npy", "--on", on, "-o", "no.bn.h5"], f"--on {on}: ", "takes no address", "-j")
     check_refused(2, ["fit", "x.npy", "--on", "dask"], "give the scheduler's address or file")
     check_refused(3, ["fit", "x.npy", "--on", "dask:nowhere.json"], "nowhere.json: no such scheduler file")
     check_refused(2, ["fit", "x.npy", "--target", "x.npy", "--on", "processes"], "learning runs in one process")
     if importlib.util.find_spec("mpi4py"):  # in a process of its own: one that has begun MPI cannot start mpiexec
         found = run_child(["fit", "x.npy", "--on", "mpi"])
         assert (found.code, "runs under mpiexec" in found.err) == (2, True)
+
+
+def test_a_file_that_is_no_scheduler_file(here: Path) -> None:
+    peer("distributed")
+    check_refused(3, ["fit", "x.npy", "--on", "dask:x.npy", "-o", "no.bn.h5"], "x.npy: no dask scheduler answers")
+
+
+def test_a_program_without_a_main_guard_is_told(here: Path) -> None:
+    Path("unguarded.py").write_text("import bncli\nbncli.fit('x.npy', on='processes')\n")
+    found = subprocess.run(
+        [sys.executable, "unguarded.py"], env=os.environ | ENVIRONMENT, capture_output=True, timeout=60, check=False
+    )
+    assert found.stderr.splitlines()[-1].startswith(b"bncli.errors.UsageError: a worker process ended as it started")
+    assert b"__name__ == '__main__'" in found.stderr.splitlines()[-1]
 
 
 def mpiexec(*args: str, ranks: int = 3) -> list[str]:

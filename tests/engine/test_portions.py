@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bncli
-from bncli.errors import MismatchError, UsageError
+from bncli.errors import InputError, MismatchError, UsageError
 from bncli.numerics import layout
 from bncli.stats.portion import named
 
@@ -154,6 +155,60 @@ def test_an_empty_part_is_one_too(folder: Path) -> None:
     part = fitted("p.bn.h5", "--part", "1/64")
     assert bncli.load(part).num_samples == 0
     assert good("inspect", part, "--json").out
+    last, many = fitted("last.bn.h5", "--part", "64/64"), fitted("many.bn.h5", "--part", "1/1000000000")
+    found = bn("merge", part, "-o", "empty.bn.h5")
+    assert (found.code, "parts 2-64 of 64 (segments 0 to 40 of 41)" in found.err) == (0, True)
+    found = bn("merge", part, last, "-o", "ends.bn.h5")
+    assert (found.code, "parts 2-63 of 64 (segments 0 to 39 of 41)" in found.err) == (0, True)
+    found = bn("merge", many, "-o", "many2.bn.h5")
+    assert (found.code, "parts 24390244-1000000000 of 1000000000 (segments 0 to 40" in found.err) == (0, True)
+
+
+def test_all_empty_parts_are_asked_for(folder: Path) -> None:
+    save(folder / "x.npy", table(50))
+    parts = [fitted(f"p{i}.bn.h5", "--part", f"{i}/4") for i in range(1, 5)]
+    held = [bncli.load(part).num_samples for part in parts]
+    assert sorted(held)[:2] == [0, 0]
+    whole = fitted("whole.bn.h5")
+    good("merge", *parts, "-o", "all.bn.h5", "-q")
+    check_same_files(whole, folder / "all.bn.h5")
+    left = [i for i in range(4) if held[i] or i == held.index(0)]
+    found = bn("merge", *(parts[i] for i in left), "-o", "some.bn.h5")
+    missing = next(i + 1 for i in range(4) if i not in left)
+    assert f"still to merge: part {missing} of 4 (without segments)" in found.err
+
+
+def test_parts_of_other_features_are_named(folder: Path) -> None:
+    one = fitted("p1.bn.h5", "--part", "1/2")
+    save(folder / "wide.npy", np.random.default_rng(0).normal(size=(1603, 5)))
+    good("fit", "wide.npy", *OPTIONS, "--part", "2/2", "-o", "p2.bn.h5", "-q")
+    check_refused(4, ["merge", one, "p2.bn.h5", "-o", "o"], "are parts of different runs")
+
+
+def test_merge_says_what_the_fits_said_of_the_data(folder: Path) -> None:
+    """Jobs of a cluster run with -q."""
+    save(folder / "x.npy", np.arange(3 * 1603, dtype="i8").reshape(1603, 3) + (1 << 60))
+    parts = [fitted(f"p{i}.bn.h5", "--part", f"{i}/2") for i in (1, 2)]
+    assert "integers beyond 2^53 were rounded" in bn("merge", *parts, "-o", "all.bn.h5").err
+    import h5py
+
+    with h5py.File(folder / "fill.h5", "w") as file:
+        x = table(1603)
+        x[:5, 1] = -999
+        file["x"] = x
+        file["x"].attrs["missing_value"] = -999.0
+    for i in (1, 2):
+        good("fit", "fill.h5", *OPTIONS, "--part", f"{i}/2", "-o", f"f{i}.bn.h5", "-q", "-f")
+    found = bn("merge", "f1.bn.h5", "f2.bn.h5", "-o", "f.bn.h5")
+    assert "5 values that the inputs declare missing were taken for data" in found.err
+
+
+def test_a_part_without_its_nodes_is_damaged(folder: Path) -> None:
+    parts = [bncli.load(fitted(f"p{i}.bn.h5", "--part", f"{i}/2")) for i in (1, 2)]
+    assert parts[1].part is not None
+    bare = dataclasses.replace(parts[1].part, arrays={}, plain=parts[1].part.plain | {"nodes": []})
+    with pytest.raises(InputError, match="part 1: the part is damaged"):
+        bncli.merge([parts[0], dataclasses.replace(parts[1], part=bare)])
 
 
 def test_names_of_parts() -> None:

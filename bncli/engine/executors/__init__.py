@@ -24,6 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, cast
 
+from bncli.errors import UsageError
+
 T = TypeVar("T")
 R = TypeVar("R")
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -190,6 +192,7 @@ class PerThread(Generic[T, R]):
 @contextlib.contextmanager
 def threads(context: Context[T, R], workers: int, address: str = "") -> Iterator[Pool[T, R]]:
     """Use threads of this process, each with its own open files. A single worker is the caller's own thread."""
+    refuse_address("threads", address)
     function = PerThread(context)
     with contextlib.closing(function):
         if workers < 2:
@@ -197,6 +200,12 @@ def threads(context: Context[T, R], workers: int, address: str = "") -> Iterator
             return
         with ThreadPoolExecutor(workers, thread_name_prefix="bn") as pool:
             yield Pool(lambda task: pool.submit(function, task), lambda: workers)
+
+
+def refuse_address(name: str, address: str) -> None:
+    """Raise UsageError where an executor that takes no address is given one."""
+    if address:
+        raise UsageError(f"--on {name}:{address}: {name} takes no address; -j says how many workers")
 
 
 class _Now(Generic[T, R]):

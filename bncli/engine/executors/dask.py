@@ -132,7 +132,7 @@ def _client(address: str) -> tuple[Any, str]:
     try:
         connect: Any = distributed.Client
         return connect(**where, timeout=CONNECT, set_as_default=False), printable(address)
-    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+    except Exception as error:  # what another package raises over a file that is no scheduler's
         reason = printable(" ".join(str(error).split()))[:120] or type(error).__name__
         raise InputError(f"{printable(address)}: no dask scheduler answers: {reason}") from None
 

@@ -13,7 +13,7 @@ from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from multiprocessing import resource_tracker, util
 from typing import Any, Generic
 
-from bncli.engine.executors import Context, Pool, R, T
+from bncli.engine.executors import Context, Pool, R, T, refuse_address
 from bncli.engine.executors.worker import Shipment, place, run, unpacked
 from bncli.errors import InputError, UsageError
 from bncli.system import shutdown
@@ -26,8 +26,7 @@ _shipment: Shipment | None = None  # of a worker
 @contextlib.contextmanager
 def processes(context: Context[T, R], workers: int, address: str = "") -> Iterator[Pool[T, R]]:
     """Start processes, and end them with the block or when this process is stopped."""
-    if address:
-        raise UsageError(f"--on processes:{address}: give the number of processes with -j")
+    refuse_address("processes", address)
     pool: _Restarting[T, R] = _Restarting(context, workers)
     with shutdown.process.on_stop(pool.stop):
         try:
@@ -65,6 +64,11 @@ class _Restarting(Generic[T, R]):
         if broken is not self.executor:
             return  # somebody did already
         self.deaths += 1
+        if any(worker.exitcode == 1 for worker in (broken._processes or {}).values()):
+            raise UsageError(
+                "a worker process ended as it started. Workers import the program that called bn: put its calls under "
+                "if __name__ == '__main__':"
+            )
         if self.deaths >= MOST_DEATHS:
             raise InputError(
                 f"{self.deaths} worker processes were killed one after the other; if memory is short, give a smaller "

@@ -64,7 +64,7 @@ def fit(
     if dry_run:
         click.echo(plan_summary(preview(inputs, options, output, resume=resume)))
         return
-    with session(options.on) as served, progress("fit", quiet) as report:
+    with session(options.on, part=options.part is not None) as served, progress("fit", quiet) as report:
         if served:
             return
         stats, path = fit_to_file(inputs, options, output, force=force, resume=resume, progress=report)

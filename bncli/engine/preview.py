@@ -32,6 +32,8 @@ class Preview:
     checkpoint : str
         What happens to an existing checkpoint, in words; "" where there is none.
     learning : Plan or None
+    part : range or None
+        The samples of the part that was asked for.
     """
 
     inputs: list[Input]
@@ -45,6 +47,7 @@ class Preview:
     output: str
     checkpoint: str
     learning: Plan | None = None
+    part: range | None = None
 
 
 def preview(addresses: Sequence[str], options: FitOptions, output: str | None, *, resume: bool = False) -> Preview:
@@ -73,6 +76,7 @@ def preview(addresses: Sequence[str], options: FitOptions, output: str | None, *
             path,
             checkpointer.plan,
             _learning(task),
+            task.segments().run(task.run()) if spec.part else None,
         )
 
 

@@ -197,6 +197,7 @@ def plan_summary(preview: Preview) -> str:
             *chosen_in_words({i.address: i.passed_over for i in preview.inputs if i.passed_over}),
             f"{_count(preview.features, 'feature')} on axis {preview.axis}, {_count(preview.shape[0], 'sample')}, "
             f"{_count(preview.batches, 'batch', 'batches')} of {preview.batch_size}{last}",
+            *([f"the part: samples {preview.part.start} to {preview.part.stop}"] if preview.part is not None else []),
             momentum_in_words(preview.conventions.momentum, preview.conventions.ddof),
             *([plan_in_words(preview.learning)] if preview.learning else []),
             *filter(None, [preview.checkpoint]),

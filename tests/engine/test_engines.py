@@ -71,7 +71,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self._folder, self.file = folder, folder / "scheduler.json"
         self.workers: list[subprocess.Popen[bytes]] = []
-        self._scheduler = self._start("scheduler", folder, "--port", "0", "--scheduler-file", str(self.file))
+        self.scheduler = self._start("scheduler", folder, "--port", "0", "--scheduler-file", str(self.file))
         deadline = time.monotonic() + 60
         while not self.file.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -93,9 +93,9 @@ class Cluster:
         return folder
 
     def close(self) -> None:
-        for process in [*self.workers, self._scheduler]:
+        for process in [*self.workers, self.scheduler]:
             process.terminate()
-        for process in [*self.workers, self._scheduler]:
+        for process in [*self.workers, self.scheduler]:
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:
@@ -299,6 +299,19 @@ def test_no_worker_is_said_and_late_ones_are_used(here: Path, lonely: Cluster, m
     check_same_files(Path("truth.bn.h5"), Path("late.bn.h5"))
 
 
+def test_a_scheduler_that_dies_is_one_line(here: Path, lonely: Cluster) -> None:
+    lonely.add("busy", "--no-nanny")
+    process = child(
+        ["fit", *LONG, *OPTIONS, "--on", f"dask:{lonely.address}", "-o", "sd.bn.h5"], env=os.environ | ENVIRONMENT
+    )
+    time.sleep(5)
+    assert process.poll() is None
+    lonely.scheduler.kill()
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.count(b"\n")) == (3, 1), err
+    assert b"went away" in err or b"no dask scheduler answers" in err
+
+
 def test_interrupted_while_it_waits(here: Path, lonely: Cluster) -> None:
     process = child(
         ["fit", "x.npy", *OPTIONS, "--on", f"dask:{lonely.address}", "-o", "i.bn.h5"], env=os.environ | ENVIRONMENT
@@ -419,6 +432,16 @@ def test_mpiexec_is_stopped_itself(here: Path, number: signal.Signals) -> None:
     assert process.returncode != 0
     assert err.count(b"bn: ") == err.count(b"continue with --resume") == 1, err
     check_checkpoint_and_nothing_else(here, "ms.bn.h5")
+
+
+def test_mpiexec_without_on_mpi_is_refused(here: Path) -> None:
+    """Else every rank would do all of it, and race for the output."""
+    found = subprocess.run(
+        mpiexec("-m", "bncli", "fit", "x.npy", "-o", "all.bn.h5"), capture_output=True, timeout=60, check=False
+    )
+    assert found.returncode == 2
+    assert b"3 processes under mpiexec would each do all the work: give --on mpi" in found.stderr
+    assert not Path("all.bn.h5").exists()
 
 
 def test_a_value_that_a_rank_refuses(here: Path) -> None:

@@ -164,6 +164,10 @@ def test_an_empty_part_is_one_too(folder: Path) -> None:
     assert (found.code, "parts 24390244-1000000000 of 1000000000 (segments 0 to 40" in found.err) == (0, True)
 
 
+def test_a_dry_run_shows_the_part(folder: Path) -> None:
+    assert "the part: samples 800 to 1603\n" in good("fit", "x.npy", *OPTIONS, "--part", "2/2", "--dry-run").out
+
+
 def test_all_empty_parts_are_asked_for(folder: Path) -> None:
     save(folder / "x.npy", table(50))
     parts = [fitted(f"p{i}.bn.h5", "--part", f"{i}/4") for i in range(1, 5)]

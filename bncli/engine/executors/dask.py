@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import time
 import warnings
@@ -30,10 +31,23 @@ def dask(context: Context[T, R], workers: int, address: str = "") -> Iterator[Po
         tcp://HOST:PORT, or a scheduler file. "": of the environment variable DASK_SCHEDULER_ADDRESS.
     """
     cluster: _Cluster[T, R] = _Cluster(context, address)
+    with _quiet():
+        try:
+            yield Pool(cluster.submit, cluster.workers)
+        finally:
+            cluster.close()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the client from logging a traceback when the scheduler goes away, which bn reports in a line of its own."""
+    logger = logging.getLogger("distributed.client")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
-        yield Pool(cluster.submit, cluster.workers)
+        yield
     finally:
-        cluster.close()
+        logger.setLevel(level)
 
 
 class _Cluster(Generic[T, R]):

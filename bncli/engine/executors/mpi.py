@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from bncli.engine.executors.worker import Shipment, knows, place, run, unpacked
 from bncli.errors import UsageError
 from bncli.system import shutdown
 
+SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # environment variables: number of ranks, of Open MPI and MPICH
 PATIENCE = 10.0  # seconds that a rank that is stopped waits for the first
 
 _pool: Any = None  # of rank 0, while the other ranks serve
@@ -20,7 +22,7 @@ _shipment: Shipment | None = None  # of a worker
 
 
 @contextlib.contextmanager
-def session(on: str | None = "mpi") -> Iterator[bool]:
+def session(on: str | None = "mpi", *, part: bool = False) -> Iterator[bool]:
     """For the entry point of a command: gives whether this process only served another one, and has nothing else to do.
 
     Under mpiexec all ranks run the same command. The block of the first is its work; the others serve until it ends.
@@ -29,9 +31,15 @@ def session(on: str | None = "mpi") -> Iterator[bool]:
     Raises
     ------
     UsageError
-        When mpi4py is missing, or there is one rank alone.
+        When mpi4py is missing, or there is one rank alone; without `--on` when there are several that would each do
+        everything (`part`: that each has a part of its own).
     """
     global _pool
+    ranks = next((int(n) for name in SIZES if (n := os.environ.get(name, "")).isdecimal()), 1)
+    if on is None and not part and ranks > 1:
+        raise UsageError(
+            f"{ranks} processes under mpiexec would each do all the work: give --on mpi, or --on threads where each has work of its own"
+        )
     if on != "mpi":
         yield False
         return

@@ -169,7 +169,7 @@ def together(segments: int, workers: int, least: int = 1) -> int:
 
 
 def fair(segments: int, wanted: int, workers: int) -> int:
-    """The power of two below what is wanted that leaves TASKS_EACH tasks to every worker: tasks are nodes of the tree."""
+    """The largest power of two, at most what is wanted, that leaves TASKS_EACH tasks to every worker: tasks are nodes of the tree."""
     most = min(wanted, -(-segments // (TASKS_EACH * workers)))
     return 1 << max(0, most.bit_length() - 1)
 

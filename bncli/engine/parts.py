@@ -121,7 +121,7 @@ class Part:
         return found
 
     def attributes(self) -> dict[str, Value]:
-        """Return plain numbers by name. In a file their names, unlike those of arrays, are not prefixed with the part's."""
+        """Return plain numbers by name."""
         return {name: int(value) for name, value in vars(self).items() if isinstance(value, int)}
 
     @classmethod

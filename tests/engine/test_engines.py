@@ -282,6 +282,25 @@ def test_another_file_is_refused_by_name(here: Path, lonely: Cluster, tmp_path: 
     assert not Path("o.bn.h5").exists()
 
 
+def test_several_runs_share_a_worker(here: Path, lonely: Cluster) -> None:
+    """Of several threads: what one run has open is not closed when a task of another one comes."""
+    lonely.add("shared", "--no-nanny", "--nthreads", "4")
+    found: dict[int, Result] = {}
+
+    def run(number: int) -> None:
+        args = ["fit", "x.npy", *OPTIONS, "--on", f"dask:{lonely.address}", "-o", f"shared{number}.bn.h5"]
+        found[number] = run_child(args, env=os.environ | ENVIRONMENT)
+
+    runs = [threading.Thread(target=run, args=(i,)) for i in range(6)]
+    for thread in runs:
+        thread.start()
+    for thread in runs:
+        thread.join(120)
+    for number in range(6):
+        assert found[number].code == 0, found[number]
+        check_same_files(Path("truth.bn.h5"), Path(f"shared{number}.bn.h5"))
+
+
 def test_no_worker_is_said_and_late_ones_are_used(here: Path, lonely: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     from bncli.engine.executors import dask
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Generic
 
 from bncli.engine.executors import Context, Pool, R, T
-from bncli.engine.executors.worker import Shipment, knows, place, run, unpacked
+from bncli.engine.executors.worker import Shipment, place, run, unpacked
 from bncli.errors import UsageError
 from bncli.system import shutdown
 
@@ -107,7 +107,7 @@ class _Task(Generic[T, R]):
 
 
 def _run(token: str, task: Any) -> Any:
-    return run(_shipment, task, _rank()) if _shipment and knows(token) else _Unknown()
+    return run(_shipment, task, _rank()) if _shipment and _shipment.token == token else _Unknown()
 
 
 def _run_shipped(shipment: Shipment, task: Any) -> Any:

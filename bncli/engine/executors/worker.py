@@ -12,7 +12,7 @@ import sys
 import threading
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,8 +64,29 @@ class DroppedError(Exception):
     """Nobody waits for the result of this task any more."""
 
 
+class _Opened:
+    """A context that this worker has opened, and how many of its threads compute with it now."""
+
+    def __init__(self, shipment: Shipment) -> None:
+        self.function: PerThread[Any, Any] = PerThread(pickle.loads(shipment.content))
+        self.users, self._dropped = 0, False
+
+    def drop(self) -> None:
+        """Close its files as soon as no thread computes: a kernel reads by descriptor, which may be another file's then."""
+        self._dropped = True
+        self.close_if_idle()
+
+    def close_if_idle(self) -> None:
+        """Close the files of a context that was dropped, when its last thread is done."""
+        if self._dropped and not self.users:
+            with contextlib.suppress(Exception):
+                self.function.close()
+
+
+MOST_OPEN = 4  # contexts that a worker keeps open: several runs may share it
+
 _lock = threading.RLock()  # a shipment may be collected at any time
-_open: tuple[str, PerThread[Any, Any]] | None = None
+_contexts: dict[str, _Opened] = {}  # by the shipment's token, the oldest first
 _wanted = threading.local()
 
 
@@ -83,18 +104,14 @@ def run(shipment: Shipment, task: Any, where: str, wanted: Callable[[], bool] = 
     """
     _wanted.function = wanted
     try:
-        return _function(shipment, where)(task)
+        with _in_use(shipment, where) as function:
+            return function(task)
     except ChangedError as error:
         return Failed(MismatchError(f"the worker {where} sees another file: {error}"))
     except BnError as error:
         return Failed(error)
     finally:
         del _wanted.function
-
-
-def knows(token: str) -> bool:
-    """Whether this worker has opened the context of this name."""
-    return _open is not None and _open[0] == token
 
 
 def check_wanted() -> None:
@@ -105,30 +122,38 @@ def check_wanted() -> None:
 
 def forget(token: str) -> None:
     """Close the files of a context that is not needed any more."""
-    global _open
     with _lock:
-        if _open and _open[0] == token:
-            with contextlib.suppress(Exception):
-                _open[1].close()
-            _open = None
+        if token in _contexts:
+            _contexts.pop(token).drop()
 
 
-def _function(shipment: Shipment, where: str) -> PerThread[Any, Any]:
-    global _open
+@contextlib.contextmanager
+def _in_use(shipment: Shipment, where: str) -> Iterator[PerThread[Any, Any]]:
+    """The function of a context, opened where it is new here; its files stay open within the block."""
     with _lock:
-        if _open is None or _open[0] != shipment.token:
-            here = versions()
-            for name, there in shipment.versions.items():
-                if here[name] != there:
-                    raise MismatchError(
-                        f"the worker {where} has {name} {here[name]}, this process {there}: the numbers would differ; use the "
-                        "same on all machines"
-                    )
-            if _open:
-                _open[1].close()
-            _open = shipment.token, PerThread(pickle.loads(shipment.content))
-            weakref.finalize(shipment, forget, shipment.token)  # when the process that sent it lets go of it
-        return _open[1]
+        opened = _contexts.get(shipment.token) or _opened(shipment, where)
+        opened.users += 1
+    try:
+        yield opened.function
+    finally:
+        with _lock:
+            opened.users -= 1
+            opened.close_if_idle()
+
+
+def _opened(shipment: Shipment, where: str) -> _Opened:
+    here = versions()
+    for name, there in shipment.versions.items():
+        if here[name] != there:
+            raise MismatchError(
+                f"the worker {where} has {name} {here[name]}, this process {there}: the numbers would differ; use the "
+                "same on all machines"
+            )
+    if len(_contexts) >= MOST_OPEN:
+        forget(next(iter(_contexts)))
+    _contexts[shipment.token] = opened = _Opened(shipment)
+    weakref.finalize(shipment, forget, shipment.token)  # when the process that sent it lets go of it
+    return opened
 
 
 def unpacked(value: Any) -> Any:
